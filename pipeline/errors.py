@@ -1,0 +1,77 @@
+"""The exception tree. Every message is one line: what was given, what was expected, where.
+
+OmniferError
+    UserError                 the person can fix it; exit code 2
+        ConfigError           a recipe or an option is wrong
+        SourceError           a path, file or column is missing or not what it claims to be
+        LabelError            a class name or code that no vocabulary knows
+        IdentityError         a finished stage was made with other settings
+        ModelError            weights or a model folder that do not fit
+    RunError                  the run failed; exit code 1
+        BudgetError           more bad records than the error budget allows
+        LedgerError           a commit or a manifest contradicts another one
+        LeakageError          a test face would reach training
+        ResourceError         the arithmetic of a pass would hang or spill
+    RecordError               one bad record; becomes a quarantined row, never ends a run
+"""
+
+
+class OmniferError(Exception):
+    """Root of all errors that this package raises on purpose."""
+
+    exit_code = 1
+
+
+class UserError(OmniferError):
+    """Something the person who started the command can fix."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A recipe or an option is wrong; the message may hold several lines, one per fault."""
+
+
+class SourceError(UserError):
+    """A path, file or column is missing or is not what it claims to be."""
+
+
+class LabelError(UserError):
+    """A class name or code that no vocabulary knows."""
+
+
+class IdentityError(UserError):
+    """A stage was started before with other settings; the message names the field."""
+
+
+class ModelError(UserError):
+    """Weights or a model folder that do not fit."""
+
+
+class RunError(OmniferError):
+    """The run failed."""
+
+
+class BudgetError(RunError):
+    """More bad records than the error budget allows; the message names the first culprits."""
+
+
+class LedgerError(RunError):
+    """A commit, a seal or a manifest contradicts another one."""
+
+
+class LeakageError(RunError):
+    """A test face would reach training."""
+
+
+class ResourceError(RunError):
+    """The arithmetic of a pass would hang or spill; the message holds the numbers."""
+
+
+class RecordError(OmniferError):
+    """One bad record. `reason` is a value of :data:`pipeline.schema.REASONS`."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail

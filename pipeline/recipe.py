@@ -1,0 +1,152 @@
+"""A recipe: the settings of every module, composed; YAML in, one frozen object out.
+
+Every fault of a recipe is reported at once. `--set a.b=value` replaces one value (YAML syntax, list
+items by number); `$NAME` in any string is taken from the environment. The resolved recipe is stored
+in the run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, model_validator
+
+from pipeline.config import Config, parse
+from pipeline.embedding import EmbedConfig
+from pipeline.errors import ConfigError
+from pipeline.evaluation import EvaluateConfig
+from pipeline.guard import GuardConfig
+from pipeline.labeled.reader import LabeledSource
+from pipeline.report import ReportConfig
+from pipeline.scoring import ScoreConfig
+from pipeline.search import SearchConfig
+from pipeline.selection import SelectConfig
+from pipeline.sources.reader import PoolSource
+from pipeline.streaming import StreamConfig
+from pipeline.survey import SurveyConfig
+from pipeline.tracking import TrackingConfig
+from pipeline.training.distill import DistillConfig
+from pipeline.training.student import StudentConfig
+from pipeline.training.teacher import TeachConfig
+
+
+class Recipe(Config):
+    """Everything a run is made of."""
+
+    name: str
+    run: str | None = None  # where the run is stored; default runs/<name>; --run wins
+    seed: int = 0  # of splits, weights, augmentation and search
+    threads: int | None = Field(default=None, ge=1)  # torch threads in training; None: all cores
+    labeled: LabeledSource
+    pool: tuple[PoolSource, ...] = Field(min_length=1)
+    removals: str | None = None  # file of ids, sha256 or groups that no reader may yield
+    slice_faces: int = Field(default=1024, ge=1)  # faces per slice: unit of work, retry and commit
+    stream: StreamConfig = StreamConfig()
+    survey: SurveyConfig = SurveyConfig()
+    guard: GuardConfig = GuardConfig()
+    teach: TeachConfig = TeachConfig()
+    embed: EmbedConfig = EmbedConfig()
+    score: ScoreConfig = ScoreConfig()
+    search: SearchConfig | None = None  # None: select uses its own settings
+    select: SelectConfig = SelectConfig()
+    distill: DistillConfig | None = None
+    student: StudentConfig = StudentConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Recipe:
+        names = [source_name(source, i) for i, source in enumerate(self.pool)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"pool: two sources are named {twice[0]!r}; give each its own name")
+        return self
+
+    def sources(self) -> dict[str, PoolSource]:
+        """Pool sources by name."""
+        return {source_name(source, i): source for i, source in enumerate(self.pool)}
+
+
+def source_name(source: PoolSource, position: int) -> str:
+    """The recipe's name of a pool source, or its kind and position."""
+    return source.name or f"{source.kind}{position}"
+
+
+def load(path: str | os.PathLike[str], sets: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, apply `--set` values, fill environment variables, validate.
+
+    Raises:
+        ConfigError: no such file, not YAML, or any number of faults, one line each.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as err:
+        raise ConfigError(f"{file}: no such recipe ({err.strerror})") from err
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as err:
+        raise ConfigError(f"{file}: not YAML: {' '.join(str(err).split())}") from err
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: a recipe is a mapping of settings, got {type(values).__name__}")
+    for item in sets:
+        _assign(values, item)
+    return parse(Recipe, _expand(values), where=file.name)
+
+
+def _assign(values: dict[str, Any], item: str) -> None:
+    """Apply one `a.b.0.c=value` in place."""
+    path, sign, text = item.partition("=")
+    if not sign or not path.strip():
+        raise ConfigError(f"--set {item!r}: expected KEY.PATH=VALUE")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as err:
+        raise ConfigError(f"--set {item!r}: the value is not YAML") from err
+    *parents, last = path.strip().split(".")
+    here: Any = values
+    for part in parents:
+        if isinstance(here, dict):
+            if here.get(part) is None:
+                here[part] = {}
+            here = here[part]
+        else:
+            here = here[_index(here, part, item)]
+    if isinstance(here, dict):
+        here[last] = value
+    else:
+        here[_index(here, last, item)] = value
+
+
+def _index(here: Any, part: str, item: str) -> int:
+    if not isinstance(here, list) or not part.isdigit() or int(part) >= len(here):
+        size = f"a list of {len(here)}" if isinstance(here, list) else "a plain value"
+        raise ConfigError(f"--set {item!r}: {part!r} does not lead into {size}")
+    return int(part)
+
+
+_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+
+
+def _expand(value: Any) -> Any:
+    """Fill `$NAME` and `${NAME}` in every string; a missing variable is an error."""
+    if isinstance(value, dict):
+        return {key: _expand(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def fill(match: re.Match[str]) -> str:
+        name = match.group(1) or match.group(2)
+        if name not in os.environ:
+            raise ConfigError(f"recipe names ${name}, which the environment does not define")
+        return os.environ[name]
+
+    return _VARIABLE.sub(fill, value)
