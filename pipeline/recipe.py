@@ -31,6 +31,7 @@ from pipeline.streaming import StreamConfig
 from pipeline.survey import SurveyConfig
 from pipeline.tracking import TrackingConfig
 from pipeline.training.distill import DistillConfig
+from pipeline.training.runs import TrainConfig
 from pipeline.training.student import StudentConfig
 from pipeline.training.teacher import TeachConfig
 
@@ -41,12 +42,13 @@ class Recipe(Config):
     name: str
     run: str | None = None  # where the run is stored; default runs/<name>; --run wins
     seed: int = 0  # of splits, weights, augmentation and search
-    threads: int | None = Field(default=None, ge=1)  # torch threads in training; None: all cores
     labeled: LabeledSource
     pool: tuple[PoolSource, ...] = Field(min_length=1)
     removals: str | None = None  # file of ids, sha256 or groups that no reader may yield
     slice_faces: int = Field(default=1024, ge=1)  # faces per slice: unit of work, retry and commit
+    error_budget: float = Field(default=0.01, ge=0, le=1)  # largest share of quarantined faces
     stream: StreamConfig = StreamConfig()
+    train: TrainConfig = TrainConfig()
     survey: SurveyConfig = SurveyConfig()
     guard: GuardConfig = GuardConfig()
     teach: TeachConfig = TeachConfig()

@@ -221,7 +221,7 @@ MINED = pa.schema(
 )
 """mine: the pseudo-labeled set people carry off."""
 
-# -- small vocabulary that crosses layers -----------------------------------------------------------
+# -- small vocabulary that crosses layers ----------------------------------------------------------
 
 AllReduce = Callable[[Any], Any]
 """Sum of a tensor over all training workers; the identity where there is one."""

@@ -1,0 +1,35 @@
+# Sets itself up: the first target that needs it makes .venv; later calls re-use it.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: run test check fix bench clean-env
+
+run: $(READY)  ## the whole job on built-in synthetic faces
+	$(BIN)/omnifer run jobs/recipes/demo.yaml
+
+test: $(READY)  ## all tests that need no data, cluster or GPU
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## style, types, import layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict -p pipeline
+	$(BIN)/lint-imports
+
+fix: $(READY)  ## mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## every benchmark, one after the other
+	set -e; for file in tests/bench/bench_*.py; do $(BIN)/python $$file; done
+
+clean-env:
+	rm -rf .venv
+
+# The stamp is written last, so that an interrupted installation is done again.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "OmniFER needs Python 3.11 or newer, %s is %s; try make PYTHON=python3.11" % (sys.executable, sys.version.split()[0]))'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,179 @@
+"""`omnifer`: one verb per stage, `run` for all of them. Thin: parse, call, exit code.
+
+Exit codes: 0 ok, 1 the run failed, 2 the person's input or a setting is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from pipeline import __version__
+from pipeline.errors import OmniferError
+from pipeline.progress import console
+
+app = typer.Typer(
+    name="omnifer",
+    help="Few labels, many unlabeled faces: a better expression model, and the evidence for it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipeArg = Annotated[Path, typer.Argument(help="recipe file, e.g. jobs/recipes/demo.yaml")]
+SetOpt = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=V", help="replace one value; repeatable")
+]
+RunOpt = Annotated[
+    str | None, typer.Option("--run", metavar="DIR", help="run folder or s3://...; resumed")
+]
+FreshOpt = Annotated[
+    bool, typer.Option("--fresh", help="start a new generation of stages whose settings changed")
+]
+FacesOpt = Annotated[bool, typer.Option("--show-faces", help="do not blur faces in the report")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        console.print(f"omnifer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+@app.command()
+def run(
+    recipe: RecipeArg,
+    sets: SetOpt = None,
+    run_dir: RunOpt = None,
+    until: Annotated[str | None, typer.Option(help="stop after this stage")] = None,
+    fresh: FreshOpt = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="resolve and list the stages; read nothing")
+    ] = False,
+    show_faces: FacesOpt = False,
+) -> None:
+    """Run every stage of a recipe; run it again to resume."""
+    from pipeline import conduct
+
+    if dry_run:
+        conduct.describe(_load(recipe, sets), run_dir, until)
+        return
+    job = conduct.start(_load(recipe, sets), run_dir, fresh=fresh, show_faces=show_faces)
+    conduct.run_all(job, until)
+
+
+def _stage_command(name: str, summary: str) -> Callable[..., None]:
+    def command(
+        recipe: RecipeArg,
+        sets: SetOpt = None,
+        run_dir: RunOpt = None,
+        fresh: FreshOpt = False,
+        show_faces: FacesOpt = False,
+    ) -> None:
+        from pipeline import conduct
+
+        job = conduct.start(_load(recipe, sets), run_dir, fresh=fresh, show_faces=show_faces)
+        conduct.run_one(job, name)
+
+    command.__doc__ = summary
+    return command
+
+
+STAGE_HELP = {
+    "survey": "Decode every face once: hashes, thumbnail, quality, status.",
+    "guard": "Find twins of test and validation faces, and duplicates.",
+    "teach": "Train the cross-fit teachers on the labeled faces.",
+    "embed": "Stream the pool through the teachers; scores are chained to it.",
+    "score": "Compare embeddings with prototypes and labeled neighbors.",
+    "search": "Search selection settings over the cached scores with Ray Tune.",
+    "select": "Decide which faces are kept, and why the others are not.",
+    "mine": "Fetch the selected faces' bytes and write the mined set.",
+    "distill": "Learn a few synthetic images per class.",
+    "student": "Train the student and its controls of equal compute.",
+    "evaluate": "Judge every model on the test faces, once.",
+    "report": "Write report.html.",
+}
+"""Verbs in the order a face meets them; a test compares them with stages.STAGES."""
+
+for _name, _summary in STAGE_HELP.items():
+    app.command(_name)(_stage_command(_name, _summary))
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="model or teacher folder")],
+    path: Annotated[str, typer.Argument(help="image, folder of images, or Parquet")],
+    out: Annotated[Path, typer.Option("--out", help="preds.parquet or preds.csv")],
+    abstain: Annotated[
+        float | None, typer.Option(min=0, max=1, help="mark faces below this confidence")
+    ] = None,
+) -> None:
+    """Write probabilities by class name for every image; bad files are rows."""
+    from pipeline.predicting import predict as predict_faces
+    from pipeline.storage import location
+
+    counts = predict_faces(location(model), location(path), out, abstain=abstain)
+    console.print(f"{out}: {counts}", markup=False)
+
+
+@app.command()
+def explain(
+    run_dir: Annotated[str, typer.Argument(metavar="RUN", help="run folder")],
+    sample_id: Annotated[str, typer.Argument(help="face id, as in the mined set")],
+) -> None:
+    """Say why a face was kept or rejected."""
+    from pipeline import conduct
+
+    table = Table(show_header=False, box=None)
+    for key, value in conduct.explain(run_dir, sample_id).items():
+        table.add_row(key, str(value))
+    console.print(table, markup=False)
+
+
+@app.command()
+def doctor() -> None:
+    """Check Ray, CUDA, FAISS, shared memory, disk, tracking; exit 1 if something is missing."""
+    from pipeline.doctor import checks
+
+    table = Table("check", "state", "detail", box=None)
+    findings = checks()
+    for finding in findings:
+        table.add_row(finding.name, "ok" if finding.ok else "PROBLEM", finding.detail)
+    console.print(table, markup=False)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def _load(path: Path, sets: list[str] | None):  # type: ignore[no-untyped-def]
+    from pipeline.recipe import load
+
+    return load(path, sets or ())
+
+
+def main() -> None:
+    """Entry point: one clear line for what a person can mend, a traceback for our own faults."""
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    try:
+        app()
+    except OmniferError as err:
+        for line in str(err).splitlines():
+            print(f"omnifer: {line}", file=sys.stderr)  # noqa: T201
+        sys.exit(err.exit_code)
+
+
+if __name__ == "__main__":
+    main()

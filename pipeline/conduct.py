@@ -1,0 +1,198 @@
+"""Runs the stages of a job: in order, each as a tracked child run, with a line when it is done.
+
+Also what can be said of a run without running it: the plan of a recipe, why a face was kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import pyarrow.compute as pc
+from rich.table import Table
+
+from pipeline.config import digest, nearest
+from pipeline.errors import ConfigError, RunError, SourceError
+from pipeline.job import SETTINGS, Job, settings
+from pipeline.ledger import Ledger
+from pipeline.plan import Plan
+from pipeline.progress import console
+from pipeline.recipe import Recipe
+from pipeline.run import Artifact, Run
+from pipeline.stages import METRICS_FILE, POINT_FILE, STAGES
+from pipeline.storage import location
+from pipeline.tracking import Child, connect
+
+EXPLAINED = ("survey", "twins", "score", "select")
+MODELS = {
+    "teacher": "teacher (cross-fit ensemble)",
+    "control_a": "control A: labels only, same steps",
+    "control_b": "control B: labels only, all passes",
+    "student": "student: labels + mined",
+}
+
+
+def start(recipe: Recipe, run_dir: str | None, *, fresh: bool, show_faces: bool) -> Job:
+    """Open or continue the run folder of a recipe."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    root = location(run_dir or recipe.run or f"runs/{recipe.name}")
+    run = Run(root, fresh=fresh)
+    run.recipe(recipe.model_dump(mode="json"))
+    tracker = connect(recipe.tracking.uri, recipe.tracking.experiment, root)
+    return Job(recipe, run, tracker, show_faces)
+
+
+def run_all(job: Job, until: str | None) -> None:
+    """Every stage up to and including `until`; ends with the results table."""
+    if until is not None and until not in STAGES:
+        raise ConfigError(f"--until: no stage {until!r}{nearest(until, list(STAGES))}")
+    ok = False
+    try:
+        for name in STAGES:
+            _run(job, name)
+            if name == until:
+                break
+        ok = True
+    finally:
+        job.tracker.close(ok)
+    if until in (None, "evaluate", "report"):
+        show_results(job)
+
+
+def run_one(job: Job, name: str) -> None:
+    """One stage; those before it must be finished."""
+    ok = False
+    try:
+        _run(job, name)
+        ok = True
+    finally:
+        job.tracker.close(ok)
+
+
+def _run(job: Job, name: str) -> None:
+    chosen = settings(job.recipe, name) if name in SETTINGS else {}
+    with job.tracker.stage(name, _flat(chosen)) as child:
+        artifact = STAGES[name](job)
+        if artifact is not None:
+            _track(child, artifact)
+    if artifact is not None:
+        console.print(f"{name:<9} {artifact.digest[:12]}  {_said(artifact.facts)}", markup=False)
+
+
+def _track(child: Child, artifact: Artifact) -> None:
+    numbers = {k: float(v) for k, v in artifact.facts.items() if isinstance(v, int | float)}
+    child.metrics(numbers)
+    for name in (METRICS_FILE, POINT_FILE):
+        at = artifact.dir / name
+        if at.is_local and at.exists():
+            child.file(at.local_path())
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {path: value}
+    found: dict[str, Any] = {}
+    for name, item in value.items():
+        found |= _flat(item, f"{path}.{name}" if path else name)
+    return found
+
+
+def _said(facts: dict[str, Any]) -> str:
+    numbers = {k: v for k, v in facts.items() if isinstance(v, int | float) and k != "seconds"}
+    said = [f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v:,}" for k, v in numbers.items()]
+    return ", ".join([*said[:5], f"{facts.get('seconds', 0.0):.1f} s"])
+
+
+def show_results(job: Job) -> None:
+    """The table a run ends with, and where the report is."""
+    at = job.run.artifact("evaluate").dir / METRICS_FILE
+    metrics = at.read_json()
+    table = Table("model", "accuracy", "95 %", "mean class", "macro-F1", "image passes")
+    for name, title in MODELS.items():
+        model = metrics["models"].get(name)
+        if model is None:
+            continue
+        table.add_row(
+            title,
+            f"{model['accuracy']:.2%}",
+            "{:.1%} to {:.1%}".format(*model["intervals"]["accuracy"]),
+            f"{model['mean_class_accuracy']:.2%}",
+            f"{model['macro_f1']:.3f}",
+            f"{model['passes']:,.0f}",
+        )
+    console.print(table)
+    gain, pool = metrics["gain"], metrics["pool"]
+    if gain is not None:
+        console.print(_gain_line(gain), markup=False)
+    purity = "unknown" if pool["purity"] is None else f"{pool['purity']:.1%}"
+    console.print(
+        f"mined: purity {purity} (of {pool['known']:,} faces whose truth is known), utilization "
+        f"{pool['utilization']:.1%} of {pool['pool']:,} faces",
+        markup=False,
+    )
+    console.print(f"seconds: {_seconds(job)}", markup=False)
+    console.print(f"report: {job.run.root / 'report.html'}", markup=False)
+
+
+def _gain_line(gain: dict[str, Any]) -> str:
+    return f"gain: {gain}"
+
+
+def _seconds(job: Job) -> str:
+    spent = []
+    for name in ("labeled", *STAGES):
+        try:
+            spent.append(f"{name} {job.run.artifact(name).facts.get('seconds', 0.0):.0f}")
+        except RunError:
+            continue
+    return ", ".join(spent)
+
+
+def describe(recipe: Recipe, run_dir: str | None, until: str | None) -> None:
+    """Print the stages of a recipe and the digest of the settings each depends on; reads nothing."""
+    if until is not None and until not in STAGES:
+        raise ConfigError(f"--until: no stage {until!r}{nearest(until, list(STAGES))}")
+    table = Table("stage", "settings", "digest", title=f"{recipe.name}: nothing is read or written")
+    for name in STAGES:
+        if name in SETTINGS:
+            chosen = settings(recipe, name)
+            table.add_row(name, ", ".join(chosen) or "-", digest(chosen)[:12])
+        else:
+            table.add_row(name, "-", "-")
+        if name == until:
+            break
+    console.print(table)
+    root = run_dir or recipe.run or f"runs/{recipe.name}"
+    pool = ", ".join(f"{name} ({source.kind})" for name, source in recipe.sources().items())
+    console.print(f"run folder: {root}\npool: {pool}", markup=False)
+
+
+def explain(run_dir: str, sample_id: str) -> dict[str, Any]:
+    """Everything the run knows of one pool face, in the order it was found out.
+
+    Raises:
+        SourceError: the run does not know the face.
+    """
+    run = Run(location(run_dir))
+    survey = run.artifact("survey").dir
+    plan = Plan(survey / str((survey / "plan.json").read_json()["file"]))
+    for slice, faces in Ledger(survey).tables(plan, ["id"]):
+        row = pc.index(faces["id"], sample_id).as_py()
+        if row >= 0:
+            break
+    else:
+        raise SourceError(f"{run_dir}: no pool face {sample_id!r}")
+    found: dict[str, Any] = {"source": slice.source, "shard": slice.shard}
+    for stage in EXPLAINED:
+        table = Ledger(run.artifact(stage).dir).read(slice.key)
+        facts = table.slice(row, 1).to_pylist()[0]
+        dull = ("thumbnail", "sha256", "pixel_sha256", "phash", "phash_flip")
+        shown = {k: v for k, v in facts.items() if k not in dull and v is not None}
+        found |= {f"{stage}.{name}": value for name, value in shown.items()}
+    point = (run.artifact("select").dir / POINT_FILE).read_json()
+    label = found.get("score.pseudo_label")
+    found["threshold.class_cut"] = (point.get("cuts") or {}).get(label)
+    found["threshold.confidence"] = point.get("confidence")
+    return found

@@ -1,0 +1,96 @@
+"""`omnifer doctor`: what this machine has, and what would stop a run before it starts.
+
+Starts nothing, writes nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+MIN_SHM_BYTES = 512 * 1024**2
+MIN_DISK_BYTES = 5 * 1024**3
+PACKAGES = ("ray", "torch", "torchvision", "faiss-gpu", "pyarrow", "s3fs", "mlflow", "timm")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: `ok` is False only for what would stop a run."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def checks() -> list[Finding]:
+    """Every check, in the order a run would meet the fault."""
+    return [
+        _python(),
+        *(_package(name) for name in PACKAGES),
+        _cores(),
+        _cuda(),
+        _faiss(),
+        _space("object store", Path("/dev/shm"), MIN_SHM_BYTES),
+        _space("disk", Path.cwd(), MIN_DISK_BYTES),
+        _address(),
+        _tracking(),
+    ]
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Finding("python", sys.version_info >= (3, 11), f"{version}; 3.11 or newer is needed")
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(name, True, importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, False, "not installed")
+
+
+def _cores() -> Finding:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Finding("cpu cores", True, str(cores))
+
+
+def _cuda() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding("cuda", True, "no GPU; everything runs on the CPU")
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return Finding("cuda", True, ", ".join(names))
+
+
+def _faiss() -> Finding:
+    try:
+        import faiss
+    except ImportError as err:
+        return Finding("faiss", False, str(err))
+    return Finding("faiss index", True, f"{faiss.get_num_gpus()} GPU(s) visible to FAISS")
+
+
+def _space(name: str, at: Path, need: int) -> Finding:
+    if not at.exists():
+        return Finding(name, True, f"{at} does not exist here; not checked")
+    free = shutil.disk_usage(at).free
+    detail = f"{free / 1024**3:.1f} GiB free at {at}; {need / 1024**3:.1f} GiB wanted"
+    return Finding(name, free >= need, detail)
+
+
+def _address() -> Finding:
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        return Finding("ray address", True, "local (RAY_ADDRESS is not set)")
+    auth = os.environ.get("RAY_AUTH_MODE", "")
+    return Finding("ray address", True, f"{address}, auth mode {auth or 'default'}")
+
+
+def _tracking() -> Finding:
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    return Finding("tracking", True, "MLFLOW_TRACKING_URI is set" if uri else "local SQLite file")

@@ -1,0 +1,348 @@
+"""guard: twins of test and validation faces, and duplicates inside the pool.
+
+Pure functions on FACES tables. A twin has the same pixels, or a near perceptual hash and then a
+thumbnail that correlates; hashes and thumbnails are compared mirrored and moved by a few pixels
+too. Embeddings of expressions only propose candidates, since all happy faces lie close together.
+
+Cost: one reference face is 18 hashes (9 moves, mirrored or not); the Hamming scan does about 1e9
+pairs per second and core, so 3,600 test faces against a million pool faces take about a minute.
+Nothing of size pool x reference is ever held. Duplicates keep 330 bytes per pool face in memory.
+
+The cuts are from 200 altered copies of FER2013 PublicTest faces (JPEG 30-95, 0.5-2x, mirrored,
+moved by 2 pixels) among 5,000 LFW and Training faces; tests/test_guard.py repeats the protocol.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from pipeline.config import Config
+from pipeline.images import THUMBNAIL, hash_bits
+from pipeline.schema import GUARD, OK
+
+ROLES = ("test", "validation")  # who is twin of both is a twin of test
+DUPLICATE_RADIUS = 7  # bits; what four 16-bit hash tables with one flipped bit find for certain
+MOVE = 2 / 48 * THUMBNAIL  # pixels of a thumbnail that 2 pixels of a 48-pixel face are
+NEAR = (-MOVE, 0.0, MOVE)
+FAR = (-2 * MOVE, -MOVE, 0.0, MOVE, 2 * MOVE)
+CHUNK = 4096
+
+
+class GuardConfig(Config):
+    """Cuts of the guard. There is no way to switch it off."""
+
+    radius: int = Field(12, ge=8, le=20)  # differing bits of 64
+    likeness: float = Field(0.97, ge=0.9, le=0.99)  # correlation of thumbnails
+    neighbors: int = Field(3, ge=1, le=50)  # nearest reference embeddings that are looked at
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Faces that nothing may learn from; rows are sorted by role, then id."""
+
+    ids: tuple[str, ...]
+    role: np.ndarray  # (R,) int, index into ROLES
+    pixels: Mapping[bytes, int]  # pixel_sha256 -> first row that has it
+    thumbnails: np.ndarray  # (R, 256) uint8
+    probes: np.ndarray  # (18 R,) uint64: hashes of every move, then of every mirrored move
+
+
+@dataclass(frozen=True)
+class _Hits:
+    """Candidate pairs that were verified; kind is an index into KINDS."""
+
+    face: np.ndarray
+    row: np.ndarray
+    kind: np.ndarray
+    likeness: np.ndarray
+
+
+KINDS = ("pixels", "phash", "flip", "embedding")
+
+
+def reference(tables: Mapping[str, pa.Table]) -> Reference:
+    """Reference of FACES tables by role (test, validation); faces that did not decode are left out.
+
+    Raises:
+        KeyError: no table of role test.
+    """
+    parts = []
+    for code, role in enumerate(ROLES):
+        if role == "test" or role in tables:
+            good = _good(tables[role]).sort_by("id")
+            parts.append(good.append_column("role", pa.array([code] * len(good), pa.int8())))
+    table = pa.concat_tables(parts)
+    pixels: dict[bytes, int] = {}
+    for row, digest in enumerate(table["pixel_sha256"].to_pylist()):
+        pixels.setdefault(digest, row)
+    thumbnails = _thumbnails(table)
+    moved = _moved(thumbnails.reshape(-1, THUMBNAIL, THUMBNAIL), NEAR, border=0)
+    squares = moved.reshape(-1, THUMBNAIL, THUMBNAIL)
+    return Reference(
+        ids=tuple(table["id"].to_pylist()),
+        role=table["role"].to_numpy().astype(np.int64),
+        pixels=pixels,
+        thumbnails=thumbnails,
+        probes=np.concatenate([hash_bits(squares), hash_bits(squares[:, :, ::-1])]),
+    )
+
+
+def find_twins(known: Reference, faces: pa.Table, config: GuardConfig) -> pa.Table:
+    """GUARD rows of a FACES table by pixels and perceptual hash; duplicate_group is null.
+
+    A face with several twins names the nearest; a test face goes before a validation face.
+    """
+    good = _good_rows(faces)
+    digests = faces["pixel_sha256"].to_pylist()
+    same = [(face, known.pixels[digests[face]]) for face in good if digests[face] in known.pixels]
+    exact = np.array(same, np.int64).reshape(-1, 2)
+    by_pixels = _Hits(
+        exact[:, 0], exact[:, 1], np.zeros(len(exact), np.int64), np.full(len(exact), 2.0)
+    )
+    return _guarded(known, faces, [by_pixels, _by_hash(known, faces, good, config)])
+
+
+def find_twins_by_embedding(
+    known: Reference, faces: pa.Table, neighbors: np.ndarray, config: GuardConfig
+) -> pa.Table:
+    """GUARD rows of a FACES table from proposed pairs, verified on thumbnails moved up to 4 pixels.
+
+    Args:
+        known: the reference, R rows.
+        faces: FACES, N rows.
+        neighbors: (N, k) int, rows of `known` whose embeddings are nearest; -1 for none.
+        config: the cuts.
+    """
+    good = _good_rows(faces)
+    near = neighbors[good]
+    face, row = np.repeat(good, near.shape[1]), near.reshape(-1)
+    face, row = face[row >= 0], row[row >= 0]
+    own = _thumbnails(faces)[face]
+    plain, mirrored = (
+        likeness(own, known.thumbnails[row], np.full(len(row), flip), FAR) for flip in (False, True)
+    )
+    best = np.maximum(plain, mirrored)
+    hit = best >= config.likeness
+    kind = np.full(int(hit.sum()), KINDS.index("embedding"))
+    return _guarded(known, faces, [_Hits(face[hit], row[hit], kind, best[hit])])
+
+
+def merge(first: pa.Table, second: pa.Table) -> pa.Table:
+    """Two GUARD tables of the same faces: a test twin goes first, then what `first` says."""
+    rows = []
+    for a, b in zip(first.to_pylist(), second.to_pylist(), strict=True):
+        better = b["twin_of"] is not None and (
+            a["twin_of"] is None or ROLES.index(b["twin_role"]) < ROLES.index(a["twin_role"])
+        )
+        rows.append({**(b if better else a), "duplicate_group": a["duplicate_group"]})
+    return pa.Table.from_pylist(rows, schema=GUARD)
+
+
+def with_duplicates(guard: pa.Table, groups: Mapping[str, str]) -> pa.Table:
+    """The GUARD table with the duplicate groups of :meth:`Duplicates.groups`."""
+    column = pa.array([groups.get(face) for face in guard["id"].to_pylist()], pa.string())
+    return guard.set_column(
+        guard.schema.get_field_index("duplicate_group"), GUARD.field("duplicate_group"), column
+    )
+
+
+def likeness(
+    faces: np.ndarray, others: np.ndarray, mirrored: np.ndarray, moves: Sequence[float] = NEAR
+) -> np.ndarray:
+    """Best correlation (P,) in [-1, 1] of thumbnails with others, moved and mirrored.
+
+    Args:
+        faces: (P, 256) uint8.
+        others: (P, 256) uint8.
+        mirrored: (P,) bool; where true the other is mirrored first.
+        moves: pixels of a thumbnail, tried in both directions.
+    """
+    border = int(np.ceil(max(moves)))
+    best = np.empty(len(faces), np.float32)
+    for first in range(0, len(faces), CHUNK):
+        part = slice(first, first + CHUNK)
+        squares = others[part].reshape(-1, THUMBNAIL, THUMBNAIL)
+        squares = np.where(mirrored[part, None, None], squares[:, :, ::-1], squares)
+        moved = _unit(_moved(squares, moves, border))
+        own = faces[part].reshape(-1, THUMBNAIL, THUMBNAIL)
+        inner = own[:, border : THUMBNAIL - border, border : THUMBNAIL - border]
+        at_rest = _unit(inner.reshape(len(own), 1, -1).astype(np.float32))
+        best[part] = np.matmul(moved, at_rest.transpose(0, 2, 1))[:, :, 0].max(axis=1)
+    return best
+
+
+def hamming_pairs(
+    stored: np.ndarray, queries: np.ndarray, radius: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(query, stored) positions of hashes (uint64) at most `radius` bits apart, by a full scan."""
+    import faiss
+
+    index = faiss.IndexBinaryFlat(64)
+    index.add(_bytes(stored))
+    yield from _ranges(index, queries, radius)
+
+
+class Duplicates:
+    """Groups faces of the pool that show the same picture; fed slice by slice, in any order.
+
+    Faces of equal hash are compared with the first and the previous of them, other hashes through
+    their first face: a picture that occurs a million times costs a million comparisons.
+    """
+
+    def __init__(self, config: GuardConfig) -> None:
+        self._config = config
+        self._tables: list[pa.Table] = []
+
+    def add(self, faces: pa.Table) -> None:
+        """Remember the good faces of a FACES table."""
+        columns = ["id", "pixel_sha256", "phash", "phash_flip", "thumbnail"]
+        self._tables.append(_good(faces).select(columns))
+
+    def groups(self) -> dict[str, str]:
+        """Id of every face that has a duplicate -> smallest id of its group."""
+        if not self._tables:
+            return {}
+        table = pa.concat_tables(self._tables).sort_by("id").combine_chunks()
+        self._tables = [table]
+        digest = table["pixel_sha256"].combine_chunks().dictionary_encode().indices.to_numpy()
+        first = np.unique(digest, return_index=True)[1]  # by first appearance: smallest id
+        pairs = [np.stack([first[digest], np.arange(len(digest))], 1), *self._near(table, first)]
+        group = _components(len(table), np.concatenate(pairs))
+        ids = table["id"].to_pylist()
+        size = np.bincount(group, minlength=len(ids))
+        return {ids[i]: ids[group[i]] for i in np.flatnonzero(size[group] > 1).tolist()}
+
+    def _near(self, table: pa.Table, first: np.ndarray) -> Iterator[np.ndarray]:
+        import faiss
+
+        hashes = table["phash"].to_numpy()[first]
+        flipped = table["phash_flip"].to_numpy()[first]
+        thumbnails = _thumbnails(table)
+        order = np.lexsort((first, hashes))
+        equal = hashes[order][1:] == hashes[order][:-1]
+        leads = np.concatenate([[0], np.flatnonzero(~equal) + 1]) if len(order) else order
+        lead = order[leads]  # first face of every hash
+        leader = np.repeat(lead, np.diff(np.append(leads, len(order))))
+        yield self._verified(first[leader], first[order], False, thumbnails)
+        yield self._verified(first[order][:-1][equal], first[order][1:][equal], False, thumbnails)
+
+        index = faiss.IndexBinaryMultiHash(64, 4, 16)
+        index.nflip = 1
+        index.add(_bytes(hashes[lead]))
+        for mirrored, queries in ((False, hashes[lead]), (True, flipped[lead])):
+            for query, found in _ranges(index, queries, DUPLICATE_RADIUS):
+                apart = query < found
+                a, b = first[lead[query[apart]]], first[lead[found[apart]]]
+                yield self._verified(a, b, mirrored, thumbnails)
+
+    def _verified(
+        self, a: np.ndarray, b: np.ndarray, mirrored: bool, thumbnails: np.ndarray
+    ) -> np.ndarray:
+        apart = a != b
+        a, b = a[apart], b[apart]
+        alike = likeness(thumbnails[a], thumbnails[b], np.full(len(a), mirrored))
+        return np.stack([a, b], 1)[alike >= self._config.likeness]
+
+
+def _by_hash(known: Reference, faces: pa.Table, good: np.ndarray, config: GuardConfig) -> _Hits:
+    hashes = faces["phash"].take(pa.array(good)).to_numpy()
+    moves = len(NEAR) ** 2
+    mirrored_from = moves * len(known.ids)
+    own = _thumbnails(faces)
+    none = np.zeros(0, np.int64)
+    found: list[tuple[np.ndarray, ...]] = [(none, none, none, none.astype(np.float32))]
+    for query, probe in hamming_pairs(known.probes, hashes, config.radius):
+        flip = probe >= mirrored_from
+        row = (probe - mirrored_from * flip) // moves
+        pair = np.unique(np.stack([good[query], row, flip], 1), axis=0)
+        alike = likeness(own[pair[:, 0]], known.thumbnails[pair[:, 1]], pair[:, 2] == 1)
+        hit = alike >= config.likeness
+        kind = np.where(pair[:, 2] == 1, KINDS.index("flip"), KINDS.index("phash"))
+        found.append((pair[hit, 0], pair[hit, 1], kind[hit], alike[hit]))
+    return _Hits(*(np.concatenate(column) for column in zip(*found, strict=True)))
+
+
+def _guarded(known: Reference, faces: pa.Table, hits: Sequence[_Hits]) -> pa.Table:
+    face = np.concatenate([h.face for h in hits])
+    row = np.concatenate([h.row for h in hits])
+    kind = np.concatenate([h.kind for h in hits])
+    alike = np.concatenate([h.likeness for h in hits])
+    order = np.lexsort((row, -alike.round(6), known.role[row], face))
+    face, row, kind = face[order], row[order], kind[order]
+    best = np.unique(face, return_index=True)[1]
+    columns: dict[str, list[str | None]] = {
+        name: [None] * len(faces) for name in GUARD.names if name != "id"
+    }
+    for i in best.tolist():
+        columns["twin_of"][face[i]] = known.ids[row[i]]
+        columns["twin_kind"][face[i]] = KINDS[kind[i]]
+        columns["twin_role"][face[i]] = ROLES[known.role[row[i]]]
+    return pa.table({"id": faces["id"], **columns}, schema=GUARD)
+
+
+def _good_rows(faces: pa.Table) -> np.ndarray:
+    good = pc.equal(faces["status"], OK).to_numpy()
+    return np.flatnonzero(good).astype(np.int64)
+
+
+def _good(faces: pa.Table) -> pa.Table:
+    return faces.take(pa.array(_good_rows(faces)))
+
+
+def _thumbnails(faces: pa.Table) -> np.ndarray:
+    """(N, 256) uint8; zeros where a face is bad."""
+    size = THUMBNAIL * THUMBNAIL
+    values = faces["thumbnail"].to_pylist()
+    joined = b"".join(bytes(size) if v is None else v for v in values)
+    return np.frombuffer(joined, np.uint8).reshape(-1, size)
+
+
+def _moved(squares: np.ndarray, moves: Sequence[float], border: int) -> np.ndarray:
+    """Squares (P, 16, 16) read at every move down and right: float32 (P, moves^2, inner^2)."""
+    weights = _move_weights(tuple(moves), border)
+    down = np.matmul(weights[None], squares[:, None].astype(np.float32))
+    both = np.matmul(down[:, :, None], weights.transpose(0, 2, 1)[None, None])
+    return both.reshape(len(squares), len(moves) ** 2, -1)
+
+
+@functools.lru_cache(maxsize=8)
+def _move_weights(moves: tuple[float, ...], border: int) -> np.ndarray:
+    """Linear interpolation along one axis, float32 (moves, 16 - 2 border, 16)."""
+    inner = np.arange(border, THUMBNAIL - border)
+    at = np.clip(inner[None] + np.array(moves)[:, None], 0, THUMBNAIL - 1)
+    return np.maximum(0, 1 - np.abs(at[:, :, None] - np.arange(THUMBNAIL))).astype(np.float32)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    centered = vectors - vectors.mean(axis=-1, keepdims=True)
+    return centered / np.maximum(np.linalg.norm(centered, axis=-1, keepdims=True), 1e-6)
+
+
+def _bytes(hashes: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(hashes, np.uint64).view(np.uint8).reshape(-1, 8)
+
+
+def _ranges(
+    index: object, queries: np.ndarray, radius: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for first in range(0, len(queries), CHUNK):
+        part = _bytes(queries[first : first + CHUNK])
+        limits, _, found = index.range_search(part, radius + 1)  # type: ignore[attr-defined]
+        counts = np.diff(limits.astype(np.int64))
+        yield first + np.repeat(np.arange(len(part)), counts), found.astype(np.int64)
+
+
+def _components(count: int, pairs: np.ndarray) -> np.ndarray:
+    """Smallest member (count,) of each node's component."""
+    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), (count, count))
+    label = connected_components(graph, directed=False)[1]
+    return np.unique(label, return_index=True)[1][label]

@@ -1,0 +1,113 @@
+"""A job: one recipe in one run folder. Opens stages by identity; knows nothing of what they do."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pipeline.config import digest
+from pipeline.images import Color, Crop
+from pipeline.recipe import Recipe
+from pipeline.run import Run, Stage
+from pipeline.sources.reader import PoolSource
+from pipeline.sources.removals import Removals
+from pipeline.storage import Location, location
+from pipeline.tracking import Tracker
+
+SCHEMA_VERSION = 1
+"""Part of every identity; raise it when a stage's output changes meaning."""
+
+SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "labeled": ("labeled", "seed"),
+    "test": ("labeled",),
+    "survey": ("pool", "slice_faces"),
+    "guard": ("guard",),
+    "twins": ("guard",),
+    "teach": ("teach", "seed"),
+    "embed": ("pool",),
+    "score": ("score",),
+    "search": ("search", "seed"),
+    "select": ("select",),
+    "mine": (),
+    "distill": ("distill", "seed"),
+    "student": ("student", "seed"),
+    "evaluate": ("evaluate",),
+}
+"""The settings that are part of each stage's identity; the rest comes in as digests of inputs."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One recipe in one run folder."""
+
+    recipe: Recipe
+    run: Run
+    tracker: Tracker
+    show_faces: bool = False
+
+    @cached_property
+    def sources(self) -> dict[str, PoolSource]:
+        """Pool sources by name."""
+        return self.recipe.sources()
+
+    @cached_property
+    def views(self) -> dict[str, tuple[Crop, Color]]:
+        """How each pool source is cropped and colored."""
+        return {name: (source.crop, source.color) for name, source in self.sources.items()}
+
+    @cached_property
+    def removals(self) -> Removals:
+        """Faces that no reader may yield."""
+        path = self.recipe.removals
+        return Removals.load(location(path) if path else None)
+
+    @property
+    def command(self) -> str:
+        """The command line that made this run."""
+        return "omnifer " + " ".join(sys.argv[1:])
+
+    def open(
+        self,
+        stage: str,
+        inputs: Mapping[str, Any],
+        *,
+        hide: Collection[str] = (),
+        retarget: Collection[str] = (),
+        plan: str | None = None,
+    ) -> Stage:
+        """Open a stage under its identity: settings, inputs' digests, schema version.
+
+        Changed settings need --fresh; changed inputs do not, since whatever changed them had to
+        pass here before. `hide` names dotted settings that do not change what the stage writes,
+        `retarget` settings that may change without --fresh.
+        """
+        identity = self.identity(stage, inputs, hide=hide)
+        return self.run.open(stage, identity, retarget=("inputs", *retarget), plan=plan)
+
+    def identity(
+        self, stage: str, inputs: Mapping[str, Any], *, hide: Collection[str] = ()
+    ) -> dict[str, Any]:
+        """What decides whether a stage's earlier output still holds."""
+        values = settings(self.recipe, stage)
+        for dotted in hide:
+            *path, last = dotted.split(".")
+            here: Any = values
+            for part in path:
+                here = here.get(part) or {}
+            here.pop(last, None)
+        return {**values, "inputs": dict(inputs), "schema": SCHEMA_VERSION}
+
+
+def settings(recipe: Recipe, stage: str) -> dict[str, Any]:
+    """The part of a recipe that belongs to a stage's identity, JSON-able."""
+    values = recipe.model_dump(mode="json")
+    return {name: values[name] for name in SETTINGS[stage]}
+
+
+def file_stamp(path: str) -> str:
+    """Digest of a file's place and state; changes when its content does."""
+    at: Location = location(path)
+    return digest([at.uri, at.stamp()])[:16]

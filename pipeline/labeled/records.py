@@ -1,0 +1,182 @@
+"""What every labeled reader yields, and how native class and split names become ours.
+
+A native class name goes through the reader's own `names` first, then through the alias table; a
+name that neither knows is an error, never a new class and never an order of sorting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.types as pt
+from pydantic import BeforeValidator
+
+from pipeline.config import Config
+from pipeline.errors import LabelError, SourceError
+from pipeline.schema import EMOTIONS, OTHER, emotion
+
+RECORDS = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("role", pa.string()),  # train | validation | test by the data's own split, or null
+        pa.field("label", pa.string()),  # an emotion name; null where the face has none
+        pa.field("soft", pa.list_(pa.float32())),  # over the reader's label_names, or null
+        pa.field("group", pa.string()),
+        pa.field("image", pa.large_binary()),
+        pa.field("box", pa.list_(pa.float32(), 4)),
+    ]
+)
+"""One row per labeled face, before the recipe's split."""
+
+SPLITS: Mapping[str, tuple[str, ...]] = {
+    "train": ("training",),
+    "validation": ("val", "valid"),
+    "test": ("testing",),
+}
+"""Roles and how data sets spell them."""
+
+
+class MapOther(Config):
+    """Count faces of the class `other` as another emotion."""
+
+    map: str
+
+
+def _text_keys(value: Any) -> Any:
+    return {str(k): v for k, v in value.items()} if isinstance(value, dict) else value
+
+
+ClassNames = Annotated[dict[str, str | None], BeforeValidator(_text_keys)]
+"""What a data set's own class names or codes mean; YAML reads the codes as numbers."""
+
+LabelPolicy = Literal["keep", "drop"] | MapOther
+"""What becomes of faces of the class `other`; has no default where a set holds such faces."""
+
+
+@dataclass(frozen=True)
+class Records:
+    """Labeled faces of one data set."""
+
+    table: pa.Table  # RECORDS
+    label_names: tuple[str, ...]
+    rules: dict[
+        str, Any
+    ]  # faces that get a label, per vote rule and native split; {} without votes
+
+
+def labels_present(labels: Sequence[str | None]) -> tuple[str, ...]:
+    """The emotions that occur, in canonical order."""
+    found = set(labels)
+    return tuple(name for name in (*EMOTIONS, OTHER) if name in found)
+
+
+def split_role(native: str) -> str | None:
+    """The role of a native split name, None if it is no split name."""
+    folded = native.strip().lower()
+    for role, spellings in SPLITS.items():
+        if folded == role or folded in spellings:
+            return role
+    return None
+
+
+def resolve_labels(
+    native: Sequence[str | None],
+    names: Mapping[str, str | None],
+    policy: LabelPolicy | None,
+    where: Callable[[int], str],
+) -> list[str | None]:
+    """Emotion names of native class names; None where there is none or it is dropped.
+
+    Args:
+        native: class names or codes as the data set writes them.
+        names: the recipe's own translations; null drops a class.
+        policy: what becomes of `other`.
+        where: file and row of an index, for messages.
+
+    Raises:
+        LabelError: a name nobody knows, or `other` without a policy.
+    """
+    known: dict[str | None, str | None] = {None: None}
+    labels = []
+    for i, name in enumerate(native):
+        if name not in known:
+            known[name] = _resolve(str(name), names, policy, where(i))
+        labels.append(known[name])
+    return labels
+
+
+def _resolve(
+    name: str, names: Mapping[str, str | None], policy: LabelPolicy | None, where: str
+) -> str | None:
+    if name in names:
+        translated = names[name]
+        if translated is None:
+            return None
+    else:
+        translated = name
+    try:
+        label = emotion(translated, where)
+    except LabelError as err:
+        raise LabelError(f"{err}; other classes are told by `names`, as in {{1: fear}}") from err
+    if label != OTHER or policy == "keep":
+        return label
+    if policy is None:
+        raise LabelError(
+            f"{where}: class 'other' needs label_policy: keep, drop or {{map: <emotion>}}"
+        )
+    return None if policy == "drop" else emotion(policy.map, "label_policy.map")
+
+
+def image_bytes(column: pa.ChunkedArray, where: str) -> pa.Array:
+    """Encoded images of a binary column or of a struct with a binary field `bytes`.
+
+    Raises:
+        SourceError: any other type.
+    """
+    names = [field.name for field in column.type] if pt.is_struct(column.type) else []
+    values = pc.struct_field(column, "bytes") if "bytes" in names else column
+    kind = values.type
+    if not (pt.is_binary(kind) or pt.is_large_binary(kind) or pt.is_null(kind)):
+        raise SourceError(f"{where}: type {column.type}; expected binary or struct<bytes, path>")
+    return values.combine_chunks().cast(pa.large_binary())
+
+
+def box_floats(column: pa.ChunkedArray, where: str) -> pa.Array:
+    """Boxes x0 y0 x1 y1 as lists of 4 float32; null where the column is.
+
+    Raises:
+        SourceError: not a list of numbers, or not 4 of them.
+    """
+    try:
+        return column.combine_chunks().cast(RECORDS.field("box").type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as err:
+        raise SourceError(f"{where}: type {column.type}; expected lists of 4 numbers") from err
+
+
+def records_table(
+    ids: Sequence[str],
+    roles: Sequence[str | None],
+    labels: Sequence[str | None],
+    images: pa.Array | Sequence[bytes],
+    *,
+    soft: np.ndarray | None = None,
+    groups: pa.Array | None = None,
+    boxes: pa.Array | None = None,
+) -> pa.Table:
+    """A RECORDS table; a row of zeros in `soft` (N, K) means no soft label."""
+    shares = None if soft is None else [row if row.any() else None for row in soft]
+    columns = (ids, roles, labels, shares, groups, images, boxes)
+    arrays = [
+        pa.nulls(len(ids), field.type) if values is None else _array(values, field.type)
+        for values, field in zip(columns, RECORDS, strict=True)
+    ]
+    return pa.table(arrays, schema=RECORDS)
+
+
+def _array(values: Any, kind: pa.DataType) -> pa.Array:
+    return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, kind)

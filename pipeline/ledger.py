@@ -1,0 +1,362 @@
+"""Slices and commits: which slice of the pool is done, by whom, and what came out.
+
+One ledger is one generation of one stage:
+
+    commits/<group>/<key>.json               the one winning attempt of a slice; never changed
+    parts/<group>/<key>-<attempt>.parquet    the table of one attempt; only the winner's is read
+    packs/<group>-<digest>.parquet           the tables of a complete group, in slice order
+    seals/<group>-<digest>.json              the commits of that group, with their rows in the pack
+
+<group> is written in reversed hex, so that the load of an object store spreads over key prefixes.
+The digest of a pack and its seal is of the slices they hold: where a removal list or a grown pool
+changes a group, a new pack is made and the old one is not mistaken for it.
+
+Protocol: the data is durable first, then the commit record is created exclusively. Whoever finds a
+record reads it back: the own attempt id means that we won and the answer was lost; any other means
+that this attempt lost, removes its own part and returns the winner. Listings save work and never
+decide. Kill a writer anywhere and the same slices, rows and counts come out, each exactly once.
+
+Cost per slice on a local disk: two files, four fsyncs; on S3: two PUTs (and one GET for who loses).
+To resume: one listing of the seals and one of each group not sealed yet.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline import config
+from pipeline.errors import LedgerError
+from pipeline.packs import content_digest, row_ranges, write_pack
+from pipeline.plan import GROUP, Plan, Slice, number_of
+from pipeline.storage import Location, open_stored, read_table, to_json, write_table
+
+__all__ = ["GROUP", "Commit", "Ledger", "Plan", "Slice"]
+
+_REQUESTS = 16  # records read at a time: on S3 each waits 20-100 ms
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The winning attempt of a slice; `file` is its part, `sha256` that of `content_digest`.
+
+    `reads` names what the attempt read (such as the sha256 of the embeddings it scored);
+    `seconds` is what the work took, `time` is UTC.
+    """
+
+    key: str
+    attempt: str
+    file: str
+    sha256: str
+    rows: int
+    quarantined: int
+    fingerprint: str
+    reads: dict[str, str]
+    seconds: float
+    host: str
+    time: str
+
+
+class Ledger:
+    """Commits of one stage generation below the folder `at`; any number of writers at a time."""
+
+    def __init__(self, at: Location) -> None:
+        self.at = at
+        self._commits: dict[str, Commit] = {}  # records never change, so reading one once will do
+        self._seals: dict[str, list[tuple[Commit, int]]] = {}  # commits and their first row
+
+    # -- writing ------------------------------------------------------------------------------
+
+    def commit(
+        self,
+        slice: Slice,
+        table: pa.Table,
+        *,
+        quarantined: int = 0,
+        reads: Mapping[str, str] | None = None,
+        seconds: float = 0.0,
+    ) -> Commit:
+        """Store the slice's table, unless another attempt was first; returns the winning commit.
+
+        Who gets a commit with another sha256 than its own must go on with the stored table. A
+        table without rows is a commit like any other.
+
+        Raises:
+            LedgerError: the winner was made from another version of the shard.
+        """
+        attempt = secrets.token_hex(16)
+        mine = Commit(
+            key=slice.key,
+            attempt=attempt,
+            file=f"{slice.key}-{attempt}.parquet",
+            sha256=content_digest(table),
+            rows=table.num_rows,
+            quarantined=quarantined,
+            fingerprint=slice.fingerprint,
+            reads=dict(reads or {}),
+            seconds=round(seconds, 3),
+            host=socket.gethostname(),
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        part = self._part(mine)
+        write_table(part, table)
+        _fault("part-written")
+        record = self._record(slice.key)
+        _fault("before-commit")
+        created = record.create(to_json(asdict(mine)))
+        _fault("after-commit")
+        winner = mine if created else _parse(record, record.read_bytes())
+        if winner.attempt != attempt:
+            part.remove_tree()
+        _check_fingerprint(slice, winner)
+        return winner
+
+    def seal(self, plan: Plan) -> None:
+        """Pack every complete group of the plan that has no seal; safe to repeat and to race.
+
+        Each table is checked against the digest that was committed.
+
+        Raises:
+            LedgerError: a part differs from its commit, or another seal disagrees.
+        """
+        sealed = self._sealed()
+        for slices in plan.groups():
+            name = _seal_name(slices)
+            if name in sealed or self._missing(slices):
+                continue
+            commits = self._load(slices)
+            pack = self.at / "packs" / f"{name}.parquet"
+            with pack.replacing() as sink:
+                write_pack(sink, self._checked(commits))
+            _fault("pack-written")
+            firsts = itertools.accumulate((c.rows for c in commits), initial=0)
+            entries = [
+                {"commit": asdict(c), "first": first}
+                for c, first in zip(commits, firsts, strict=False)
+            ]
+            digest = config.digest([[c.key, c.sha256] for c in commits])
+            seal = self.at / "seals" / f"{name}.json"
+            _fault("before-seal")
+            if not seal.create(to_json({"digest": digest, "slices": entries})):
+                other = seal.read_json()["digest"]
+                if other != digest:
+                    raise LedgerError(f"{seal}: digest {other}, expected {digest}")
+
+    def sweep(self, plan: Plan) -> None:
+        """Remove the parts of a stage all of whose groups are sealed: they are in the packs.
+
+        The commit records stay, so an attempt that comes late still loses and cannot commit a
+        part that this removed.
+
+        Raises:
+            LedgerError: a group is not sealed.
+        """
+        sealed = self._sealed()
+        for slices in plan.groups():
+            if _seal_name(slices) not in sealed:
+                raise LedgerError(f"{self.at}: group {slices[0].group} is not sealed, no sweep")
+        for slices in plan.groups():
+            keys = {s.key for s in slices}
+            parts = (self.at / "parts" / _folder(slices[0].group)).children()
+            garbage = [part for part in parts if part.name.rpartition("-")[0] in keys]
+            with ThreadPoolExecutor(_REQUESTS) as pool:
+                list(pool.map(Location.remove_tree, garbage))
+
+    # -- asking -------------------------------------------------------------------------------
+
+    def find(self, key: str) -> Commit | None:
+        """The commit of a slice, or None."""
+        if key not in self._commits:
+            record = self._record(key)
+            data = record.find_bytes()
+            if data is None:
+                return None
+            self._commits[key] = _parse(record, data)
+        return self._commits[key]
+
+    def committed(self, plan: Plan) -> dict[str, Commit]:
+        """Commits of the plan's slices, in plan order; lists seals and open groups only.
+
+        Raises:
+            LedgerError: a commit was made from another version of its shard than the plan's.
+        """
+        sealed = self._sealed()
+        found: dict[str, Commit] = {}
+        for slices in plan.groups():
+            if (name := _seal_name(slices)) in sealed:
+                commits = [commit for commit, _ in self._seal(name)]
+            else:
+                missing = set(self._missing(slices))
+                commits = self._load([s for s in slices if s not in missing])
+            found |= {commit.key: commit for commit in commits}
+        return found
+
+    def pending(self, plan: Plan) -> list[Slice]:
+        """Slices of the plan without a commit, in plan order; reads names, no records."""
+        sealed = self._sealed()
+        return [
+            slice
+            for slices in plan.groups()
+            if _seal_name(slices) not in sealed
+            for slice in self._missing(slices)
+        ]
+
+    def read(self, key: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The committed table of one slice, from its part or, once that is swept, its pack.
+
+        From a pack this decodes a whole row group; :meth:`tables` does so once for all.
+
+        Raises:
+            LedgerError: the slice is not committed.
+        """
+        commit = self.find(key)
+        if commit is None:
+            raise LedgerError(f"{self.at}: slice {key} is not committed")
+        part = self._part(commit)
+        if part.exists():
+            return read_table(part, columns)
+        for name in sorted(self._sealed()):
+            if not name.startswith(_folder(number_of(key) // GROUP) + "-"):
+                continue
+            for sealed, first in self._seal(name):
+                if sealed.key == key:
+                    with open_stored(self._pack(name)) as file:
+                        return next(row_ranges(file, [(first, first + sealed.rows)], columns))
+        raise LedgerError(f"{part}: committed, but neither this part nor a pack of it is there")
+
+    def tables(
+        self, plan: Plan, columns: Sequence[str] | None = None
+    ) -> Iterator[tuple[Slice, pa.Table]]:
+        """Every slice and its table in plan order, a row group of a pack in memory at a time.
+
+        Raises:
+            LedgerError: a slice is not committed (raised when it is reached).
+        """
+        sealed = self._sealed()
+        for slices in plan.groups():
+            if (name := _seal_name(slices)) in sealed:
+                ranges = [(first, first + commit.rows) for commit, first in self._seal(name)]
+                with open_stored(self._pack(name)) as file:
+                    yield from zip(slices, row_ranges(file, ranges, columns), strict=True)
+            else:
+                for slice in slices:
+                    yield slice, self.read(slice.key, columns)
+
+    def manifest(self, plan: Plan) -> dict[str, Any]:
+        """What came out, and nothing about how: equal for any schedule, host or interruption.
+
+        Returns:
+            `rows`, `quarantined`, and `slices`: [key, fingerprint, rows, quarantined, sha256]
+            sorted by key.
+
+        Raises:
+            LedgerError: a slice is not committed.
+        """
+        commits = self.committed(plan)
+        if len(commits) < len(plan):
+            absent = self.pending(plan)
+            raise LedgerError(
+                f"{self.at}: {len(absent)} of {len(plan)} slices are not committed, "
+                f"the first is {absent[0].key} of {absent[0].shard}"
+            )
+        fields = ("key", "fingerprint", "rows", "quarantined", "sha256")
+        return {
+            "rows": sum(c.rows for c in commits.values()),
+            "quarantined": sum(c.quarantined for c in commits.values()),
+            "slices": sorted([getattr(c, f) for f in fields] for c in commits.values()),
+        }
+
+    def digest(self, plan: Plan) -> str:
+        """Hex sha256 of the manifest: the content digest of the stage."""
+        return config.digest(self.manifest(plan))
+
+    # -- files --------------------------------------------------------------------------------
+
+    def _record(self, key: str) -> Location:
+        return self.at / "commits" / _folder(number_of(key) // GROUP) / f"{key}.json"
+
+    def _part(self, commit: Commit) -> Location:
+        return self.at / "parts" / _folder(number_of(commit.key) // GROUP) / commit.file
+
+    def _pack(self, name: str) -> Location:
+        return self.at / "packs" / f"{name}.parquet"
+
+    def _sealed(self) -> set[str]:
+        return {child.name.removesuffix(".json") for child in (self.at / "seals").children()}
+
+    def _seal(self, name: str) -> list[tuple[Commit, int]]:
+        if name not in self._seals:
+            entries = (self.at / "seals" / f"{name}.json").read_json()["slices"]
+            self._seals[name] = [(Commit(**e["commit"]), e["first"]) for e in entries]
+        return self._seals[name]
+
+    def _missing(self, slices: Sequence[Slice]) -> list[Slice]:
+        """Slices of one group without a commit record: one listing."""
+        listed = (self.at / "commits" / _folder(slices[0].group)).children()
+        have = {child.name for child in listed}
+        return [s for s in slices if f"{s.key}.json" not in have]
+
+    def _load(self, slices: Sequence[Slice]) -> list[Commit]:
+        """Commits of slices known to have one."""
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            found = list(pool.map(self.find, [s.key for s in slices]))
+        commits = []
+        for slice, commit in zip(slices, found, strict=True):
+            if commit is None:
+                raise LedgerError(f"{self._record(slice.key)}: listed, but not there when read")
+            _check_fingerprint(slice, commit)
+            commits.append(commit)
+        return commits
+
+    def _checked(self, commits: Sequence[Commit]) -> Iterator[pa.Table]:
+        for commit in commits:
+            table = self.read(commit.key)
+            have = content_digest(table)
+            if have != commit.sha256:
+                part = self._part(commit)
+                raise LedgerError(f"{part}: content sha256 {have}, committed {commit.sha256}")
+            yield table
+
+
+def _folder(group: int) -> str:
+    return f"{group:06x}"[::-1]
+
+
+def _seal_name(slices: Sequence[Slice]) -> str:
+    held = config.digest([[s.key, s.fingerprint] for s in slices])
+    return f"{_folder(slices[0].group)}-{held[:16]}"
+
+
+def _parse(record: Location, data: bytes) -> Commit:
+    try:
+        return Commit(**json.loads(data))
+    except (ValueError, TypeError) as err:
+        raise LedgerError(f"{record}: expected a commit record: {err}") from err
+
+
+def _check_fingerprint(slice: Slice, commit: Commit) -> None:
+    if commit.fingerprint != slice.fingerprint:
+        raise LedgerError(
+            f"slice {slice.key} of {slice.shard}: committed from a shard with fingerprint "
+            f"{commit.fingerprint}, the plan has {slice.fingerprint}"
+        )
+
+
+def _fault(step: str) -> None:
+    """Die like a killed process if OMNIFER_FAULT names this step.
+
+    The promise of this module is about being killed between two lines. Only a real process that
+    dies at a chosen line, with no handler, finally block or buffer flush run, can prove it.
+    """
+    if os.environ.get("OMNIFER_FAULT") == step:
+        os._exit(137)

@@ -1,0 +1,202 @@
+"""The operating point: the rules that look at one face alone, and their thresholds.
+
+Every threshold is resolved on out-of-fold predictions of the run's own labeled faces, by
+:func:`pipeline.selection.operating_point` or by :mod:`pipeline.search`, and stored as JSON; select
+applies it to the pool. Both ask the same functions here, so an estimate and its selection cannot
+drift apart. Everything is vectorized over a chunk of score rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pipeline import config as settings
+from pipeline import thresholds
+from pipeline.errors import LabelError
+from pipeline.schema import require_columns
+from pipeline.storage import Location
+
+SCORE_COLUMNS = (
+    "id",
+    "status",
+    "pseudo_label",
+    "confidence",
+    "prototype_label",
+    "neighbor_label",
+    "neighbor_agreement",
+)
+"""What decisions read of a score table."""
+
+Mask = NDArray[np.bool_]
+
+
+class OperatingPoint(settings.Config):
+    """Decisions of the rules that look at one face alone, with what they are expected to give."""
+
+    label_names: tuple[str, ...]
+    confidence: float | dict[str, float] | None = None
+    prototype: bool = False
+    neighbors: float | None = None
+    cuts: dict[str, float] | None = None  # per class; a cut of 2.0 keeps nothing
+    labeled: dict[str, int] = Field(default_factory=dict)  # per class; unit of class_cap_labeled
+    table: tuple[dict[str, Any], ...] = ()  # class, cut, positives, kept, precision, pooled
+    estimates: dict[str, float] = Field(default_factory=dict)
+    trials: tuple[dict[str, Any], ...] = ()  # of the search, if one was made
+
+    @property
+    def digest(self) -> str:
+        """Of what decides: estimates and trials do not count."""
+        decides = {"label_names", "confidence", "prototype", "neighbors", "cuts", "labeled"}
+        return settings.digest(self.model_dump(mode="json", include=decides))
+
+    def save(self, at: Location) -> None:
+        """Write the point as JSON."""
+        at.write_json(self.model_dump(mode="json"))
+
+    @classmethod
+    def load(cls, at: Location) -> OperatingPoint:
+        """Read what :meth:`save` wrote; ConfigError where it is something else."""
+        return settings.parse(cls, at.read_json(), where=at.name)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Columns that rules read, as codes; -1 where there is none."""
+
+    predicted: NDArray[np.int64]
+    confidence: NDArray[np.float32]
+    prototype: NDArray[np.int64]
+    neighbor: NDArray[np.int64]
+    agreement: NDArray[np.float32]
+
+
+def rows_of(table: pa.Table, label_names: tuple[str, ...]) -> Rows:
+    """Codes of score columns; raises LabelError for a class outside `label_names`."""
+    require_columns(table.column_names, SCORE_COLUMNS[2:], "scores")
+    return Rows(
+        codes_of(table["pseudo_label"], label_names),
+        _floats(table["confidence"]),
+        codes_of(table["prototype_label"], label_names),
+        codes_of(table["neighbor_label"], label_names),
+        _floats(table["neighbor_agreement"]),
+    )
+
+
+def _below_confidence(rows: Rows, point: OperatingPoint) -> Mask:
+    if isinstance(point.confidence, float):
+        return rows.confidence < np.float32(point.confidence)
+    return rows.confidence < _per_class(point.confidence, point)[rows.predicted]
+
+
+def _prototype_disagrees(rows: Rows, point: OperatingPoint) -> Mask:
+    return (rows.prototype != rows.predicted) & point.prototype
+
+
+def _neighbors_disagree(rows: Rows, point: OperatingPoint) -> Mask:
+    if point.neighbors is None:
+        return np.zeros(len(rows.predicted), dtype=bool)
+    agree = (rows.neighbor == rows.predicted) & (rows.agreement >= np.float32(point.neighbors))
+    return ~agree
+
+
+def _below_class_threshold(rows: Rows, point: OperatingPoint) -> Mask:
+    return rows.confidence < _per_class(point.cuts, point)[rows.predicted]
+
+
+RULES: tuple[tuple[str, Callable[[Rows, OperatingPoint], Mask]], ...] = (
+    ("below_confidence", _below_confidence),
+    ("prototype_disagrees", _prototype_disagrees),
+    ("neighbors_disagree", _neighbors_disagree),
+    ("below_class_threshold", _below_class_threshold),
+)
+"""Rules that look at one face alone, in the order they are asked; a mask of those who fail."""
+
+
+def passes(rows: Rows, point: OperatingPoint) -> Mask:
+    """Rows that fail none of :data:`RULES`."""
+    failed = np.zeros(len(rows.predicted), dtype=bool)
+    for _, fails in RULES:
+        failed |= fails(rows, point)
+    return ~failed
+
+
+def labeled_rows(points: pa.Table, names: tuple[str, ...]) -> tuple[Rows, NDArray[np.int64]]:
+    """Rows and true codes of out-of-fold points; LabelError where a face has no label."""
+    require_columns(points.column_names, ("label",), "out-of-fold rows")
+    labels = codes_of(points["label"], names)
+    if (labels < 0).any():
+        raise LabelError(f"out-of-fold rows: {int((labels < 0).sum())} faces have no label")
+    return rows_of(points, names), labels
+
+
+def class_curves(
+    rows: Rows, labels: NDArray[np.int64], point: OperatingPoint
+) -> list[thresholds.Curve]:
+    """Precision curves among the rows that pass the point's other rules."""
+    keep = passes(rows, point.model_copy(update={"cuts": None}))
+    classes = len(point.label_names)
+    return thresholds.precision_curves(
+        rows.confidence[keep].astype(np.float64),
+        rows.predicted[keep],
+        labels[keep],
+        classes,
+        positives=np.bincount(labels, minlength=classes),
+    )
+
+
+def with_cuts(
+    point: OperatingPoint, curves: list[thresholds.Curve], target: float, grid: int | None = None
+) -> OperatingPoint:
+    """The point with per-class cuts for a target precision, rounded up to 1/grid if given."""
+    names = point.label_names
+    cuts: dict[str, float] = {}
+    table = []
+    for cut in thresholds.cuts_at(curves, target):
+        name = names[cut.code]
+        cuts[name] = cut.cut if grid is None else float(np.ceil(cut.cut * grid) / grid)
+        table.append(
+            {
+                "class": name,
+                "cut": cuts[name],
+                "positives": cut.positives,
+                "kept": cut.kept,
+                "precision": cut.precision,
+                "pooled": cut.pooled,
+            }
+        )
+    return point.model_copy(update={"cuts": cuts, "table": tuple(table)})
+
+
+def _per_class(values: Mapping[str, float] | None, point: OperatingPoint) -> NDArray[np.float32]:
+    """Cut of each class and, last, of no class: index -1 reads it."""
+    values = values or {}
+    cuts = [values.get(name, 0.0) for name in point.label_names]
+    return np.array([*cuts, 0.0], dtype=np.float32)
+
+
+def codes_of(column: pa.ChunkedArray, names: tuple[str, ...]) -> NDArray[np.int64]:
+    """Codes (N,) of class names, -1 for null; LabelError for a name that is not in `names`."""
+    found = pc.index_in(column, value_set=pa.array(names, pa.string()))
+    codes = pc.fill_null(found, -1).to_numpy().astype(np.int64)
+    unknown = (codes < 0) & mask_of(pc.is_valid(column))
+    if unknown.any():
+        name = column[int(np.flatnonzero(unknown)[0])].as_py()
+        raise LabelError(f"scores: class {name!r} is not one of {', '.join(names)}")
+    return codes
+
+
+def _floats(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    """Values (N,) with 0 for null and NaN: what was not scored passes no cut."""
+    return np.nan_to_num(pc.fill_null(column, 0.0).to_numpy().astype(np.float32))
+
+
+def mask_of(column: pa.ChunkedArray) -> Mask:
+    return np.asarray(pc.fill_null(column, False), dtype=bool)

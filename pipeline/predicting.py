@@ -1,0 +1,175 @@
+"""predict: probabilities by class name for every image of a folder or Parquet file.
+
+No Ray: one process, decode threads beside the forward pass. Memory is flat: a few hundred faces at
+a time, however many there are, and results are written as they come. A bad image is a row with its
+reason. Faces are taken as they are, stretched to a square, so they should be framed like those
+that the model was trained on; `crop` cuts them out of larger pictures.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pyarrow import csv
+
+from pipeline.artifacts import Teacher, load_any, on_node, read_meta
+from pipeline.config import parse
+from pipeline.embedding import Decoder, EmbedConfig, Forward, spread
+from pipeline.errors import ConfigError, SourceError
+from pipeline.images import Crop
+from pipeline.parquet import Writer
+from pipeline.schema import OK, QUARANTINED, READ
+from pipeline.sources.folder import FolderPool
+from pipeline.sources.parquet import ParquetPool
+from pipeline.storage import Location, location
+
+CHUNK = 512  # faces read, scored and written at a time
+
+
+def predict(
+    model_at: Location,
+    path: Location,
+    out: Path,
+    *,
+    abstain: float | None = None,
+    crop: Crop | None = None,
+    config: EmbedConfig | None = None,
+) -> dict[str, int]:
+    """Write one row per image: path, prob_<name>..., top1, top2, abstain, status, reason.
+
+    Args:
+        model_at: model folder (a student) or teacher folder.
+        path: one image, a folder of images, a Parquet file with column `image` or a folder of
+            those.
+        out: `.parquet` or `.csv`; appears when everything is written.
+        abstain: rows whose highest probability is below this are marked; None takes the cut that
+            is stored with the model (`abstain_below`), if any.
+        crop: which part of each picture is the face; None: all of it.
+        config: batch, precision, threads and device; None: what this machine has.
+
+    Returns:
+        counts: images, quarantined, abstained.
+
+    Raises:
+        ConfigError: another suffix of `out`.
+        ModelError: not a model.
+        SourceError: nothing to read at `path`.
+    """
+    if out.suffix not in _WRITERS:
+        raise ConfigError(f"--out {out}: expected a name ending in {' or '.join(_WRITERS)}")
+    model = on_node(model_at)
+    teacher = load_any(model)
+    cut = read_meta(model).get("abstain_below") if abstain is None else abstain
+    config = config or _this_machine()
+    forward = Forward(teacher, config)
+    seen = teacher.members[0].config
+    decoder = Decoder(seen.color, seen.size, config.batch, config.decode_threads)
+    schema = _schema(teacher.label_names)
+    counts = {"images": 0, "quarantined": 0, "abstained": 0}
+    with (
+        tempfile.TemporaryDirectory(prefix="omnifer-") as work,
+        location(out).replacing() as sink,
+        _WRITERS[out.suffix](sink, schema) as writer,
+    ):
+        for table in _ahead(_tables(path, location(work))):
+            probs, reasons = [np.zeros((0, len(teacher.label_names)), np.float32)], []
+            for pixels, found in decoder.batches(table, crop or Crop(), "rgb"):
+                probs.append(teacher.probs(forward(pixels)[1]).cpu().numpy()[: len(found)])
+                reasons.extend(found)
+            rows = _rows(table.column("id"), np.concatenate(probs), reasons, teacher, cut, schema)
+            writer.write(rows)
+            counts["images"] += rows.num_rows
+            counts["quarantined"] += sum(reason is not None for reason in reasons)
+            counts["abstained"] += sum(bool(v) for v in rows.column("abstain").to_pylist())
+    return counts
+
+
+def _this_machine() -> EmbedConfig:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = torch.cuda.is_available()
+    return EmbedConfig(
+        batch=256 if gpu else 64,
+        dtype="bf16" if gpu else "fp32",
+        threads=cores or 1,
+        decode_threads=cores or 1,
+        num_gpus=1 if gpu else 0,
+    )
+
+
+def _tables(path: Location, work: Location) -> Iterator[pa.Table]:
+    """READ tables of at most CHUNK rows; the id is the path below `path`, or file#row."""
+    if path.is_dir() and next(path.files((".parquet",)), None) is None:
+        folder = parse(FolderPool, {"path": path.uri})
+        yield from map(folder.read, folder.slices(CHUNK, work / "index.parquet"))
+    elif path.is_dir() or path.name.lower().endswith(".parquet"):
+        parquet = parse(ParquetPool, {"path": path.uri})
+        yield from map(parquet.read, parquet.slices(CHUNK))
+    elif path.exists():
+        row = {"id": path.name, "position": 0, "image": path.read_bytes()}
+        yield pa.Table.from_pylist([row], schema=READ)
+    else:
+        raise SourceError(f"{path.uri}: expected an image, a folder or a Parquet file; not there")
+
+
+def _ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same tables; the next one is read while the last one is in use."""
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+        following = reader.submit(next, tables, None)
+        while (table := following.result()) is not None:
+            following = reader.submit(next, tables, None)
+            yield table
+
+
+def _schema(label_names: tuple[str, ...]) -> pa.Schema:
+    return pa.schema(
+        [
+            pa.field("path", pa.string(), nullable=False),
+            *(pa.field(f"prob_{name}", pa.float32()) for name in label_names),
+            pa.field("top1", pa.string()),
+            pa.field("top2", pa.string()),
+            pa.field("abstain", pa.bool_()),
+            pa.field("status", pa.string(), nullable=False),
+            pa.field("reason", pa.string()),
+        ]
+    )
+
+
+def _rows(
+    paths: pa.ChunkedArray,
+    probs: np.ndarray,
+    reasons: list[str | None],
+    teacher: Teacher,
+    cut: float | None,
+    schema: pa.Schema,
+) -> pa.Table:
+    names = np.array(teacher.label_names, dtype=object)
+    good = np.array([reason is None for reason in reasons], dtype=bool)
+    probs = probs[good]
+    ranked = np.argsort(-probs, axis=1, kind="stable")
+    below = probs.max(axis=1, initial=0) < (0 if cut is None else cut)
+    found = [*probs.T, names[ranked[:, 0]], names[ranked[:, 1]], below]
+    kinds = schema.types[1:-2]
+    columns = [spread(values, good, kind) for values, kind in zip(found, kinds, strict=True)]
+    status = [OK if reason is None else QUARANTINED for reason in reasons]
+    return pa.Table.from_arrays(
+        [paths, *columns, pa.array(status, pa.string()), pa.array(reasons, pa.string())],
+        schema=schema,
+    )
+
+
+def _csv_writer(sink: IO[bytes], schema: pa.Schema) -> Any:
+    return csv.CSVWriter(sink, schema)
+
+
+_WRITERS: dict[str, Callable[[IO[bytes], pa.Schema], Any]] = {
+    ".parquet": Writer,
+    ".csv": _csv_writer,
+}

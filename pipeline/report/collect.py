@@ -1,0 +1,279 @@
+"""From a run folder to the facts of its report. What a run has not made yet is left out.
+
+Cost: one pass over narrow columns of the decided pool (see :mod:`pipeline.report.pool`), and the
+slices of the mined set that a kept face of a gallery lies in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from pipeline import __version__
+from pipeline.config import Config
+from pipeline.errors import RecordError, RunError
+from pipeline.images import decode
+from pipeline.ledger import Ledger
+from pipeline.plan import Plan
+from pipeline.report.facts import (
+    Bin,
+    Face,
+    Gain,
+    Gallery,
+    Level,
+    ModelRow,
+    ReportFacts,
+    Yield,
+)
+from pipeline.report.pool import COLUMNS, Sample, Tally, walk
+from pipeline.run import Artifact, Run
+from pipeline.schema import REASONS, TRUTH
+from pipeline.storage import read_table
+
+STAGES = (
+    "labeled", "test", "survey", "guard", "teach", "embed", "score", "search", "select", "mine",
+    "distill", "student", "evaluate",
+)  # fmt: skip
+MODELS = ("teacher", "control_a", "control_b", "student")
+METRICS_FILE = "metrics.json"  # of evaluate: what pipeline.evaluation.evaluate returns
+POINT_FILE = "operating_point.json"  # of select, or of search where select keeps none
+GRID_FILE = "grid.png"  # of distill
+TRUTH_FILE = "truth.parquet"  # of labeled
+PLAN_FILE = "plan.json"  # of survey; names the plan in use
+THUMBNAIL = 16
+
+
+class ReportConfig(Config):
+    """What the report shows."""
+
+    gallery: int = Field(default=12, ge=0, le=48)  # faces per class, and per class and reason
+
+
+def collect(
+    run: Run, recipe_name: str, command: str, show_faces: bool, config: ReportConfig | None = None
+) -> ReportFacts:
+    """Read what a run has made.
+
+    Args:
+        run: the run folder; stages that are not finished are left out.
+        recipe_name: title of the page.
+        command: what to type to make the run again.
+        show_faces: whether the page may hold recognizable faces.
+        config: size of the galleries.
+    """
+    config = config or ReportConfig()
+    done = {stage: found for stage in STAGES if (found := _finished(run, stage)) is not None}
+    metrics = _json(done.get("evaluate"), METRICS_FILE)
+    point = _json(done.get("select"), POINT_FILE) or _json(done.get("search"), POINT_FILE)
+    facts: dict[str, Any] = {
+        "seconds": {k: float(a.facts["seconds"]) for k, a in done.items() if "seconds" in a.facts},
+        "lineage": {stage: artifact.digest for stage, artifact in done.items()},
+        "operating_point": _point(point),
+        "trials": tuple(point.get("trials", ())),
+        **_evaluation(metrics),
+        **_distilled(done.get("distill")),
+    }
+    if all(stage in done for stage in COLUMNS):
+        facts |= _pool(done, point, config.gallery)
+    return ReportFacts(
+        recipe=recipe_name,
+        command=command,
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=__version__,
+        run=run.root.uri,
+        show_faces=show_faces,
+        **facts,
+    )
+
+
+def _finished(run: Run, stage: str) -> Artifact | None:
+    try:
+        return run.artifact(stage)
+    except RunError:
+        return None
+
+
+def _json(artifact: Artifact | None, name: str) -> dict[str, Any]:
+    if artifact is None or not (artifact.dir / name).exists():
+        return {}
+    return dict((artifact.dir / name).read_json())
+
+
+def _evaluation(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Models, gain, protocol, confusion and reliability of the better control and the student."""
+    if not metrics:
+        return {}
+    models = metrics["models"]
+    names = [*(n for n in MODELS if n in models), *sorted(n for n in models if n not in MODELS)]
+    gain = metrics.get("gain")
+    compared = [n for n in (gain["over"] if gain else "teacher", "student") if n in models]
+    return {
+        "label_names": tuple(metrics["label_names"]),
+        "models": tuple(_model(name, models[name]) for name in names),
+        "gain": _gain(gain, metrics["protocol"]),
+        "protocol": {k: v for k, v in metrics["protocol"].items() if k != "passes"},
+        "confusion": {n: np.array(models[n]["confusion"], dtype=np.int64) for n in compared},
+        "reliability": {
+            n: tuple(Bin(b["confidence"], b["accuracy"], b["n"]) for b in models[n]["reliability"])
+            for n in compared
+        },
+    }
+
+
+def _model(name: str, found: Mapping[str, Any]) -> ModelRow:
+    accuracy = found["accuracy"]
+    return ModelRow(
+        key=name,
+        accuracy=accuracy["value"],
+        interval=(accuracy["low"], accuracy["high"]),
+        mean_class=found["mean_class_accuracy"]["value"],
+        macro_f1=found["macro_f1"]["value"],
+        ece=found["ece"]["value"],
+        passes=found["passes"],
+        recall={r["class"]: r["recall"] for r in found["per_class"] if r["recall"] is not None},
+    )
+
+
+def _gain(gain: Mapping[str, Any] | None, protocol: Mapping[str, Any]) -> Gain | None:
+    if gain is None:
+        return None
+    accuracy = gain["accuracy"]
+    return Gain(
+        accuracy["value"],
+        accuracy["low"],
+        accuracy["high"],
+        against=gain["over"],
+        n=protocol["n"],
+        seeds=max(1, len(gain["per_seed"])),
+        real=gain["real"],
+    )
+
+
+def _point(point: Mapping[str, Any]) -> dict[str, Any]:
+    """The rules; names, counts, tables and trials stand elsewhere on the page."""
+    elsewhere = ("label_names", "labeled", "table", "trials", "estimates", "cuts")
+    shown = {name: value for name, value in point.items() if name not in elsewhere}
+    estimates = {f"estimated {k}": v for k, v in point.get("estimates", {}).items()}
+    return {**shown, **estimates}
+
+
+def _distilled(artifact: Artifact | None) -> dict[str, Any]:
+    if artifact is None or not (artifact.dir / GRID_FILE).exists():
+        return {}
+    facts = artifact.facts
+    return {
+        "distilled_grid": decode((artifact.dir / GRID_FILE).read_bytes()),
+        "distilled_size": int(facts.get("size", ReportFacts.distilled_size)),
+        "distilled": {k: v for k, v in facts.items() if k != "seconds"},
+    }
+
+
+def _pool(done: Mapping[str, Artifact], point: Mapping[str, Any], size: int) -> dict[str, Any]:
+    at = done["survey"].dir
+    plan = Plan(at / str((at / PLAN_FILE).read_json()["file"]))
+    ledgers = {stage: Ledger(done[stage].dir) for stage in COLUMNS}
+    tally, drawn = walk(ledgers, plan, _truth(done.get("labeled")), size)
+    mined = Ledger(done["mine"].dir) if "mine" in done else None
+    known, kept = tally.known.total(), tally.reasons["selected"]
+    return {
+        "pool": {"faces": tally.faces, "usable": tally.usable, "kept": kept},
+        "purity": tally.right.total() / known if known else None,
+        "purity_known": known,
+        "utilization": kept / tally.faces if tally.faces else None,
+        "reasons": {r: tally.reasons[r] for r in reversed(REASONS) if tally.reasons[r]},
+        "yields": _yields(tally, point),
+        "levels": _levels(tally) if tally.usable else (),
+        "guard": _twins(tally),
+        "duplicates": tally.duplicates,
+        "quarantine": dict(tally.quarantine.most_common()),
+        "galleries": _galleries(tally, drawn, mined),
+    }
+
+
+def _truth(labeled: Artifact | None) -> pa.Table:
+    if labeled is None or not (labeled.dir / TRUTH_FILE).exists():
+        return TRUTH.empty_table()
+    return read_table(labeled.dir / TRUTH_FILE, TRUTH.names)
+
+
+def _yields(tally: Tally, point: Mapping[str, Any]) -> tuple[Yield, ...]:
+    names = point.get("label_names") or sorted({label for label, _ in tally.by_class} - {""})
+    floor = point.get("confidence")
+    rows = []
+    for name in names:
+        cut = (point.get("cuts") or {}).get(name)
+        own = floor.get(name) if isinstance(floor, dict) else floor
+        limits = [value for value in (cut, own) if value is not None]
+        known = tally.known[name]
+        rows.append(
+            Yield(
+                label=name,
+                pool=sum(n for (label, _), n in tally.by_class.items() if label == name),
+                kept=tally.by_class[name, "selected"],
+                threshold=max(limits) if limits else None,
+                purity=tally.right[name] / known if known else None,
+                known=known,
+            )
+        )
+    return tuple(rows)
+
+
+def _levels(tally: Tally) -> tuple[Level, ...]:
+    return tuple(
+        Level(level, int(kept), int(kept) / tally.faces, int(right) / int(known) if known else None)
+        for level, (kept, known, right) in tally.levels.items()
+    )
+
+
+def _twins(tally: Tally) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for (kind, role), number in sorted(tally.twins.items()):
+        found.setdefault(kind, {})[role] = number
+    return found
+
+
+def _galleries(
+    tally: Tally, drawn: Mapping[tuple[str, str], list[Sample]], mined: Ledger | None
+) -> tuple[Gallery, ...]:
+    kept = [s for (reason, _), samples in drawn.items() if reason == "selected" for s in samples]
+    whole = _mined_faces(mined, kept) if mined else {}
+    order = sorted(drawn, key=lambda key: (-REASONS.index(key[0]), key[1]))
+    return tuple(
+        Gallery(
+            label or "no label",
+            reason,
+            tally.by_class[label, reason],
+            tuple(
+                Face(s.id, s.confidence, pixels)
+                for s in drawn[reason, label]
+                if (pixels := whole.get(s.id, _thumbnail(s))) is not None
+            ),
+        )
+        for reason, label in order
+    )
+
+
+def _mined_faces(mined: Ledger, samples: list[Sample]) -> dict[str, np.ndarray]:
+    """Pixels of kept faces from the mined set; a face that is gone from it is left out."""
+    wanted = {s.id for s in samples}
+    found = {}
+    for key in sorted({s.slice for s in samples}):
+        table = mined.read(key, ["id", "image"])
+        ids = table["id"].to_pylist()
+        for i in (i for i, face_id in enumerate(ids) if face_id in wanted):
+            try:
+                found[ids[i]] = decode(table["image"][i].as_py())
+            except RecordError:
+                continue  # the thumbnail stands in
+    return found
+
+
+def _thumbnail(sample: Sample) -> np.ndarray | None:
+    if sample.thumbnail is None:
+        return None
+    return np.frombuffer(sample.thumbnail, np.uint8).reshape(THUMBNAIL, THUMBNAIL)

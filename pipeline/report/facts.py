@@ -1,0 +1,125 @@
+"""What the report page is made of: plain values, filled from a run folder or by hand in tests.
+
+A field that is empty or None leaves its section out; nothing is guessed. Percentages are fractions
+in [0, 1] here and become percent on the page.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One model on the test faces."""
+
+    key: str  # teacher | control_a | control_b | student; any other name is shown as it is
+    accuracy: float
+    interval: tuple[float, float] | None = None  # 95 %, of the accuracy
+    mean_class: float | None = None
+    macro_f1: float | None = None
+    ece: float | None = None
+    passes: float | None = None  # image passes: forward and backward 1, forward only 1/3
+    recall: dict[str, float] = field(default_factory=dict)  # by class
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Student minus the better control, accuracy, as a fraction."""
+
+    value: float
+    low: float
+    high: float
+    against: str
+    n: int | None = None  # test faces
+    seeds: int = 1
+    real: bool = False  # three seeds of one sign, a point or more, and the interval above zero
+
+
+@dataclass(frozen=True)
+class Bin:
+    """One bin of a reliability diagram."""
+
+    confidence: float  # mean confidence of its faces
+    accuracy: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Yield:
+    """What one class got from the pool."""
+
+    label: str
+    pool: int  # faces whose pseudo-label is this class
+    kept: int
+    threshold: float | None = None
+    purity: float | None = None  # share of kept labels that are right, where truth is known
+    known: int = 0  # kept faces whose truth is known
+
+
+@dataclass(frozen=True)
+class Level:
+    """What a plain confidence threshold would keep."""
+
+    threshold: float
+    kept: int
+    share: float
+    purity: float | None = None
+
+
+@dataclass(frozen=True)
+class Face:
+    """One face of a gallery; `pixels` is uint8 (H, W) or (H, W, 3)."""
+
+    id: str
+    confidence: float | None
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Faces of one class, kept or rejected for one reason."""
+
+    label: str
+    reason: str  # `selected`, or why not
+    total: int
+    faces: tuple[Face, ...]
+
+
+@dataclass(frozen=True)
+class ReportFacts:
+    """Everything the page shows."""
+
+    recipe: str
+    command: str
+    made: str  # date and time, ISO 8601
+    version: str
+    run: str = ""
+    show_faces: bool = False
+    label_names: tuple[str, ...] = ()
+    models: tuple[ModelRow, ...] = ()
+    gain: Gain | None = None
+    purity: float | None = None
+    purity_known: int = 0
+    utilization: float | None = None
+    pool: dict[str, int] = field(default_factory=dict)  # faces, quarantined, kept, ...
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage
+    protocol: dict[str, Any] = field(default_factory=dict)
+    yields: tuple[Yield, ...] = ()
+    levels: tuple[Level, ...] = ()
+    operating_point: dict[str, Any] = field(default_factory=dict)
+    trials: tuple[dict[str, Any], ...] = ()
+    confusion: dict[str, np.ndarray] = field(default_factory=dict)  # (K, K), rows are the truth
+    reliability: dict[str, tuple[Bin, ...]] = field(default_factory=dict)
+    galleries: tuple[Gallery, ...] = ()
+    reasons: dict[str, int] = field(default_factory=dict)  # selection: faces by reason
+    guard: dict[str, dict[str, int]] = field(default_factory=dict)  # kind: {role: faces}
+    duplicates: int | None = None
+    quarantine: dict[str, int] = field(default_factory=dict)
+    distilled_grid: np.ndarray | None = None  # uint8 (H, W) or (H, W, 3)
+    distilled_size: int = 48  # pixels of one image's side in the grid
+    distilled: dict[str, Any] = field(default_factory=dict)
+    lineage: dict[str, str] = field(default_factory=dict)  # stage: digest

@@ -1,0 +1,163 @@
+"""Opens any pool source: cuts all of them into slices, reads one slice, fetches some faces again.
+
+Removed faces do not appear in what `read_slice` returns. A slice's key says what its faces are:
+where a removal list changes that, the key gets a suffix, and every stage sees a new slice; all
+other slices keep their key, and what was scored stays scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from pipeline.errors import SourceError
+from pipeline.plan import GROUP, Slice
+from pipeline.sources.extents import Extent
+from pipeline.sources.folder import FolderPool
+from pipeline.sources.parquet import ParquetPool
+from pipeline.sources.removals import Removals
+from pipeline.sources.rest import RestPool
+from pipeline.sources.synthetic import SyntheticPool
+from pipeline.storage import Location
+
+PoolSource = Annotated[
+    SyntheticPool | FolderPool | ParquetPool | RestPool, Field(discriminator="kind")
+]
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier plan knows, so that a changed removal list renames few slices.
+
+    Attributes:
+        removals: the list that was in force.
+        surveyed: of a base key such as "s0000123", the slice as it was planned then and the columns
+            id, sha256 and group of the faces that it yielded; None if it was never surveyed.
+    """
+
+    removals: Removals
+    surveyed: Callable[[str], tuple[Slice, pa.Table] | None]
+
+
+def plan_slices(
+    sources: Mapping[str, PoolSource],
+    slice_faces: int,
+    plan: Location,
+    *,
+    rest: Location | None = None,
+) -> list[Slice]:
+    """Cut all sources into slices, in the order of the recipe, under their base keys.
+
+    Args:
+        sources: by the recipe's name.
+        slice_faces: faces per slice, at most.
+        plan: folder of the plan; folder sources store their lists of files here.
+        rest: the stored LABELED table, for a source of kind `rest`.
+
+    Raises:
+        SourceError: what is wrong with which path, file or column.
+    """
+    slices: list[Slice] = []
+    for name, source in sources.items():
+        for extent in _extents(name, source, slice_faces, plan, rest):
+            number = len(slices)
+            slices.append(
+                Slice(
+                    key=f"s{number:07d}",
+                    group=number // GROUP,
+                    source=name,
+                    shard=extent.shard,
+                    start=extent.start,
+                    stop=extent.stop,
+                    fingerprint=extent.fingerprint,
+                    faces=extent.faces,
+                )
+            )
+    return slices
+
+
+def keyed(base: Slice, removals: Removals, earlier: Earlier | None) -> Slice:
+    """A planned slice under the key it had, or under a new one if it yields other faces now.
+
+    A slice that no earlier plan surveyed, or surveyed with other bytes in it, keeps its base key.
+
+    Args:
+        base: as :func:`plan_slices` made it.
+        removals: the removal list in force.
+        earlier: the plan before, of the same sources.
+    """
+    found = earlier.surveyed(base.key) if earlier is not None else None
+    if earlier is None or found is None:
+        return base
+    before, faces = found
+    if replace(before, key=base.key, shard=base.shard) != base:
+        return base
+    had_removed = before.faces is None or len(faces) < before.faces
+    returned = had_removed and not removals.covers(earlier.removals)
+    if returned or removals.hits(faces).any():
+        return replace(base, key=f"{base.key}.r{removals.digest[:8]}")
+    return replace(base, key=before.key)
+
+
+def read_slice(
+    slice: Slice, sources: Mapping[str, PoolSource], removals: Removals | None = None
+) -> pa.Table:
+    """READ rows of a slice, without removed faces, in the order of the source.
+
+    Raises:
+        SourceError: no such source, or the shard changed since it was planned.
+    """
+    table = _read(slice, sources, None)
+    if not removals:
+        return table
+    return table.filter(pa.array(~removals.hits(table)))
+
+
+def fetch(slice: Slice, positions: Sequence[int], sources: Mapping[str, PoolSource]) -> pa.Table:
+    """READ rows of the faces at `positions` of a slice, sorted by position.
+
+    Raises:
+        SourceError: as :func:`read_slice`, or a position outside the slice.
+    """
+    outside = [position for position in positions if not slice.start <= position < slice.stop]
+    if outside:
+        raise SourceError(
+            f"slice {slice.key} of {slice.shard}: position {outside[0]} asked for; "
+            f"it holds {slice.start}-{slice.stop - 1}"
+        )
+    return _read(slice, sources, positions)
+
+
+def _read(
+    slice: Slice, sources: Mapping[str, PoolSource], positions: Sequence[int] | None
+) -> pa.Table:
+    if slice.source not in sources:
+        raise SourceError(
+            f"slice {slice.key}: source {slice.source!r} is not in the recipe; "
+            f"found: {', '.join(sources)}"
+        )
+    source = sources[slice.source]
+    faces = slice.stop - slice.start if slice.faces is None else slice.faces
+    extent = Extent(slice.shard, slice.start, slice.stop, slice.fingerprint, faces)
+    table = source.read(extent, positions)
+    if isinstance(source, RestPool):  # labeled faces keep the id that the hidden truth knows
+        return table
+    ids = pc.binary_join_element_wise(f"{slice.source}/", table["id"], "")
+    return table.set_column(0, table.schema.field("id"), ids)
+
+
+def _extents(
+    name: str, source: PoolSource, faces: int, plan: Location, rest: Location | None
+) -> Iterator[Extent]:
+    if isinstance(source, FolderPool):
+        return source.slices(faces, plan / f"{name}.index.parquet")
+    if isinstance(source, RestPool):
+        if rest is None:
+            raise SourceError(f"pool source {name!r}: kind 'rest' needs a stored labeled set")
+        return source.slices(faces, rest)
+    return source.slices(faces)

@@ -1,0 +1,240 @@
+"""The flow, one short function per stage, in the order a face meets them. Start reading here.
+
+    survey -> guard -> teach -> embed -> score -> search -> select -> mine
+           -> distill -> student -> evaluate -> report
+
+Every stage takes a job (recipe + run folder), reads artifacts of earlier stages, writes its own and
+returns it. A stage whose identity was seen before is skipped or continued (pipeline/run.py); where
+things lie and how a pass is run is in pipeline/flow.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from pipeline import evaluation, flow, selection
+from pipeline import search as searching
+from pipeline.config import digest
+from pipeline.embedding import profile
+from pipeline.job import Job
+from pipeline.ledger import Ledger
+from pipeline.mining import Miner, read_selection
+from pipeline.policy import SCORE_COLUMNS, load_point, save_point
+from pipeline.report import collect, write_report
+from pipeline.run import Artifact
+from pipeline.sources.reader import read_slice
+from pipeline.storage import read_table
+from pipeline.streaming import Operator
+from pipeline.survey import Surveyor
+from pipeline.training import distill as distilling
+from pipeline.training import runs
+
+POINT_FILE = "operating_point.json"
+METRICS_FILE = "metrics.json"
+
+
+def survey(job: Job) -> Artifact:
+    """Decode every face once: pixel hash, perceptual hash, thumbnail, quality, status."""
+    flow.read_labels(job)
+    stage, plan = flow.plan_pool(job)
+    if stage.done is None:
+        read = partial(read_slice, sources=job.sources, removals=job.removals)
+        args = (stage.dir, job.views, job.recipe.survey.threads)
+        operators = [Operator(Surveyor, args, "survey")]
+        flow.stream_pool(job, "survey", plan, Ledger(stage.dir), read, operators)
+        flow.seal(stage, plan, budget=job.recipe.error_budget)
+    return flow.done(stage)
+
+
+def guard(job: Job) -> Artifact:
+    """Find twins of test and validation faces in the labeled set and the pool, and duplicates."""
+    plan = flow.pool_plan(job)
+    inputs = {name: job.run.artifact(name).digest for name in ("labeled", "test", "survey")}
+    stage = job.open("guard", inputs, plan=plan.digest)
+    if stage.done is None:
+        flow.guard_labeled(job, stage.dir)
+        flow.guard_pool(job, stage, plan)
+        flow.seal(stage, plan)
+    return flow.done(stage)
+
+
+def teach(job: Job) -> Artifact:
+    """Train the teachers crosswise; out-of-fold predictions give temperature and cuts."""
+    stage = job.open("teach", {"labeled": flow.training_digest(job)})
+    if stage.done is None:
+        settings = runs.TeachJob(
+            handed=flow.handed(job),
+            teach=job.recipe.teach,
+            out=stage.dir.uri,
+            checkpoints=flow.checkpoints(stage),
+            seed=job.recipe.seed,
+        )
+        facts = flow.train(job, stage.name, runs.teach, settings)
+        stage.finish(facts.pop("sha256"), **facts)
+    return flow.done(stage)
+
+
+def embed(job: Job) -> Artifact:
+    """Run the teachers over the pool; scoring is chained, so that the pool is read once."""
+    plan, teacher = flow.pool_plan(job), job.run.artifact("teach")
+    config = job.recipe.embed
+    inputs = {"pool": flow.pool_digest(job), "weights": teacher.facts["weights_sha256"]}
+    stage = job.open("embed", {**inputs, "profile": profile(config)}, plan=plan.digest)
+    if stage.done is None:
+        ledger = Ledger(stage.dir)
+        scores = flow.open_scores(job, stage.dir, teacher, plan)
+        read = partial(read_slice, sources=job.sources, removals=job.removals)
+        operators = [
+            flow.embedder(job, teacher, stage.dir),
+            flow.scorer(job, teacher, stage.dir, scores.dir),
+        ]
+        flow.stream_pool(job, "embed", plan, ledger, read, operators)
+        flow.seal(stage, plan, passes=flow.forward_passes(job, plan, ledger))
+    return flow.done(stage)
+
+
+def score(job: Job) -> Artifact:
+    """Compare stored embeddings with prototypes and labeled neighbors; no threshold here."""
+    plan, teacher, embedded = flow.pool_plan(job), job.run.artifact("teach"), job.run.stage("embed")
+    stage = flow.open_scores(job, embedded, teacher, plan=plan.digest)
+    if stage.done is None:
+        ledger = Ledger(stage.dir)
+        operators = [flow.scorer(job, teacher, embedded.dir, stage.dir)]
+        flow.stream_pool(job, "score", plan, ledger, flow.from_ledger, operators)
+        flow.write_points(job, stage, teacher)
+        flow.seal(stage, plan)
+    return flow.done(stage)
+
+
+def search(job: Job) -> Artifact | None:
+    """Search the operating point over cached scores, judged on out-of-fold labeled faces."""
+    if job.recipe.search is None:
+        return None
+    stage = job.open("search", {"score": job.run.artifact("score").digest})
+    if stage.done is None:
+        flow.start_ray(job.recipe.stream)
+        config = job.recipe.search.model_copy(update={"seed": job.recipe.seed})
+        columns = flow.score_columns(job, SCORE_COLUMNS)
+        point = searching.search(flow.points(job), columns, config, job.run.scratch / "tune")
+        save_point(point, stage.dir / POINT_FILE)
+        stage.finish(point.digest, **point.estimates)
+    return flow.done(stage)
+
+
+def select(job: Job) -> Artifact:
+    """Decide, face by face, from the score table; every face leaves with a reason."""
+    plan, config = flow.pool_plan(job), job.recipe.select
+    flow.confirm_twins(job, plan)
+    inputs = {name: job.run.artifact(name).digest for name in ("score", "twins", "survey")}
+    if job.recipe.search is not None:
+        inputs["search"] = job.run.artifact("search").digest
+    stage = job.open("select", inputs, plan=plan.digest)
+    if stage.done is None:
+        if job.recipe.search is None:
+            point = selection.operating_point(config, flow.points(job))
+        else:
+            point = load_point(job.run.artifact("search").dir / POINT_FILE)
+        save_point(point, stage.dir / POINT_FILE)
+        ledger, tables = Ledger(stage.dir), partial(flow.pool_rows, job)
+        decided = selection.select(tables, point, config)
+        for slice, table in zip(plan.slices(), decided, strict=True):
+            ledger.commit(slice, table)
+        kept = selection.yield_by_class(t for _, t in ledger.tables(plan))
+        flow.seal(stage, plan, rule=point.digest, per_class=kept)
+    return flow.done(stage)
+
+
+def mine(job: Job) -> Artifact:
+    """Fetch the selected faces' bytes once more and write the mined set."""
+    plan, selected = flow.pool_plan(job), job.run.artifact("select")
+    stage = job.open("mine", {"select": selected.digest}, plan=plan.digest)
+    if stage.done is None:
+        ledger = Ledger(stage.dir)
+        inputs = [job.run.artifact(name).dir for name in ("select", "score", "survey")]
+        teacher = job.run.artifact("teach").digest
+        args = (stage.dir, *inputs, job.sources, teacher, selected.facts["rule"])
+        read = partial(read_selection, selected.dir)
+        flow.stream_pool(
+            job, "mine", plan, ledger, read, [Operator(Miner, args, "mine")]
+        )
+        flow.seal(stage, plan)
+    return flow.done(stage)
+
+
+def distill(job: Job) -> Artifact | None:
+    """Learn a few synthetic images per class from the labeled and the mined faces."""
+    if job.recipe.distill is None:
+        return None
+    raise NotImplementedError
+
+
+def student(job: Job) -> Artifact:
+    """Train the student and, beside it, the controls of equal compute."""
+    teacher = job.run.artifact("teach")
+    inputs = {
+        "labeled": flow.training_digest(job),
+        "mined": job.run.artifact("mine").digest,
+        "teacher": teacher.digest,
+    }
+    stage = job.open("student", inputs)
+    if stage.done is None:
+        spent = teacher.facts["passes"] + job.run.artifact("embed").facts["passes"]
+        found = {}
+        for model in ("student", "control_a", "control_b"):
+            settings = runs.StudentJob(
+                handed=flow.handed(job, mined=True),
+                student=job.recipe.student,
+                model=model,
+                passes=spent + found["student"]["passes"] if model == "control_b" else None,
+                teacher=teacher.dir.uri,
+                out=(stage.dir / model).uri,
+                checkpoints=flow.checkpoints(stage, model),
+                seed=job.recipe.seed,
+            )
+            found[model] = flow.train(job, model, runs.study, settings)
+        passes = {model: facts["passes"] for model, facts in found.items()}
+        passes["student"] += spent
+        stage.finish(found["student"]["sha256"], passes=passes, models=found)
+    return flow.done(stage)
+
+
+def evaluate(job: Job) -> Artifact:
+    """Judge every model on the test faces; the only stage that reads their labels."""
+    inputs = {name: job.run.artifact(name).digest for name in ("teach", "student", "test", "select")}
+    stage = job.open("evaluate", inputs)
+    if stage.done is None:
+        labels, names, probs = flow.sit_exam(job)
+        protocol = flow.protocol_card(job)
+        metrics = evaluation.evaluate(probs, labels, names, protocol, job.recipe.evaluate)
+        decided = (t for _, t in flow.ledger(job, "select").tables(flow.pool_plan(job)))
+        truth = read_table(job.run.artifact("labeled").dir / flow.TRUTH_FILE)
+        metrics["pool"] = evaluation.purity(decided, truth)
+        (stage.dir / METRICS_FILE).write_json(metrics)
+        stage.finish(digest(metrics))
+    return flow.done(stage)
+
+
+def report(job: Job) -> Artifact | None:
+    """Write report.html into the run folder."""
+    facts = collect(job.run, job.recipe.name, job.command, job.show_faces, job.recipe.report)
+    write_report(job.run.root / "report.html", facts)
+    return None
+
+
+Stage = Callable[[Job], Artifact | None]
+
+STAGES: Mapping[str, Stage] = {
+    "survey": survey,
+    "guard": guard,
+    "teach": teach,
+    "embed": embed,
+    "score": score,
+    "search": search,
+    "select": select,
+    "mine": mine,
+    "distill": distill,
+    "student": student,
+    "evaluate": evaluate,
+    "report": report,
+}

@@ -1,0 +1,380 @@
+"""Where bytes live: one path type for local folders and S3, atomic writes, exclusive creates.
+
+A write is seen whole or not at all: local files are written beside their target, fsynced and
+renamed, and the folder is fsynced; S3 objects appear when their upload completes. `create` lets
+exactly one of many writers win, which every commit in this package rests on.
+
+Cost: an atomic local write is two fsyncs (file and folder). s3fs is imported at the first use of
+an s3:// location (about half a second); the endpoint and the credentials come from the usual AWS
+environment, never from a uri.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import posix
+from pipeline.errors import SourceError
+from pipeline.parquet import Reader, Writer, open_file, table_writer
+from pipeline.schema import require_columns
+
+__all__ = [
+    "Location",
+    "location",
+    "open_stored",
+    "open_table",
+    "read_table",
+    "table_writer",
+    "to_json",
+    "write_table",
+]
+
+_S3 = "s3://"
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or folder: an absolute local path, or s3://bucket/key. Cheap, hashable, picklable."""
+
+    uri: str
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def __truediv__(self, name: str) -> Location:
+        """What `name` (may hold slashes) means below this folder; it cannot lead out of it."""
+        if not name or any(part in ("", ".", "..") for part in name.split("/")):
+            raise SourceError(f"{self.uri}: {name!r} is not a name below this folder")
+        return Location(f"{self.uri.rstrip('/')}/{name}")
+
+    @property
+    def name(self) -> str:
+        """Last part of the path."""
+        return self.uri.rpartition("/")[2]
+
+    @property
+    def parent(self) -> Location:
+        """The folder this lies in; a bucket and the root are their own parents."""
+        if self.is_local:
+            return Location(os.path.dirname(self.uri))
+        return Location(self.uri.rpartition("/")[0]) if "/" in self._key else self
+
+    @property
+    def is_local(self) -> bool:
+        """False on S3."""
+        return not self.uri.startswith(_S3)
+
+    @property
+    def _key(self) -> str:
+        return self.uri.removeprefix(_S3)
+
+    def local_path(self) -> Path:
+        """The path, for code that needs a real file; SourceError on S3."""
+        if not self.is_local:
+            raise SourceError(f"{self.uri}: expected a local path here, not S3")
+        return Path(self.uri)
+
+    # -- looking ------------------------------------------------------------------------------
+
+    def exists(self) -> bool:
+        """True for a file, a folder or a prefix that holds keys."""
+        return os.path.exists(self.uri) if self.is_local else bool(_s3().exists(self._key))
+
+    def is_dir(self) -> bool:
+        """True for a folder or a prefix that holds keys."""
+        return os.path.isdir(self.uri) if self.is_local else bool(_s3().isdir(self._key))
+
+    def size(self) -> int:
+        """Bytes; SourceError if there is no such file."""
+        with _explained(self.uri):
+            return os.stat(self.uri).st_size if self.is_local else int(_s3().size(self._key))
+
+    def stamp(self) -> str:
+        """Changes when the content does: size and mtime in ns, or the ETag, without reading."""
+        with _explained(self.uri):
+            if self.is_local:
+                stat = os.stat(self.uri)
+                return f"{stat.st_size}-{stat.st_mtime_ns}"
+            return str(_s3().info(self._key)["ETag"]).strip('"')
+
+    def children(self) -> list[Location]:
+        """Files and folders right below, sorted by name; [] if missing. Unfinished writes hide."""
+        try:
+            paths = os.listdir(self.uri) if self.is_local else _s3().ls(self._key, detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        names = sorted(path.rstrip("/").rpartition("/")[2] for path in paths if path != self._key)
+        return [self / name for name in names if not posix.TEMP.fullmatch(name)]
+
+    def files(self, suffixes: Sequence[str]) -> Iterator[Location]:
+        """Files at any depth whose name ends in one of `suffixes` (case does not count).
+
+        Sorted by relative path, the same on disk and on S3; names with a leading dot are skipped,
+        links are followed. Memory: one folder listing per level on disk, every key on S3.
+        """
+        ends = tuple(suffix.lower() for suffix in suffixes)
+        local = self.is_local
+        found = posix.walk(self.uri) if local else sorted(_s3().find(self._key))
+        for path in found:
+            uri = path if local else _S3 + path
+            if uri.lower().endswith(ends) and "/." not in uri[len(self.uri) :]:
+                yield Location(uri)
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def open(self, mode: str = "rb") -> IO[bytes]:
+        """A binary file object. "wb" is not atomic on disk: see :meth:`replacing`."""
+        with _explained(self.uri):
+            if not self.is_local:
+                return _s3().open(self._key, mode)
+            if "r" not in mode:
+                posix.make_folder(os.path.dirname(self.uri))
+            return open(self.uri, mode)
+
+    def read_bytes(self) -> bytes:
+        """The whole file; SourceError if there is none."""
+        with _explained(self.uri):
+            if not self.is_local:
+                # one GET; more would ask for the size first, and most files read whole are small
+                return bytes(_s3().cat_file(self._key, max_concurrency=1))
+            with open(self.uri, "rb") as file:
+                return file.read()
+
+    def find_bytes(self) -> bytes | None:
+        """The whole file, or None if there is none: one request where exists + read are two."""
+        try:
+            return self.read_bytes()
+        except SourceError as err:
+            if isinstance(err.__cause__, FileNotFoundError):
+                return None
+            raise
+
+    def read_text(self) -> str:
+        """The file as UTF-8."""
+        return self.read_bytes().decode()
+
+    def read_json(self) -> Any:
+        """The file as JSON; SourceError naming the place if it is not."""
+        try:
+            return json.loads(self.read_bytes())
+        except (json.JSONDecodeError, UnicodeDecodeError) as err:
+            raise SourceError(f"{self.uri}: expected JSON: {err}") from err
+
+    def read_range(self, start: int, stop: int) -> bytes:
+        """Bytes [start, stop); shorter, or empty, where the file ends before."""
+        if stop <= start:
+            return b""
+        with _explained(self.uri):
+            if self.is_local:
+                with open(self.uri, "rb") as file:
+                    file.seek(start)
+                    return file.read(stop - start)
+            try:
+                return bytes(_s3().cat_file(self._key, start=start, end=stop))
+            except OSError as err:
+                if _code(err) in ("InvalidRange", "416"):
+                    return b""
+                raise
+
+    # -- writing ------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def replacing(self) -> Iterator[IO[bytes]]:
+        """A file object whose content replaces this file when the block ends without an error.
+
+        On an error, or if the process dies, whatever was here before stays.
+        """
+        if self.is_local:
+            with posix.replacing(self.uri) as file:
+                yield file
+            return
+        upload = _s3().open(self._key, "wb")
+        finished = False
+        try:
+            yield upload
+            finished = True
+        finally:
+            if finished:
+                upload.close()
+            else:
+                upload.discard()
+                upload.closed = True  # or the destructor would upload what was written so far
+
+    def write_bytes(self, data: bytes) -> None:
+        """Replace the file atomically and durably; folders are made."""
+        with self.replacing() as file:
+            file.write(data)
+
+    def write_text(self, text: str) -> None:
+        """Same as :meth:`write_bytes`, as UTF-8."""
+        self.write_bytes(text.encode())
+
+    def write_json(self, value: Any) -> None:
+        """Same as :meth:`write_bytes`, as indented JSON with sorted keys."""
+        self.write_bytes(to_json(value))
+
+    def create(self, data: bytes) -> bool:
+        """Write the file unless there is one; among any number of writers exactly one gets True.
+
+        False may also mean "you won, but the answer of your first request was lost and its repeat
+        met your own file" (S3 behind a retrying client). Who must know puts an id of its own in
+        `data` and reads back.
+
+        Raises:
+            SourceError: the file system has no hard links.
+        """
+        return posix.create(self.uri, data) if self.is_local else _create_s3(self._key, data)
+
+    def mkdir(self) -> None:
+        """Make the folder and its parents; nothing to do on S3."""
+        if self.is_local:
+            posix.make_folder(self.uri)
+
+    def remove_tree(self) -> None:
+        """Remove a file or a folder with all it holds; nothing there is fine."""
+        with contextlib.suppress(FileNotFoundError):
+            if not self.is_local:
+                _s3().rm(self._key, recursive=True)
+            elif os.path.isdir(self.uri) and not os.path.islink(self.uri):
+                shutil.rmtree(self.uri)
+            else:
+                os.unlink(self.uri)
+
+
+def location(uri: str | os.PathLike[str]) -> Location:
+    """The location that a person wrote: `~` and `$NAME` expanded, relative paths made absolute.
+
+    Raises:
+        SourceError: an unset variable, an unknown scheme, or a uri that carries credentials or
+            query parameters (they would end up in logs; the message does not repeat them).
+    """
+    text = os.path.expanduser(os.path.expandvars(os.fspath(uri)))
+    scheme, mark, rest = text.partition("://")
+    if mark and not re.fullmatch(r"file|s3", scheme):
+        known = scheme if re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme) else "unreadable"
+        raise SourceError(f"location: scheme {known!r}; expected a local path or s3://bucket/key")
+    if mark and "@" in rest.partition("/")[0]:
+        raise SourceError(f"location: {scheme}:// uri with user or secret; use the AWS environment")
+    if mark and "?" in rest:
+        raise SourceError(f"location: {scheme}:// uri with query parameters; use the environment")
+    if unset := re.search(r"\$(\{\w+\}|[A-Za-z_]\w*)", text):
+        raise SourceError(f"location: environment variable {unset.group()} is not set")
+    path = rest if mark else text
+    if not path.strip("/") and (mark or not path):
+        raise SourceError(f"location: {text!r} names nothing; expected a path or s3://bucket/key")
+    if mark and scheme == "s3":
+        return Location(_S3 + "/".join(part for part in rest.split("/") if part))
+    return Location(os.path.abspath(path))
+
+
+def to_json(value: Any) -> bytes:
+    """Indented JSON with sorted keys; a set becomes a sorted list, what else JSON lacks a str."""
+    text = json.dumps(
+        value,
+        indent=1,
+        sort_keys=True,
+        default=lambda v: sorted(v) if isinstance(v, set | frozenset) else str(v),
+    )
+    return text.encode() + b"\n"
+
+
+# -- tables ---------------------------------------------------------------------------------------
+
+
+def write_table(at: Location, table: pa.Table) -> None:
+    """Write one Parquet file atomically."""
+    with at.replacing() as sink, Writer(sink, table.schema) as writer:
+        writer.write(table)
+
+
+def read_table(at: Location, columns: Sequence[str] | None = None) -> pa.Table:
+    """One Parquet file, all columns or the named ones in the order asked for.
+
+    Raises:
+        SourceError: no such file, not Parquet, or a column is missing.
+    """
+    with open_stored(at) as file:
+        return file.read(columns)
+
+
+@contextlib.contextmanager
+def open_stored(at: Location) -> Iterator[Reader]:
+    """A file of :func:`write_table`, only its footer read; raises as :func:`read_table`."""
+    with _parquet_source(at) as source, Reader(source, at.uri) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def open_table(at: Location, columns: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of anyone's, as it is on disk; its footer must name `columns`.
+
+    Raises:
+        SourceError: as :func:`read_table`.
+    """
+    with _parquet_source(at) as source, open_file(source, at.uri) as file:
+        require_columns(file.schema_arrow.names, columns, at.uri)
+        yield file
+
+
+@contextlib.contextmanager
+def _parquet_source(at: Location) -> Iterator[str | IO[bytes]]:
+    if at.is_local:
+        at.size()  # or Arrow's own FileNotFoundError would end up unexplained
+        yield at.uri
+    else:
+        with at.open() as file:
+            yield file
+
+
+# -- S3 -------------------------------------------------------------------------------------------
+
+
+def _s3() -> Any:
+    import s3fs
+
+    # fsspec keeps one instance per thread; its listings cache would hide other writers' files
+    return s3fs.S3FileSystem(use_listings_cache=False)
+
+
+def _create_s3(key: str, data: bytes) -> bool:
+    for wait in (0.1, 0.2, 0.4, 0.8, 1.6):
+        try:
+            _s3().pipe_file(key, data, mode="create")  # If-None-Match: *
+            return True
+        except OSError as err:
+            if isinstance(err, FileExistsError) or _code(err) in ("PreconditionFailed", "412"):
+                return False
+            if _code(err) not in ("ConditionalRequestConflict", "409"):
+                raise
+            time.sleep(wait)  # another conditional write to this key is under way
+    raise SourceError(f"{_S3}{key}: conditional write conflicts persist (409)")
+
+
+def _code(err: BaseException) -> str:
+    """The S3 error code behind an OSError of s3fs, or ""."""
+    response = getattr(err.__cause__, "response", None)
+    return str(response["Error"].get("Code", "")) if response else ""
+
+
+@contextlib.contextmanager
+def _explained(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as err:
+        raise SourceError(f"{uri}: no such file") from err
+    except IsADirectoryError as err:
+        raise SourceError(f"{uri}: expected a file, found a folder") from err
+    except PermissionError as err:
+        raise SourceError(f"{uri}: access denied") from err

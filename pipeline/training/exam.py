@@ -1,0 +1,59 @@
+"""What finished models say of faces they are judged on. No label is read here."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipeline.artifacts import Teacher, is_teacher, load_model, load_teacher
+from pipeline.models import ModelConfig
+from pipeline.storage import Location
+from pipeline.training.faces import Faces
+from pipeline.training.handed import Handed, pack_rows
+from pipeline.training.runs import TrainConfig
+from pipeline.training.supervised import predict_logits
+from pipeline.training.worker import Worker, local, prepare_cpu
+
+BATCH = 256
+
+
+def examiner(config: TrainConfig) -> Worker:
+    """The one worker that judges, on the device that trained."""
+    prepare_cpu(config.threads)
+    return local(
+        "cuda" if config.use_gpu else "cpu", torch.bfloat16 if config.bf16 else torch.float32
+    )
+
+
+def probabilities(folder: Location, rows: pa.Table, handed: Handed, worker: Worker) -> np.ndarray:
+    """Probabilities (N, K) float32 of a model, or of a teacher's members together.
+
+    Averaged with the mirrored face; a teacher's members are calibrated with its temperature, a
+    model's logits are taken as they are.
+    """
+
+    def say(model: torch.nn.Module, config: ModelConfig) -> np.ndarray:
+        faces = _faces(rows, handed, config)
+        return predict_logits(model.to(worker.device), faces, worker)  # type: ignore[arg-type]
+
+    if not is_teacher(folder):
+        model = load_model(folder)
+        return torch.softmax(torch.from_numpy(say(model, model.config)), dim=-1).numpy()
+    teacher = load_teacher(folder)
+    each = [say(member, member.config) for member in teacher.members]
+    return teacher.probs(torch.from_numpy(np.stack(each, axis=1))).numpy()
+
+
+def embeddings(teacher: Teacher, rows: pa.Table, handed: Handed) -> np.ndarray:
+    """Unit embeddings (N, D) float32 of faces (rows with id, image, box)."""
+    faces = _faces(rows, handed, teacher.members[0].config)
+    parts = []
+    for start in range(0, len(faces), BATCH):
+        index = np.arange(start, min(start + BATCH, len(faces)))
+        parts.append(teacher.represent(torch.from_numpy(faces.take(index)))[0])
+    return torch.cat(parts).numpy()
+
+
+def _faces(rows: pa.Table, handed: Handed, model: ModelConfig) -> Faces:
+    return pack_rows(rows, "judged", handed.crop, handed.color, handed, model)

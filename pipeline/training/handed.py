@@ -1,0 +1,171 @@
+"""Labeled and mined faces as training sees them, opened from artifacts on whatever node trains.
+
+A training function gets a `Handed`: places and crops, nothing large. Each node packs the faces into
+its own cache once; the cache's folder is named by what is in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from pipeline.config import Config
+from pipeline.errors import SourceError
+from pipeline.images import Color, Crop
+from pipeline.ledger import Ledger
+from pipeline.models import ModelConfig
+from pipeline.packs import content_digest
+from pipeline.plan import Plan
+from pipeline.schema import OK, label_codes, label_names_of
+from pipeline.storage import Location, location, read_table
+from pipeline.training.data import LabeledFaces, MinedFaces
+from pipeline.training.faces import Faces, pack_faces
+
+LABELED_FILE = "labeled.parquet"
+FACES_FILE = "faces.parquet"
+
+
+class Handed(Config):
+    """Where a training function finds its faces; travels as JSON."""
+
+    labeled: str
+    """Folder of the labeled set."""
+    guard: str | None
+    """Folder of guard; None before guard has run."""
+    crop: Crop
+    color: Color
+    """Of the labeled set."""
+    scratch: str
+    """Cache folder on the node."""
+    mined: str | None = None
+    """Ledger of the mined set."""
+    plan: str | None = None
+    """Plan that the mined set was made under."""
+    views: dict[str, tuple[Crop, Color]] = Field(default_factory=dict)
+    """Crop and color of each pool source."""
+
+
+@dataclass(frozen=True)
+class JoinedFaces:
+    """Several stores one behind the other."""
+
+    parts: Sequence[Faces]
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def take(self, index: np.ndarray) -> np.ndarray:
+        """Faces (B, C, S, S) uint8 at the positions (B,)."""
+        ends = np.cumsum([len(part) for part in self.parts])
+        owner = np.searchsorted(ends, index, side="right")
+        out: np.ndarray | None = None
+        for number in np.unique(owner):
+            here = owner == number
+            found = self.parts[number].take(index[here] - (ends[number] - len(self.parts[number])))
+            if out is None:
+                out = np.empty((len(index), *found.shape[1:]), found.dtype)
+            out[here] = found
+        if out is None:
+            return self.parts[0].take(index)
+        return out
+
+
+def labeled_rows(labeled: Location, guard: Location | None, roles: Sequence[str]) -> pa.Table:
+    """LABELED rows of some roles that decode and are no twin of a test face.
+
+    Raises:
+        SourceError: no such row.
+    """
+    table = read_table(labeled / LABELED_FILE)
+    faces = read_table(labeled / FACES_FILE, ["id", "status"])
+    keep = pc.and_(pc.equal(faces["status"], OK), pc.is_in(table["role"], pa.array(list(roles))))
+    if guard is not None:
+        twins = read_table(guard / LABELED_FILE, ["id", "twin_of"])
+        keep = pc.and_(keep, pc.is_null(twins["twin_of"]))
+    kept = table.filter(keep)
+    if kept.num_rows == 0:
+        raise SourceError(f"{labeled}: no usable face has role {' or '.join(roles)}")
+    return kept
+
+
+def open_labeled(handed: Handed, model: ModelConfig) -> tuple[LabeledFaces, pa.Table]:
+    """Training faces at a model's size and color, and their rows."""
+    guard = None if handed.guard is None else location(handed.guard)
+    rows = labeled_rows(location(handed.labeled), guard, ("train",))
+    return pack_labeled(rows, handed, model), rows
+
+
+def pack_labeled(rows: pa.Table, handed: Handed, model: ModelConfig) -> LabeledFaces:
+    """LABELED rows, all with a label, as a training set."""
+    names = label_names_of(rows.schema)
+    faces = pack_rows(rows, "labeled", handed.crop, handed.color, handed, model)
+    groups = rows["group"].to_pylist()
+    return LabeledFaces(
+        faces,
+        label_codes(rows["label"].to_pylist(), names),
+        groups=None if None in groups else groups,
+    )
+
+
+def open_mined(handed: Handed, model: ModelConfig) -> MinedFaces:
+    """The mined set, sources one behind the other.
+
+    Raises:
+        SourceError: nothing was mined.
+    """
+    assert handed.mined is not None
+    assert handed.plan is not None
+    plan, ledger = Plan(location(handed.plan)), Ledger(location(handed.mined))
+    narrow = pa.concat_tables(
+        table for _, table in ledger.tables(plan, ["id", "soft", "weight", "source"])
+    )
+    if narrow.num_rows == 0:
+        raise SourceError(f"{handed.mined}: the mined set is empty; loosen the policy of select")
+    order, parts = [], []
+    source = narrow["source"].to_numpy(zero_copy_only=False)
+    for name, (crop, color) in handed.views.items():
+        rows = np.flatnonzero(source == name)
+        if len(rows):
+            order.append(rows)
+            key = content_digest(narrow.select(["id"]).take(rows))[:12]
+            images = _images(ledger, plan, name)
+            parts.append(_store(images, len(rows), f"mined-{key}", crop, color, handed, model))
+    rows = np.concatenate(order)
+    soft = narrow["soft"].combine_chunks().flatten().to_numpy().reshape(narrow.num_rows, -1)
+    weight = narrow["weight"].to_numpy()
+    return MinedFaces(JoinedFaces(parts), soft[rows], weight[rows], source[rows].tolist())
+
+
+def _images(ledger: Ledger, plan: Plan, source: str) -> Iterator[tuple[bytes, list[float] | None]]:
+    for slice, table in ledger.tables(plan, ["image", "box"]):
+        if slice.source == source:
+            yield from zip(table["image"].to_pylist(), table["box"].to_pylist(), strict=True)
+
+
+def pack_rows(
+    rows: pa.Table, what: str, crop: Crop, color: Color, handed: Handed, model: ModelConfig
+) -> Faces:
+    key = content_digest(rows.select(["id"]))[:12]
+    images = zip(rows["image"].to_pylist(), rows["box"].to_pylist(), strict=True)
+    return _store(images, rows.num_rows, f"{what}-{key}", crop, color, handed, model)
+
+
+def _store(
+    images: Iterator[tuple[bytes, list[float] | None]],
+    count: int,
+    name: str,
+    crop: Crop,
+    color: Color,
+    handed: Handed,
+    model: ModelConfig,
+) -> Faces:
+    """Pack for a model; a gray source stays gray for a model that sees color."""
+    at = Path(handed.scratch) / f"{name}-{model.color}{model.size}"
+    seen: Color = "gray" if "gray" in (color, model.color) else "rgb"
+    return pack_faces(images, count, crop=crop, color=seen, size=model.size, at=at)

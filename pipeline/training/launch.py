@@ -1,0 +1,148 @@
+"""Run a training function here, or on the workers of Ray Train.
+
+What for: a training function sees settings and a :class:`pipeline.training.loop.Worker` and cannot
+tell whether it is alone. Without workers it runs in this process and starts nothing. Cost of Ray
+Train: 15 to 30 s until the first step, so one worker on one machine should be no worker.
+
+Ray Train keeps nothing of a run: the loop writes its own checkpoints, the same with any number of
+workers, and a group that lost a worker is started again and continues from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from pipeline.config import digest
+from pipeline.errors import ResourceError, RunError, UserError
+from pipeline.storage import Location
+from pipeline.streaming import StreamConfig, start_ray
+from pipeline.training.loop import Worker, distributed, local, prepare_cpu
+
+RESTARTS = 2
+"""Times that a group of workers is started again after one of them failed."""
+
+Training = Callable[[dict[str, Any], Worker], dict[str, Any]]
+"""Trains on every worker; what the first worker returns, small and JSON-able, is the result."""
+
+
+def launch(
+    loop: Training,
+    config: dict[str, Any],
+    *,
+    workers: int,
+    use_gpu: bool,
+    storage: Location,
+    name: str,
+    bf16: bool = True,
+    threads: int | None = None,
+    checkpoint_every: int = 500,
+) -> dict[str, Any]:
+    """Train and return what the first worker returns.
+
+    Args:
+        loop: a function that the workers can import by name.
+        config: its settings, JSON-able.
+        workers: processes of Ray Train, each with `threads` CPUs and, with `use_gpu`, one GPU;
+            0 trains in this process.
+        use_gpu: whether to train on GPUs.
+        storage: folder that all nodes can write to.
+        name: of the run; with the digest of `config` the name of Ray Train's folder there.
+        bf16: autocast to bfloat16, else float32.
+        threads: torch threads of a worker; None leaves torch's choice: all cores in this process,
+            one in a worker.
+        checkpoint_every: steps between two checkpoints.
+
+    Raises:
+        ResourceError: more CPUs or GPUs are asked for than there are; Ray would wait for ever.
+        RunError: a worker failed, and again after every restart. Errors of this package keep their
+            class.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    settings = {
+        "loop": loop,
+        "config": config,
+        "place": {"use_gpu": use_gpu, "threads": threads},
+        "worker": {"dtype": dtype, "checkpoint_every": checkpoint_every},
+    }
+    if workers == 0:
+        if use_gpu and not torch.cuda.is_available():
+            raise ResourceError(f"{name}: use_gpu is set, but torch sees no GPU in this process")
+        trainer = TorchTrainer(
+            _here, train_loop_config=settings, scaling_config=ScalingConfig(num_workers=0)
+        )
+        return dict(trainer.fit().return_value)
+    start_ray(StreamConfig())
+    each = {"CPU": threads or 1, "GPU": int(use_gpu)}
+    _check(name, workers, each)
+    trainer = TorchTrainer(
+        _on_worker,
+        train_loop_config=settings,
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=use_gpu, resources_per_worker=each
+        ),
+        run_config=RunConfig(
+            name=f"{name}-{digest(config)[:8]}",
+            storage_path=storage.uri,
+            failure_config=FailureConfig(max_failures=RESTARTS),
+        ),
+    )
+    try:
+        return dict(trainer.fit().return_value)
+    except TrainingFailedError as error:
+        raise _translated(name, error) from error
+
+
+def ray_train(**worker: Any) -> Worker:
+    """This process's worker of a Ray Train group, on the device Ray gave it; see `distributed`."""
+    import ray.train.torch
+
+    return distributed(ray.train.torch.get_device(), **worker)
+
+
+def _here(settings: dict[str, Any]) -> dict[str, Any]:
+    """Body of a run in this process."""
+    prepare_cpu(settings["place"]["threads"])
+    device = "cuda" if settings["place"]["use_gpu"] else "cpu"
+    found: dict[str, Any] = settings["loop"](
+        settings["config"], local(device, **settings["worker"])
+    )
+    return found
+
+
+def _on_worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """Body of a worker of Ray Train."""
+    prepare_cpu(settings["place"]["threads"])
+    found: dict[str, Any] = settings["loop"](settings["config"], ray_train(**settings["worker"]))
+    return found
+
+
+def _check(name: str, workers: int, each: Mapping[str, int]) -> None:
+    import ray
+
+    there = ray.cluster_resources()
+    for what, count in each.items():
+        if workers * count > there.get(what, 0):
+            raise ResourceError(
+                f"{name}: {workers} workers x {count} {what} = {workers * count} needed at once, "
+                f"{there.get(what, 0):g} there"
+            )
+
+
+def _translated(name: str, error: Any) -> Exception:
+    """The first worker's own error where it is one of this package, else a RunError."""
+    for rank, failure in sorted(getattr(error, "worker_failures", {}).items()):
+        cause = getattr(failure, "cause", None) or failure.__cause__ or failure
+        if isinstance(cause, UserError | RunError):
+            return type(cause)(str(cause).split("\n")[0])
+        return RunError(f"{name}: worker {rank}: {_line(cause)}")
+    return RunError(f"{name}: {_line(error)}")
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

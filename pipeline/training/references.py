@@ -1,0 +1,141 @@
+"""What a teacher knows of the labeled faces: prototypes, a bank of neighbors, out-of-fold scores.
+
+The pool is compared by all members at once. Out of fold, a labeled face is compared by the one
+member that has not seen it, with that member's own prototypes and bank: the member's part of the
+stored embeddings is enough for that, so it costs no forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipeline.artifacts import Teacher
+from pipeline.models import FaceModel
+from pipeline.schema import OK, embeddings_schema, label_codes
+from pipeline.scoring import ScoreConfig, score_table
+from pipeline.similarity import Neighbors, prototypes
+from pipeline.training.data import LabeledFaces
+from pipeline.training.teacher import TeacherFit
+
+BATCH = 256
+
+FOLDS = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("label", pa.string(), nullable=False),
+        pa.field("fold", pa.int32(), nullable=False),  # the member that has not seen the face
+        pa.field("logits", pa.list_(pa.float32()), nullable=False),  # that member's, not calibrated
+    ]
+)
+"""Out-of-fold predictions of the labeled faces, in the order of the teacher's bank."""
+
+
+def build_teacher(
+    fit: TeacherFit,
+    data: LabeledFaces,
+    ids: Sequence[str],
+    label_names: Sequence[str],
+    *,
+    sub_prototypes: int,
+    seed: int,
+) -> tuple[Teacher, pa.Table]:
+    """The ensemble with prototypes and bank, and a FOLDS table.
+
+    Args:
+        fit: cross-fitted members.
+        data: the labeled faces they were fitted on.
+        ids: of those faces.
+        label_names: what their codes index.
+        sub_prototypes: per class.
+        seed: of k-means.
+    """
+    bare = _teacher(fit.members, label_names, fit.temperature)
+    device = next(bare.members[0].parameters()).device
+    parts = []
+    for start in range(0, len(data), BATCH):
+        index = np.arange(start, min(start + BATCH, len(data)))
+        parts.append(bare.represent(torch.from_numpy(data.faces.take(index)).to(device))[0])
+    embedding = torch.cat(parts).cpu().numpy()
+    correct = fit.logits.argmax(1) == data.labels
+    folds = pa.Table.from_arrays(
+        [
+            pa.array(list(ids)),
+            pa.array([label_names[code] for code in data.labels]),
+            pa.array(fit.fold.astype(np.int32)),
+            pa.array(list(fit.logits.astype(np.float32))),
+        ],
+        schema=FOLDS,
+    )
+    know = (embedding, data.labels, ids, correct, sub_prototypes, seed)
+    return _teacher(fit.members, label_names, fit.temperature, *know), folds
+
+
+def out_of_fold_scores(
+    teacher: Teacher, folds: pa.Table, score: ScoreConfig, *, sub_prototypes: int, seed: int
+) -> pa.Table:
+    """Score rows (`scores_schema` plus `label`) of the labeled faces, in the order of the bank."""
+    names = teacher.label_names
+    fold = folds["fold"].to_numpy()
+    labels = label_codes(folds["label"].to_pylist(), names)
+    logits = np.stack(folds["logits"].to_numpy(zero_copy_only=False))
+    correct = logits.argmax(1) == labels
+    ids = np.array(folds["id"].to_pylist(), dtype=object)
+    bank = teacher.bank.numpy() * np.float32(len(teacher.members) ** 0.5)
+    widths = np.cumsum([0, *(member.embed_dim for member in teacher.members)])
+
+    order, tables = [], []
+    for number, member in enumerate(teacher.members):
+        part = bank[:, widths[number] : widths[number + 1]]
+        held, seen = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
+        know = (part[seen], labels[seen], ids[seen], correct[seen], sub_prototypes, seed)
+        alone = _teacher([member], names, teacher.temperature, *know)
+        near = Neighbors(alone.bank.numpy(), alone.bank_ids)
+        rows = _embeddings(ids[held], part[held], logits[held])
+        tables.append(score_table(rows, alone, near, score.neighbors, score.neighbor_tau))
+        order.append(held)
+    scores = pa.concat_tables(tables).take(np.argsort(np.concatenate(order)))
+    return scores.append_column("label", folds["label"])
+
+
+def _teacher(
+    members: Sequence[FaceModel],
+    names: Sequence[str],
+    temperature: float,
+    embedding: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+    ids: Sequence[str] = (),
+    correct: np.ndarray | None = None,
+    per_class: int = 1,
+    seed: int = 0,
+) -> Teacher:
+    """A teacher that knows the given faces; without any, only to represent faces with."""
+    if embedding is None or labels is None or correct is None:
+        none, codes = torch.empty(0), torch.empty(0, dtype=torch.int64)
+        return Teacher(list(members), tuple(names), temperature, none, codes, none, codes, ())
+    vectors, owners = prototypes(embedding, labels, correct, len(names), per_class, seed)
+    return Teacher(
+        list(members),
+        tuple(names),
+        temperature,
+        torch.from_numpy(vectors),
+        torch.from_numpy(owners),
+        torch.from_numpy(np.ascontiguousarray(embedding)),
+        torch.from_numpy(labels),
+        tuple(ids),
+    )
+
+
+def _embeddings(ids: np.ndarray, embedding: np.ndarray, logits: np.ndarray) -> pa.Table:
+    """An embeddings table of good faces and one member."""
+    schema = embeddings_schema(embedding.shape[1], 1, logits.shape[1])
+    count = len(ids)
+    columns = [pa.array(list(ids)), pa.repeat(OK, count), pa.nulls(count, pa.string())]
+    for name, values in (("embedding", embedding), ("logits", logits)):
+        kind = schema.field(name).type
+        flat = pa.array(values.astype(kind.value_type.to_pandas_dtype()).ravel())
+        columns.append(pa.FixedSizeListArray.from_arrays(flat, kind.list_size))
+    return pa.Table.from_arrays(columns, schema=schema)

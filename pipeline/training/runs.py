@@ -1,0 +1,166 @@
+"""Training functions that `launch` runs, in this process or on Ray Train workers.
+
+Each takes JSON-able settings and a worker, trains, and leaves its models in the stage's folder; the
+first worker writes. A model that is complete there is not trained again, and an interrupted one
+continues from its checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from pipeline.artifacts import load_teacher, read_meta, save_model, save_teacher
+from pipeline.config import Config
+from pipeline.models import FaceModel
+from pipeline.progress import meter
+from pipeline.schema import label_names_of
+from pipeline.storage import Location, location, read_table, write_table
+from pipeline.training.handed import Handed, open_labeled, open_mined
+from pipeline.training.loop import Hook, Objective, Step, Worker
+from pipeline.training.references import build_teacher
+from pipeline.training.student import StudentConfig, control, train_student
+from pipeline.training.supervised import Trained, train_supervised
+from pipeline.training.teacher import TeachConfig, cross_fit
+
+FOLDS_FILE = "folds.parquet"
+TEACHER = "teacher"
+
+
+class TrainConfig(Config):
+    """Where training runs; decides nothing about what is trained."""
+
+    workers: int = Field(default=0, ge=0)  # Ray Train workers; 0 trains in this process
+    use_gpu: bool = False
+    bf16: bool = True  # autocast; float32 otherwise
+    threads: int | None = Field(default=None, ge=1)  # torch threads of a worker; None: all cores
+    checkpoint_every: int = Field(default=500, ge=1)  # steps
+
+
+class TeachJob(Config):
+    """Settings of :func:`teach`."""
+
+    handed: Handed
+    teach: TeachConfig
+    out: str
+    checkpoints: str
+    seed: int
+
+
+class StudentJob(Config):
+    """Settings of :func:`study`: the student, or a control of equal compute."""
+
+    handed: Handed
+    student: StudentConfig
+    model: str  # student | control_a | control_b
+    passes: float | None  # of control B
+    teacher: str
+    out: str
+    checkpoints: str
+    seed: int
+
+
+def teach(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
+    """Cross-fit the teachers, attach what they know of the labeled faces, save them."""
+    job = TeachJob.model_validate(settings)
+    data, rows = open_labeled(job.handed, job.teach.model)
+    names = label_names_of(rows.schema)
+
+    def worker_for(fold: int) -> Worker:
+        return replace(worker, checkpoint=Path(job.checkpoints) / f"fold{fold}")
+
+    with _steps("teach", job.teach.steps * job.teach.folds, worker) as hooks:
+        fit = cross_fit(job.teach, data, names, worker_for, seed=job.seed, hooks=hooks)
+    facts = {"passes": fit.passes, "seconds": fit.seconds, "temperature": fit.temperature}
+    facts |= {f"out_of_fold_{name}": value for name, value in fit.metrics.items()}
+    if worker.rank == 0:
+        teacher, folds = build_teacher(
+            fit,
+            data,
+            rows["id"].to_pylist(),
+            names,
+            sub_prototypes=job.teach.sub_prototypes,
+            seed=job.seed,
+        )
+        out = location(job.out)
+        write_table(out / FOLDS_FILE, folds)
+        facts["sha256"] = save_teacher(teacher, out / TEACHER, facts)
+        facts["weights_sha256"] = teacher.weights_sha256
+    worker.barrier()
+    return facts
+
+
+def study(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
+    """Train the student or a control and save it."""
+    job = StudentJob.model_validate(settings)
+    out = location(job.out)
+    if (out / "config.json").exists():
+        return read_meta(out)
+    data, rows = open_labeled(job.handed, job.student.model)
+    names = label_names_of(rows.schema)
+    worker = replace(worker, checkpoint=Path(job.checkpoints))
+    if job.model == "student":
+        start, kd = _from_teacher(job)
+        mined = open_mined(job.handed, job.student.model)
+        with _steps(job.model, job.student.steps, worker) as hooks:
+            trained = train_student(
+                job.student,
+                data,
+                mined,
+                names,
+                worker,
+                seed=job.seed,
+                start=start,
+                kd_targets=kd,
+                hooks=hooks,
+            )
+    else:
+        config = control(job.student, job.passes)
+        with _steps(job.model, config.steps, worker) as hooks:
+            trained = train_supervised(config, data, names, worker, seed=job.seed, hooks=hooks)
+    return _saved(trained, out, worker)
+
+
+def _from_teacher(job: StudentJob) -> tuple[FaceModel | None, np.ndarray | None]:
+    """A member to start from and the labeled faces' out-of-fold probabilities, where asked for."""
+    at = location(job.teacher)
+    start = kd = None
+    if job.student.warm_start or job.student.kd is not None:
+        teacher = load_teacher(at / TEACHER)
+        start = teacher.members[0]
+        folds = read_table(at / FOLDS_FILE, ["logits"])
+        logits = np.stack(folds["logits"].to_numpy(zero_copy_only=False))
+        kd = teacher.member_probs(torch.from_numpy(logits)).numpy()
+    return start, kd
+
+
+def _saved(trained: Trained, out: Location, worker: Worker) -> dict[str, Any]:
+    fitted = trained.fitted
+    facts: dict[str, Any] = {"passes": fitted.passes, "seconds": fitted.seconds}
+    if worker.rank == 0:
+        (out / "history.json").write_json(fitted.history)
+        facts["sha256"] = save_model(trained.model, out, facts)
+    worker.barrier()
+    return facts
+
+
+@contextmanager
+def _steps(what: str, total: int, worker: Worker) -> Iterator[Sequence[Hook]]:
+    """A hook that shows progress in steps, on the first worker."""
+    if worker.rank:
+        yield ()
+        return
+    with meter(what, total, "steps") as shown:
+
+        def show(objective: Objective, at: Step) -> None:
+            note = f"loss {at.history[-1]['loss']:.3f}" if at.history else ""
+            shown.advance(1, note)
+
+        yield (show,)

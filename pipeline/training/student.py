@@ -1,0 +1,258 @@
+"""The student: labeled faces and mined faces in one forward, and its controls.
+
+What for: the model the whole run is for. Loss: CE(labeled) + lambda * mean(w * KL(q || p(strong
+view of a mined face))), lambda rising from 0, so that the labels shape the network first. Controls
+learn from the labels alone with the same network, sampler, view, average and schedule: A for the
+same steps and batch, B for all the image passes that teachers, scoring and student took.
+Cost: labeled_batch + mined_batch image passes per step; a re-scoring two forwards per mined face.
+Source: omni-supervised FER arXiv 2005.12997, section 3.3 (students learn from mined faces);
+weights w: SoftMatch arXiv 2301.10921, eq. 6; soft targets and strong views: arXiv 1911.04252.
+Departs: soft targets of a calibrated ensemble in place of the hard label of one primitive model,
+because hard labels of the two or three classes that pass a cut lose to no pool at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipeline.augment import VIEWS, Augmentation
+from pipeline.errors import ConfigError
+from pipeline.losses import cross_entropy, kl_divergence, softmatch_weight
+from pipeline.models import FaceModel, ModelConfig
+from pipeline.training.data import (
+    Batch,
+    LabeledFaces,
+    MinedFaces,
+    Stream,
+    cap_shares,
+    class_chances,
+    mass_chances,
+)
+from pipeline.training.loop import Hook, Loss, Schedule, Step, Worker, fit
+from pipeline.training.supervised import (
+    SupervisedConfig,
+    Trained,
+    averaged_model,
+    new_model,
+    predict_logits,
+)
+
+
+class StudentConfig(Schedule):
+    """How the student is trained."""
+
+    steps: int = Field(default=5000, ge=1)
+    ema: float | None = Field(default=0.999, gt=0, lt=1)
+    model: ModelConfig = ModelConfig()
+    warm_start: bool = False
+    """Start from a teacher's weights in place of random ones."""
+    labeled_batch: int = Field(default=64, ge=1)
+    mined_batch: int = Field(default=128, ge=1)
+    """Both per step, over all workers together."""
+    labeled_augment: Augmentation = "weak"
+    mined_augment: Augmentation = "strong"
+    smoothing: float = Field(default=0.05, ge=0, lt=1)
+    """Of the labels; the teacher's targets are as they are."""
+    labeled_power: float = Field(default=0.5, ge=0)
+    """Labeled faces are drawn by n_c^-power; 0 draws all alike."""
+    mined_power: float = Field(default=0.5, ge=0)
+    """Mined faces are drawn by (class mass)^-power."""
+    mined_cap: float = Field(default=5.0, ge=1)
+    """No mined face is drawn more than this many times as often as the mean."""
+    source_share: dict[str, float] = Field(default_factory=dict)
+    """Largest share of the mined draws, by name of the source."""
+    mined_weight: float = Field(default=1.5, ge=0)
+    """lambda at the end of its ramp."""
+    ramp: float = Field(default=0.2, ge=0, le=1)
+    """Share of the steps in which lambda rises from 0."""
+    targets: Literal["soft", "hard"] = "soft"
+    weighting: Literal["softmatch", "selection", "none"] = "softmatch"
+    """Of mined faces: by confidence among all mined faces, as select decided, or alike."""
+    kd: float | None = Field(default=None, gt=0, le=1)
+    """Share of the labeled faces' targets that comes from the teachers' probabilities."""
+    rescore_at: tuple[float, ...] = ()
+    """Shares of the steps after which the student itself scores the mined faces again."""
+    rescore_keep: float = Field(default=0.5, ge=0, le=1)
+    """Share of the old targets that stays."""
+
+
+class Student:
+    """Labeled and mined faces in one forward; an `Objective`."""
+
+    def __init__(
+        self, model: FaceModel, config: StudentConfig, labeled: LabeledFaces, mined: MinedFaces
+    ) -> None:
+        self._model, self._config, self._mined = model, config, mined
+        self._labeled_stream = Stream(
+            name="labeled",
+            faces=labeled.faces,
+            batch=config.labeled_batch,
+            views={"x": VIEWS[config.labeled_augment]},
+            size=model.config.size,
+            targets={"target": labeled.targets},
+            probabilities=class_chances(labeled.labels, config.labeled_power),
+        )
+        self._soft: np.ndarray = mined.soft.astype(np.float32)
+        self._rescored = False
+        self._mined_stream = self._stream_of_mined()
+
+    def modules(self) -> nn.ModuleDict:
+        """The network."""
+        return nn.ModuleDict({"model": self._model})
+
+    def streams(self) -> Sequence[Stream]:
+        """Labeled and mined faces, one view of each."""
+        return [self._labeled_stream, self._mined_stream]
+
+    def loss(self, batch: Mapping[str, Batch], at: Step) -> Loss:
+        """CE(labeled) + lambda * mean(w * KL(q || p))."""
+        labeled, mined = batch["labeled"], batch["mined"]
+        # One forward: the batch statistics are those of labeled and mined faces together.
+        logits = self._model(torch.cat([labeled.views["x"], mined.views["x"]]))
+        known, guessed = logits[: len(labeled)], logits[len(labeled) :]
+        target = labeled.targets["target"]
+        labeled_loss = cross_entropy(known, target, smoothing=self._config.smoothing).mean()
+        apart = kl_divergence(mined.targets["target"], guessed)
+        mined_loss = (mined.targets["weight"] * apart).mean()
+        return Loss(
+            labeled_loss + self.mined_weight(at.number) * mined_loss,
+            trained=len(logits),
+            logs={"labeled_loss": labeled_loss.detach(), "mined_loss": mined_loss.detach()},
+        )
+
+    def mined_weight(self, step: int) -> float:
+        """The mined loss's factor lambda in a step, counted from 0."""
+        rising = self._config.ramp * self._config.steps
+        return self._config.mined_weight * (min(1.0, step / rising) if rising else 1.0)
+
+    def update(self, loss: Loss, at: Step) -> None:
+        """Score the mined faces again where the config says so."""
+        done = at.number + 1
+        if done not in {round(share * at.steps) for share in self._config.rescore_at}:
+            return
+        model = at.averaged["model"]
+        assert isinstance(model, FaceModel)
+        logits = predict_logits(model, self._mined.faces, at.worker)
+        at.count_forward(2 * len(self._mined))
+        new = torch.softmax(torch.from_numpy(logits), 1).numpy()
+        keep = self._config.rescore_keep
+        self._soft = keep * self._soft + (1 - keep) * new
+        self._rescored = True
+        self._mined_stream = self._stream_of_mined()
+
+    def state(self) -> dict[str, Tensor]:
+        """The targets, once they are no longer the teacher's."""
+        return {"soft": torch.from_numpy(self._soft)} if self._rescored else {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of `state`."""
+        if "soft" in state:
+            self._soft, self._rescored = state["soft"].numpy(), True
+            self._mined_stream = self._stream_of_mined()
+
+    def _stream_of_mined(self) -> Stream:
+        config, target = self._config, self._soft
+        if config.targets == "hard":
+            target = np.eye(target.shape[1], dtype=np.float32)[target.argmax(1)]
+        chances = mass_chances(target, config.mined_power, config.mined_cap)
+        return Stream(
+            name="mined",
+            faces=self._mined.faces,
+            batch=config.mined_batch,
+            views={"x": VIEWS[config.mined_augment]},
+            size=self._model.config.size,
+            targets={"target": target, "weight": self._weights()},
+            probabilities=cap_shares(chances, self._mined.source, config.source_share),
+        )
+
+    def _weights(self) -> np.ndarray:
+        """Weights (M,) float32 of the mined faces."""
+        if self._config.weighting == "none":
+            return np.ones(len(self._mined), np.float32)
+        if self._config.weighting == "selection":
+            return self._mined.weight.astype(np.float32)
+        confidence = torch.from_numpy(self._soft).amax(1)
+        spread = confidence.var(correction=0)
+        return softmatch_weight(confidence, confidence.mean(), spread).numpy()
+
+
+def train_student(
+    config: StudentConfig,
+    labeled: LabeledFaces,
+    mined: MinedFaces,
+    label_names: Sequence[str],
+    worker: Worker,
+    *,
+    seed: int,
+    start: FaceModel | None = None,
+    kd_targets: np.ndarray | None = None,
+    hooks: Sequence[Hook] = (),
+) -> Trained:
+    """Train the student.
+
+    Args:
+        config: network, schedule and loss.
+        labeled: faces with labels.
+        mined: faces with the teacher's probabilities.
+        label_names: what codes and probabilities index.
+        worker: where.
+        seed: of the weights and of everything drawn.
+        start: the model to start from where `config.warm_start` is set; not changed.
+        kd_targets: the teachers' probabilities (N, K) for the labeled faces, out of fold; needed
+            where `config.kd` is set.
+        hooks: called after every step.
+
+    Raises:
+        ConfigError: `warm_start` or `kd` without what they need.
+    """
+    model = new_model(config.model, label_names, seed)
+    if config.warm_start:
+        if start is None or start.config.name != config.model.name:
+            found = "none" if start is None else start.config.name
+            raise ConfigError(f"student.warm_start: expected a {config.model.name}, got {found}")
+        model.load_state_dict(start.state_dict())
+    if config.kd is not None:
+        if kd_targets is None:
+            raise ConfigError("student.kd: expected the teachers' out-of-fold probabilities")
+        labeled = mix_targets(labeled, kd_targets, config.kd)
+    fitted = fit(Student(model, config, labeled, mined), config, worker, seed=seed, hooks=hooks)
+    return Trained(averaged_model(fitted), fitted)
+
+
+def mix_targets(data: LabeledFaces, probs: np.ndarray, share: float) -> LabeledFaces:
+    """Labeled faces whose targets are (1 - share) * label + share * probs (N, K).
+
+    Cross entropy is linear in its target, so this is distillation beside the labels.
+    """
+    own = np.eye(probs.shape[1])[data.labels] if data.soft is None else data.soft
+    return replace(data, soft=(1 - share) * own + share * probs)
+
+
+def control(config: StudentConfig, passes: float | None = None) -> SupervisedConfig:
+    """The run on labels alone that a student is compared with.
+
+    Args:
+        config: the student's.
+        passes: control B: all image passes of teachers, scoring and student. None: control A, the
+            student's steps.
+    """
+    batch = config.labeled_batch + config.mined_batch
+    shared = {name: getattr(config, name) for name in Schedule.model_fields}
+    if passes is not None:
+        shared["steps"] = max(1, round(passes / batch))
+    return SupervisedConfig(
+        model=config.model,
+        batch=batch,
+        smoothing=config.smoothing,
+        imbalance="sampler",
+        imbalance_strength=config.labeled_power,
+        augment=config.labeled_augment,
+        **shared,
+    )

@@ -1,0 +1,199 @@
+"""Training on labeled faces: teachers, controls and the upper bound share this objective.
+
+What for: a student may only be compared with a control that differs in nothing but the pool, so
+there is one implementation of learning from labels. Class imbalance is met in one of three ways:
+`none`; `sampler`, which draws a face of class c with a chance proportional to n_c^-strength; or
+`logit_adjust`, which adds strength * log prior to the logits while training.
+Source: logit adjustment arXiv 2007.07314, eq. 10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipeline.augment import VIEWS, Augmentation, plain
+from pipeline.losses import cross_entropy, logit_adjustment
+from pipeline.models import FaceModel, ModelConfig, create, load_timm_weights
+from pipeline.storage import location
+from pipeline.training.data import Batch, LabeledFaces, Stream, class_chances, seed_of
+from pipeline.training.faces import Faces
+from pipeline.training.loop import Fitted, Hook, Loss, Schedule, Step, Worker, fit
+from pipeline.weights import load_weights
+
+
+class SupervisedConfig(Schedule):
+    """A network, how it sees labeled faces, and for how long."""
+
+    model: ModelConfig = ModelConfig()
+    batch: int = Field(default=128, ge=1)
+    """Faces per step, over all workers together."""
+    smoothing: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the target given to all classes alike."""
+    imbalance: Literal["none", "sampler", "logit_adjust"] = "none"
+    imbalance_strength: float = Field(default=0.5, ge=0)
+    """Power of the sampler or factor of the log prior."""
+    augment: Augmentation = "weak"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model at the end of its run, and the run."""
+
+    model: FaceModel
+    """With averaged weights, in evaluation mode."""
+    fitted: Fitted
+
+
+class Supervised:
+    """Cross entropy on labeled faces; an `Objective`."""
+
+    def __init__(
+        self,
+        model: FaceModel,
+        config: SupervisedConfig,
+        data: LabeledFaces,
+        rows: np.ndarray | None = None,
+    ) -> None:
+        self._model, self._config = model, config
+        labels = data.labels if rows is None else data.labels[rows]
+        self._stream = Stream(
+            name="labeled",
+            faces=data.faces,
+            batch=config.batch,
+            views={"x": VIEWS[config.augment]},
+            size=model.config.size,
+            targets={"target": data.targets},
+            rows=rows,
+            probabilities=class_chances(labels, config.imbalance_strength)
+            if config.imbalance == "sampler"
+            else None,
+        )
+        strength = config.imbalance_strength if config.imbalance == "logit_adjust" else 0.0
+        counts = np.bincount(labels, minlength=len(model.label_names))
+        self._adjustment = logit_adjustment(torch.from_numpy(counts), strength)
+
+    def modules(self) -> nn.ModuleDict:
+        """The network."""
+        return nn.ModuleDict({"model": self._model})
+
+    def streams(self) -> Sequence[Stream]:
+        """Labeled faces in one view."""
+        return [self._stream]
+
+    def loss(self, batch: Mapping[str, Batch], at: Step) -> Loss:
+        """Mean cross entropy."""
+        labeled = batch["labeled"]
+        logits = self._model(labeled.views["x"]).float()
+        losses = cross_entropy(
+            logits + self._adjustment.to(logits.device),
+            labeled.targets["target"],
+            smoothing=self._config.smoothing,
+        )
+        return Loss(losses.mean(), trained=len(labeled))
+
+    def update(self, loss: Loss, at: Step) -> None:
+        """Nothing moves."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing moves."""
+        return {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing moves."""
+
+
+def train_supervised(
+    config: SupervisedConfig,
+    data: LabeledFaces,
+    label_names: Sequence[str],
+    worker: Worker,
+    *,
+    seed: int,
+    rows: np.ndarray | None = None,
+    hooks: Sequence[Hook] = (),
+) -> Trained:
+    """Train a new network on labeled faces, or on some of them.
+
+    Args:
+        config: network and schedule.
+        data: the faces.
+        label_names: what their codes index.
+        worker: where.
+        seed: of the weights and of everything drawn.
+        rows: positions of the faces to train on; None for all.
+        hooks: called after every step.
+    """
+    model = new_model(config.model, label_names, seed)
+    fitted = fit(Supervised(model, config, data, rows), config, worker, seed=seed, hooks=hooks)
+    return Trained(averaged_model(fitted), fitted)
+
+
+def new_model(config: ModelConfig, label_names: Sequence[str], seed: int) -> FaceModel:
+    """A network as training starts it: random weights of a seed, then those `weights` names.
+
+    Raises:
+        ModelError: no such network, or weights that do not fit it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "weights"))
+        model = create(config, label_names)
+        if config.weights == "timm":
+            load_timm_weights(model)
+        elif config.weights is not None:
+            load_weights(model, location(config.weights))
+    return model
+
+
+def averaged_model(fitted: Fitted) -> FaceModel:
+    """The network that a run of one network leaves."""
+    model = fitted.averaged["model"]
+    assert isinstance(model, FaceModel)
+    return model
+
+
+@torch.no_grad()
+def predict_logits(
+    model: FaceModel,
+    faces: Faces,
+    worker: Worker,
+    *,
+    rows: np.ndarray | None = None,
+    flip: bool = True,
+    batch: int = 256,
+) -> np.ndarray:
+    """Logits (N, K) float32 of faces, shared out over the workers; every worker gets all of them.
+
+    Costs a forward per face, two with flip: `Step.count_forward` or FORWARD image passes each.
+
+    Args:
+        model: on the worker's device; comes back in the mode it was in.
+        faces: the store.
+        worker: where.
+        rows: positions to look at (N,); None for all.
+        flip: average with the logits of the mirrored face.
+        batch: faces per forward.
+    """
+    index = np.arange(len(faces)) if rows is None else rows
+    logits = torch.zeros(len(index), len(model.label_names), device=worker.device)
+    generator = torch.Generator()
+    was_training = model.training
+    model.eval()
+    for start in range(worker.rank * batch, len(index), worker.world * batch):
+        here = slice(start, start + batch)
+        pixels = torch.from_numpy(faces.take(index[here])).to(worker.device)
+        x = plain(pixels, model.config.size, generator)
+        x = x.contiguous(memory_format=torch.channels_last)
+        with worker.autocast():
+            seen = model(x).float()
+            if flip:
+                seen = (seen + model(x.flip(3)).float()) / 2
+        logits[here] = seen
+    model.train(was_training)
+    return worker.all_reduce(logits).cpu().numpy()

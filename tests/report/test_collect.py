@@ -1,0 +1,243 @@
+"""The report says what the artifacts hold: counted by hand on a pool of eight faces."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from pipeline.evaluation import evaluate
+from pipeline.ledger import Ledger
+from pipeline.plan import Plan, Slice
+from pipeline.report import ReportConfig, collect
+from pipeline.report.page import render
+from pipeline.report.pool import Sampler
+from pipeline.run import Run
+from pipeline.schema import MINED, TRUTH, with_label_names
+from pipeline.storage import Location, location, write_table
+
+NAMES = ("neutral", "happiness")
+
+FACES: list[dict[str, Any]] = [
+    # slice 0
+    {"id": "p/a#0", "label": "neutral", "confidence": 0.97, "reason": "selected"},
+    {"id": "p/a#1", "label": "neutral", "confidence": 0.85, "reason": "selected"},
+    {"id": "p/a#2", "label": "happiness", "confidence": 0.55, "reason": "below_confidence"},
+    {"id": "p/a#3", "status": "quarantined", "fault": "truncated", "reason": "quarantined"},
+    # slice 1
+    {"id": "p/b#0", "label": "happiness", "confidence": 0.92, "reason": "selected"},
+    {"id": "p/b#1", "label": "happiness", "confidence": 0.92, "reason": "duplicate",
+     "duplicate_group": "p/b#0"},
+    {"id": "p/b#2", "label": "neutral", "confidence": 0.75, "reason": "twin_of_test",
+     "twin_of": "t#9", "twin_kind": "pixels", "twin_role": "test"},
+    {"id": "p/b#3", "label": "neutral", "confidence": 0.65, "reason": "below_confidence"},
+]  # fmt: skip
+FACES[4]["duplicate_group"] = "p/b#0"
+
+TRUE = {"p/a#0": "neutral", "p/a#1": "happiness", "p/a#2": "happiness", "p/b#3": None}
+
+
+def _png(level: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((20, 20), level, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _column(rows: list[dict[str, Any]], name: str, kind: pa.DataType | None = None) -> pa.Array:
+    return pa.array([row.get(name) for row in rows], kind or pa.string())
+
+
+def _tables(rows: list[dict[str, Any]]) -> dict[str, pa.Table]:
+    ids = _column(rows, "id")
+    status = pa.array([row.get("status", "ok") for row in rows])
+    thumbnails = [None if "fault" in row else bytes([i] * 256) for i, row in enumerate(rows)]
+    kept = [row for row in rows if row["reason"] == "selected"]
+    mined = [
+        {
+            "id": row["id"], "image": _png(200), "label": row["label"], "soft": [0.5, 0.5],
+            "weight": 1.0, "confidence": row["confidence"], "source": "p", "shard": "a",
+            "position": 0, "sha256": bytes(32), "teacher": "t", "rule": "r",
+        }
+        for row in kept
+    ]  # fmt: skip
+    return {
+        "survey": pa.table(
+            {
+                "id": ids,
+                "status": status,
+                "reason": _column(rows, "fault"),
+                "thumbnail": pa.array(thumbnails, pa.binary(256)),
+            }
+        ),
+        "guard": pa.table(
+            {"id": ids}
+            | {n: _column(rows, n) for n in ("twin_of", "twin_kind", "twin_role")}
+            | {"duplicate_group": _column(rows, "duplicate_group")}
+        ),
+        "score": pa.table(
+            {
+                "id": ids,
+                "status": status,
+                "pseudo_label": _column(rows, "label"),
+                "confidence": _column(rows, "confidence", pa.float32()),
+            }
+        ),
+        "select": pa.table({"id": ids, "reason": _column(rows, "reason")}),
+        "mine": pa.Table.from_pylist(mined, schema=with_label_names(MINED, NAMES)),
+    }
+
+
+def _finish(run: Run, name: str, **facts: Any) -> Location:
+    stage = run.open(name, {"name": name})
+    stage.finish("d" * 64, **facts)
+    return stage.dir
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run that has everything up to evaluate."""
+    run = Run(location(tmp_path / "run"))
+    slices = [
+        Slice(f"s{n:07d}", 0, "p", f"/pool/{name}", 0, 4, "f" * 8, 4) for n, name in enumerate("ab")
+    ]
+    tables = [_tables(FACES[:4]), _tables(FACES[4:])]
+    for name in ("survey", "guard", "score", "select", "mine"):
+        at = _finish(run, name, seconds=2.0)
+        plan = Plan.write(at / "plan.parquet", slices)
+        for slice, parts in zip(slices, tables, strict=True):
+            Ledger(at).commit(slice, parts[name])
+        Ledger(at).seal(plan)
+    survey = run.artifact("survey").dir
+    (survey / "plan.json").write_json({"file": "plan.parquet"})
+    truth = pa.table({"id": list(TRUE), "label": list(TRUE.values())}, schema=TRUTH)
+    write_table(_finish(run, "labeled") / "truth.parquet", truth)
+    (run.artifact("select").dir / "operating_point.json").write_json(
+        {"label_names": NAMES, "confidence": 0.6, "cuts": {"neutral": 0.7}, "trials": [{"a": 1}]}
+    )
+    probs = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
+    labels = np.array([0, 1, 1, 1])
+    card = {"split": "test", "seeds": [0], "sampler": "all", "crop": "none"}
+    passes = {"teacher": 10, "control_a": 20, "control_b": 30, "student": 30}
+    models = dict.fromkeys(passes, probs) | {"student": np.eye(2)[labels]}
+    card |= {"passes": passes, "pretraining_data": None}
+    (_finish(run, "evaluate") / "metrics.json").write_json(evaluate(models, labels, NAMES, card))
+    (_finish(run, "distill", ipc=1, size=20) / "grid.png").write_bytes(_png(90))
+    return run
+
+
+def test_collect__pool_counts(run: Run) -> None:
+    facts = collect(run, "demo", "omnifer run demo.yaml", False)
+    assert facts.pool == {"faces": 8, "usable": 7, "kept": 3}
+    assert facts.utilization == 3 / 8
+    assert facts.reasons == {
+        "selected": 3, "below_confidence": 2, "duplicate": 1, "twin_of_test": 1, "quarantined": 1,
+    }  # fmt: skip
+    assert facts.guard == {"pixels": {"test": 1}}
+    assert facts.duplicates == 1
+    assert facts.quarantine == {"truncated": 1}
+
+
+def test_collect__purity_counts_only_kept_faces_with_a_truth(run: Run) -> None:
+    facts = collect(run, "demo", "c", False)
+    assert facts.purity_known == 2  # a#0 right, a#1 wrong, b#0 unknown
+    assert facts.purity == 0.5
+    neutral, happiness = facts.yields
+    assert (neutral.label, neutral.pool, neutral.kept) == ("neutral", 4, 2)
+    assert (neutral.purity, neutral.known, neutral.threshold) == (0.5, 2, 0.7)
+    assert (happiness.pool, happiness.kept, happiness.known) == (3, 1, 0)
+    assert (happiness.purity, happiness.threshold) == (None, 0.6)
+
+
+def test_collect__levels(run: Run) -> None:
+    levels = {v.threshold: v for v in collect(run, "demo", "c", False).levels}
+    assert [levels[t].kept for t in (0.5, 0.6, 0.9, 0.95, 0.99)] == [7, 6, 3, 1, 0]
+    assert levels[0.5].purity == pytest.approx(2 / 3)  # a#0 and a#2 right, a#1 wrong
+    assert levels[0.95].purity == 1.0
+    assert levels[0.99].purity is None
+    assert levels[0.5].share == 7 / 8
+
+
+def test_collect__galleries_show_mined_pixels_for_kept_and_thumbnails_for_rejected(
+    run: Run,
+) -> None:
+    galleries = {(g.reason, g.label): g for g in collect(run, "demo", "c", False).galleries}
+    kept = galleries["selected", "neutral"]
+    assert [f.id for f in kept.faces] == ["p/a#0", "p/a#1"]
+    assert [f.pixels.shape for f in kept.faces] == [(20, 20), (20, 20)]
+    rejected = galleries["below_confidence", "neutral"]
+    assert rejected.faces[0].pixels.tolist() == np.full((16, 16), 3).tolist()
+    assert galleries["quarantined", "no label"].faces == ()
+    assert galleries["quarantined", "no label"].total == 1
+
+
+def test_collect__evaluation_gives_models_gain_and_protocol(run: Run) -> None:
+    facts = collect(run, "demo", "c", False)
+    assert [m.key for m in facts.models] == ["teacher", "control_a", "control_b", "student"]
+    assert [m.accuracy for m in facts.models] == [0.75, 0.75, 0.75, 1.0]
+    assert facts.models[3].recall == {"neutral": 1.0, "happiness": 1.0}
+    assert facts.gain is not None
+    assert (facts.gain.value, facts.gain.n, facts.gain.seeds) == (0.25, 4, 1)
+    assert not facts.gain.real
+    assert facts.protocol["n"] == 4
+    assert set(facts.confusion) == {facts.gain.against, "student"}
+    assert facts.confusion["student"].tolist() == [[1, 0], [0, 3]]
+    assert facts.trials == ({"a": 1},)
+    assert facts.distilled_grid is not None
+    assert facts.distilled["ipc"] == 1
+    assert facts.seconds["mine"] == 2.0
+    assert set(facts.lineage) >= {"survey", "evaluate", "labeled"}
+
+
+def test_collect__its_facts_make_a_page(run: Run) -> None:
+    text = render(collect(run, "demo", "omnifer run demo.yaml", True, ReportConfig(gallery=2)))
+    assert text.count("<section") == 14
+    assert "--show-faces was given" in text
+
+
+def test_collect__an_empty_run_is_an_empty_page(tmp_path: Path) -> None:
+    facts = collect(Run(location(tmp_path / "new")), "demo", "c", False)
+    assert facts.models == ()
+    assert facts.pool == {}
+    assert "No comparison" in render(facts)
+
+
+def test_collect__without_truth_purity_is_unknown(run: Run) -> None:
+    (run.artifact("labeled").dir / "truth.parquet").remove_tree()
+    facts = collect(run, "demo", "c", False)
+    assert facts.purity is None
+    assert all(level.purity is None for level in facts.levels)
+
+
+def test_collect__a_mined_face_that_is_gone_shows_its_thumbnail(run: Run) -> None:
+    (run.root / "mine").remove_tree()
+    galleries = {(g.reason, g.label): g for g in collect(run, "demo", "c", False).galleries}
+    assert galleries["selected", "neutral"].faces[0].pixels.shape == (16, 16)
+
+
+def test_sampler__same_faces_in_any_order() -> None:
+    def rows(first: int) -> pa.Table:
+        ids = [f"p#{i}" for i in range(first, first + 50)]
+        return pa.table(
+            {
+                "id": ids,
+                "reason": ["selected"] * 50,
+                "label": ["fear"] * 50,
+                "confidence": pa.array(np.linspace(0, 1, 50), pa.float32()),
+                "thumbnail": pa.nulls(50, pa.binary(256)),
+            }
+        )
+
+    drawn = []
+    for order in ((0, 50, 100), (100, 0, 50)):
+        sampler = Sampler(7)
+        for first in order:
+            sampler.add("s", rows(first))
+        drawn.append([s.id for s in sampler.drawn()["selected", "fear"]])
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) == 7
+    assert {int(i[2:]) // 50 for i in drawn[0]} != {0}

@@ -1,0 +1,135 @@
+"""Parquet pools read exactly the rows of an extent, and say which file or column is wrong."""
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import SourceError
+from pipeline.schema import READ
+from pipeline.sources import parquet
+from pipeline.sources.parquet import ParquetPool
+
+N = 25
+
+
+def write(path, n=N, row_group_size=10, **columns):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table({"image": [b"%s-%d" % (path.stem.encode(), i) for i in range(n)], **columns})
+    pq.write_table(table, path, row_group_size=row_group_size)
+    return str(path)
+
+
+def test_read__every_row_once_in_order(tmp_path):
+    write(tmp_path / "a.parquet")
+    write(tmp_path / "deep" / "b.parquet", row_group_size=100)
+    pool = ParquetPool(path=str(tmp_path))
+    tables = [pool.read(extent) for extent in pool.slices(10)]
+    assert all(table.schema.equals(READ) for table in tables)
+    whole = pa.concat_tables(tables)
+    assert whole["id"].to_pylist() == [
+        *(f"a.parquet#{i}" for i in range(N)), *(f"deep/b.parquet#{i}" for i in range(N)),
+    ]  # fmt: skip
+    assert whole["image"].to_pylist() == [b"%s-%d" % (s, i) for s in (b"a", b"b") for i in range(N)]
+    assert whole["position"].to_pylist() == [*range(N), *range(N)]
+
+
+def test_read__single_file_has_its_name_in_the_id(tmp_path):
+    pool = ParquetPool(path=write(tmp_path / "a.parquet"))
+    extent = next(pool.slices(4))
+    assert pool.read(extent)["id"][0].as_py() == "a.parquet#0"
+
+
+def test_read__positions(tmp_path):
+    pool = ParquetPool(path=write(tmp_path / "a.parquet", row_group_size=7))
+    (extent,) = pool.slices(100)
+    table = pool.read(extent, [23, 3, 8])
+    assert table["image"].to_pylist() == [b"a-3", b"a-8", b"a-23"]
+    assert pool.read(extent, []).num_rows == 0
+
+
+def test_read__large_row_group_is_left_early(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "BATCH", 16)
+    pool = ParquetPool(path=write(tmp_path / "a.parquet", n=1000, row_group_size=1000))
+    extents = list(pool.slices(100))
+    assert len(extents) == 10
+    for extent in extents:
+        want = [b"a-%d" % i for i in range(extent.start, extent.stop)]
+        assert pool.read(extent)["image"].to_pylist() == want
+
+
+def test_read__group_box_and_struct_images(tmp_path):
+    table = pa.table(
+        {
+            "face": [{"bytes": b"x", "path": "x.jpg"}, {"bytes": None, "path": "y.jpg"}, None],
+            "who": [5, None, 6],
+            "at": pa.array([[1, 2, 3, 4], None, [5, 6, 7, 8]], pa.list_(pa.float64())),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    pool = ParquetPool(
+        path=str(tmp_path / "a.parquet"), image_column="face", group_column="who", box_column="at"
+    )
+    (extent,) = pool.slices(10)
+    found = pool.read(extent)
+    assert found["image"].to_pylist() == [b"x", None, None]
+    assert found["reason"].to_pylist() == [None, "empty", "empty"]
+    assert found["group"].to_pylist() == ["5", None, "6"]
+    assert found["box"].to_pylist() == [[1, 2, 3, 4], None, [5, 6, 7, 8]]
+
+
+def test_slices__faults_name_place_and_columns(tmp_path):
+    with pytest.raises(SourceError, match=r"gone: no such file"):
+        list(ParquetPool(path=str(tmp_path / "gone")).slices(10))
+    with pytest.raises(SourceError, match=r"no .parquet file in this folder"):
+        list(ParquetPool(path=str(tmp_path)).slices(10))
+    path = write(tmp_path / "a.parquet")
+    with pytest.raises(SourceError, match=r"a.parquet: missing column face; found: image"):
+        list(ParquetPool(path=path, image_column="face").slices(10))
+    path = write(tmp_path / "b.parquet", n=3, label=[1, 2, 3])
+    with pytest.raises(SourceError, match=r"column label: type int64; expected binary"):
+        list(ParquetPool(path=path, image_column="label").slices(10))
+    path = write(tmp_path / "c.parquet", n=0)
+    with pytest.raises(SourceError, match="1 Parquet files without a row"):
+        list(ParquetPool(path=path).slices(10))
+
+
+def test_slices__truncated_file(tmp_path):
+    path = write(tmp_path / "a.parquet")
+    data = Path(path).read_bytes()
+    Path(path).write_bytes(data[: len(data) // 2])
+    with pytest.raises(SourceError, match=r"a.parquet: broken Parquet: .*magic bytes"):
+        list(ParquetPool(path=path).slices(10))
+
+
+def test_read__broken_pages(tmp_path):
+    path = write(tmp_path / "a.parquet", n=2000, row_group_size=1000)
+    pool = ParquetPool(path=path)
+    stat = os.stat(path)
+    data = bytearray(Path(path).read_bytes())
+    data[4:200] = bytes(196)
+    Path(path).write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    with pytest.raises(SourceError, match=r"a.parquet: broken Parquet"):
+        pool.read(next(pool.slices(1000)))
+
+
+def test_read__changed_file(tmp_path):
+    pool = ParquetPool(path=write(tmp_path / "a.parquet"))
+    extent = next(pool.slices(10))
+    write(tmp_path / "a.parquet", n=30)
+    with pytest.raises(SourceError, match=r"a.parquet: changed since it was planned"):
+        pool.read(extent)
+
+
+@pytest.mark.real
+def test_real__pool():
+    if "OMNIFER_DATA" not in os.environ:
+        pytest.skip("OMNIFER_DATA is not set")
+    pool = ParquetPool(path="$OMNIFER_DATA/faces", group_column="group")
+    extents = list(pool.slices(1024))
+    assert sum(extent.faces for extent in extents) == 13_233
+    table = pool.read(extents[1])
+    assert all(image[:3] == b"\xff\xd8\xff" for image in table["image"].to_pylist())

@@ -1,0 +1,24 @@
+"""The meter counts, rates and prints plain lines where there is no terminal."""
+
+from pipeline import progress
+
+
+def test_meter__line_holds_count_unit_and_note(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    with progress.meter("score", 20, "slices") as meter:
+        meter.advance(5, note="loss 0.5")
+        assert "score: 5/20 slices" in meter.line()
+        assert "s left" in meter.line()
+        meter.advance(15)
+    out = capsys.readouterr().out
+    assert "20/20 slices" in out
+    assert "loss 0.5" in out
+    assert "\x1b" not in out
+
+
+def test_meter__rate_is_units_per_second(monkeypatch):
+    clock = iter([100.0, 104.0, 104.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    meter = progress.Meter("x", 10, "faces")
+    meter.done = 8
+    assert meter.rate == 2.0

@@ -1,0 +1,149 @@
+"""Proves that the search counts exactly, keeps its targets, repeats itself and admits its luck."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import RunError
+from pipeline.policy import OperatingPoint, passes, rows_of
+from pipeline.schema import EMOTIONS, with_label_names
+from pipeline.search import (
+    GRID,
+    Evidence,
+    SearchConfig,
+    appraise,
+    best_precision,
+    halves,
+    pool_counts,
+    pool_kept,
+    search,
+)
+
+NAMES = EMOTIONS[:4]
+
+
+def _rows(n: int, seed: int) -> pa.Table:
+    """Score rows with `label`; confidence is honest, prototype and neighbors see something, too."""
+    rng = np.random.default_rng(seed)
+    names = np.array(NAMES)
+    truth = rng.choice(4, n, p=[0.5, 0.3, 0.15, 0.05])
+    confidence = rng.uniform(0.25, 1, n).astype(np.float32)
+    predicted = np.where(rng.random(n) < confidence, truth, rng.integers(0, 4, n))
+    table = pa.table(
+        {
+            "id": [f"{seed}#{i}" for i in range(n)],
+            "status": ["quarantined" if i % 50 == 49 else "ok" for i in range(n)],
+            "pseudo_label": pa.array(names[predicted]),
+            "confidence": confidence,
+            "prototype_label": names[np.where(rng.random(n) < 0.7, truth, predicted)],
+            "neighbor_label": names[np.where(rng.random(n) < 0.6, truth, predicted)],
+            "neighbor_agreement": rng.uniform(0.2, 1, n).astype(np.float32),
+            "label": names[truth],
+        }
+    )
+    return table.cast(with_label_names(table.schema, NAMES))
+
+
+def _evidence(n: int = 1500) -> Evidence:
+    points, pool = _rows(n, 0), _rows(4000, 1)
+    labels = np.array([NAMES.index(name) for name in points["label"].to_pylist()])
+    labeled = {name: int((labels == i).sum()) for i, name in enumerate(NAMES)}
+    start = OperatingPoint(label_names=NAMES, labeled=labeled)
+    return Evidence(rows_of(points, NAMES), labels, pool_counts([pool], NAMES), start)
+
+
+@pytest.mark.parametrize("prototype", [False, True])
+@pytest.mark.parametrize("neighbors", [None, 0.25, 0.625])
+def test_pool_kept__is_exactly_what_the_rules_keep(prototype: bool, neighbors: float) -> None:
+    pool = _rows(4000, 1)
+    point = OperatingPoint(
+        label_names=NAMES,
+        confidence=0.3125,
+        prototype=prototype,
+        neighbors=neighbors,
+        cuts={"neutral": 411 / GRID, "happiness": 0.5, "sadness": 2.0, "surprise": 0.0},
+    )
+    counts = pool_counts([pool.slice(0, 1000), pool.slice(1000)], NAMES)
+    good = pool.filter(pa.array([s == "ok" for s in pool["status"].to_pylist()]))
+    rows = rows_of(good, NAMES)
+    expected = np.bincount(rows.predicted[passes(rows, point)], minlength=4)
+    assert counts.sum() == len(good)
+    assert pool_kept(point, counts).tolist() == expected.tolist()
+    assert expected.sum() > 0
+
+
+def test_halves__split_every_class_evenly() -> None:
+    labels = np.repeat([0, 1, 2], [101, 10, 1])
+    seen = halves(labels, 0)
+    assert np.bincount(labels[seen], minlength=3).tolist() == [51, 5, 1]
+    assert (seen == halves(labels, 0)).all()
+    assert (seen != halves(labels, 1)).any()
+
+
+def test_appraise__penalizes_what_misses_its_targets() -> None:
+    evidence = _evidence()
+    strict = evidence.start.model_copy(update={"confidence": 0.75})
+    pure = appraise(strict, evidence, SearchConfig(target_purity=0.5, min_utilization=0))
+    impure = appraise(strict, evidence, SearchConfig(target_purity=0.99, min_utilization=0))
+    scarce = appraise(strict, evidence, SearchConfig(target_purity=0.5, min_utilization=0.9))
+    assert impure["objective"] == pytest.approx(pure["objective"] - 10 * (0.99 - pure["purity"]))
+    missing = 0.9 - pure["utilization"]
+    assert scarce["objective"] == pytest.approx(pure["objective"] - 10 * missing)
+    plain = SearchConfig(target_purity=0.5, min_utilization=0, objective="utilization")
+    assert appraise(strict, evidence, plain)["objective"] == pytest.approx(pure["utilization"])
+
+
+def test_best_precision__reaches_the_target_with_the_most_faces() -> None:
+    evidence = _evidence()
+    rules = {"confidence": 0.0, "prototype": False, "neighbors": None}
+    loose = best_precision(rules, evidence, SearchConfig(target_purity=0.7))
+    tight = best_precision(rules, evidence, SearchConfig(target_purity=0.9))
+    assert loose["purity"] >= 0.7
+    assert tight["purity"] >= 0.9
+    assert loose["utilization"] > tight["utilization"] > 0.05
+
+
+def test_search__says_that_ray_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(RunError, match="Ray is not started"):
+        search(_rows(200, 0), [_rows(100, 1)], SearchConfig(), tmp_path)
+
+
+def test_search__without_pool(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="0 scored pool faces"):
+        search(_rows(200, 0), [], SearchConfig(), tmp_path)
+
+
+@pytest.mark.cluster
+def test_search__same_seed_same_trials_and_honest_estimate(tmp_path: Path) -> None:
+    import ray
+
+    ray.init(address="local", num_cpus=2, object_store_memory=300_000_000, include_dashboard=False)
+    before = dict(os.environ)
+    try:
+        points, pool = _rows(3000, 0), [_rows(4000, 1)]
+        config = SearchConfig(trials=14, target_purity=0.85, concurrency=2)
+        first = search(points, pool, config, tmp_path / "a")
+        again = search(points, pool, config, tmp_path / "b")
+        other = search(points, pool, config.model_copy(update={"seed": 1}), tmp_path / "c")
+    finally:
+        ray.shutdown()
+    assert dict(os.environ) == before
+    assert first == again
+    assert first.trials != other.trials
+    assert len(first.trials) == 14
+    best = max(first.trials, key=lambda trial: trial["objective"])
+    found = first.estimates
+    assert found["purity_in_search"] == best["purity"] >= 0.85
+    assert found["winners_curse_purity"] == pytest.approx(best["purity"] - found["purity"])
+    assert found["labeled_searched"] + found["labeled_held_out"] == 3000
+
+    fresh = _rows(20_000, 7)
+    rows = rows_of(fresh, NAMES)
+    kept = passes(rows, first)
+    right = np.asarray(fresh["label"]) == np.asarray(fresh["pseudo_label"])
+    assert right[kept].mean() == pytest.approx(found["purity"], abs=0.03)
+    assert kept.mean() == pytest.approx(found["utilization"], abs=0.03)

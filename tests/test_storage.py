@@ -1,0 +1,210 @@
+"""Proves that writes are whole or absent, creates exclusive, and S3 behaves like a local folder."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from helpers.s3 import s3_bucket
+
+from pipeline.errors import SourceError
+from pipeline.storage import Location, location, read_table, write_table
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Location]:
+    with s3_bucket() as at:
+        yield at
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    """A fresh folder, once on disk and once on S3: both must pass the same tests."""
+    if request.param == "local":
+        return location(tmp_path)
+    bucket: Location = request.getfixturevalue("bucket")
+    return bucket / request.node.name.replace("[", "-").replace("]", "")
+
+
+def test_write_and_read__roundtrip(root: Location) -> None:
+    at = root / "a/b.json"
+    at.write_json({"b": 1, "a": [1, 2]})
+    assert at.read_json() == {"b": 1, "a": [1, 2]}
+    at.write_text("abcdef")
+    assert (at.read_text(), at.size(), at.exists(), at.is_dir()) == ("abcdef", 6, True, False)
+    assert (root / "a").is_dir()
+    with at.open() as file:
+        assert file.read(2) == b"ab"
+    with (root / "streamed").open("wb") as file:
+        file.write(b"xyz")
+    assert (root / "streamed").read_bytes() == b"xyz"
+
+
+def test_read_range__clips_at_the_end(root: Location) -> None:
+    at = root / "f"
+    at.write_bytes(b"0123456789")
+    assert at.read_range(2, 5) == b"234"
+    assert at.read_range(8, 99) == b"89"
+    assert at.read_range(99, 120) == at.read_range(5, 5) == b""
+
+
+def test_missing__is_one_line_naming_the_place(root: Location) -> None:
+    at = root / "nothing.json"
+    for ask in (at.read_bytes, at.size, at.stamp, at.open, lambda: read_table(at)):
+        with pytest.raises(SourceError, match=r"nothing\.json: no such file"):
+            ask()  # type: ignore[operator]
+    assert at.find_bytes() is None
+    assert not at.exists()
+    assert (root / "nowhere").children() == []
+    assert list((root / "nowhere").files([""])) == []
+    at.remove_tree()
+
+
+def test_stamp__changes_with_content(root: Location) -> None:
+    at = root / "f"
+    at.write_bytes(b"one")
+    before = at.stamp()
+    assert at.stamp() == before
+    at.write_bytes(b"two")
+    assert at.stamp() != before
+
+
+def test_create__never_overwrites(root: Location) -> None:
+    at = root / "x/once"
+    assert at.create(b"first")
+    assert not at.create(b"second")
+    assert at.read_bytes() == b"first"
+    assert [c.name for c in at.parent.children()] == ["once"]
+
+
+def test_create__one_of_eight_threads_wins(root: Location) -> None:
+    at = root / "race"
+    gate = threading.Barrier(8)
+    won: list[int] = []
+
+    def writer(i: int) -> None:
+        gate.wait()
+        if at.create(str(i).encode()):
+            won.append(i)
+
+    threads = [threading.Thread(target=writer, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [at.read_text()] == [str(i) for i in won]
+
+
+def test_replacing__error_keeps_the_old_content(root: Location) -> None:
+    at = root / "f"
+    at.write_bytes(b"old")
+
+    def die_half_way() -> None:
+        with at.replacing() as file:
+            file.write(b"half of the new")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        die_half_way()
+    assert at.read_bytes() == b"old"
+    assert [c.name for c in root.children()] == ["f"]
+
+
+def test_files__sorted_by_path_without_hidden_ones(root: Location) -> None:
+    for name in ("b/2.jpg", "b/1.JPG", "b.jpg", "a.png", ".hidden.jpg", "b/.cache/3.jpg", "c.txt"):
+        (root / name).write_bytes(b"x")
+    names = [f.uri.removeprefix(root.uri + "/") for f in root.files([".jpg", ".png"])]
+    assert names == ["a.png", "b.jpg", "b/1.JPG", "b/2.jpg"]
+    assert [c.name for c in root.children()] == [".hidden.jpg", "a.png", "b", "b.jpg", "c.txt"]
+
+
+def test_remove_tree__takes_all_below_and_nothing_beside(root: Location) -> None:
+    for name in ("a/1", "a/b/2", "ab/3"):
+        (root / name).write_bytes(b"x")
+    (root / "a").remove_tree()
+    assert [f.name for f in root.files([""])] == ["3"]
+    (root / "ab/3").remove_tree()
+    assert list(root.files([""])) == []
+
+
+def test_tables__roundtrip_and_columns(root: Location) -> None:
+    table = pa.table({"a": [1, 2], "b": ["x", None], "c": pa.array([[1.0], None])})
+    at = root / "t.parquet"
+    write_table(at, table)
+    assert read_table(at).equals(table)
+    assert read_table(at, ["b", "a"]).equals(table.select(["b", "a"]))
+    with pytest.raises(SourceError, match=r"t\.parquet: missing column d; found: a, b, c"):
+        read_table(at, ["d"])
+    at.write_bytes(b"not parquet at all")
+    with pytest.raises(SourceError, match="expected Parquet"):
+        read_table(at)
+
+
+def test_location__names_and_parents(root: Location) -> None:
+    at = root / "a" / "b"
+    assert (at.name, at.parent.name, at.parent.parent) == ("b", "a", root)
+    assert pickle.loads(pickle.dumps(at)) == at
+    for bad in ("", "/etc", "../x", "a/../../x", "a//b"):
+        with pytest.raises(SourceError, match="not a name below"):
+            root / bad
+
+
+def test_local_path__refused_on_s3(tmp_path: Path) -> None:
+    assert location(tmp_path).local_path() == tmp_path
+    with pytest.raises(SourceError, match="expected a local path"):
+        location("s3://bucket/key").local_path()
+
+
+def test_location__expands_and_makes_absolute(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("POOL", "faces")
+    assert location("~/x").uri == "/home/someone/x"
+    assert location("$POOL/a/../b").uri == f"{tmp_path}/faces/b"
+    assert location("file:///data/x").uri == "/data/x"
+    assert location("s3://bucket//a/${POOL}/").uri == "s3://bucket/a/faces"
+    assert location("s3://bucket").parent.uri == "s3://bucket"
+    assert location("/data/who?.png").uri == "/data/who?.png"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://user:hunter2@bucket/key",
+        "s3://bucket/key?secret=hunter2",
+        "https://user:hunter2@host/x",
+        "hunter2 ://x",
+        "$HUNTER2_UNSET/x",
+        "s3://",
+        "",
+    ],
+)
+def test_location__refuses_without_repeating_secrets(uri: str) -> None:
+    with pytest.raises(SourceError, match=r"^location: ") as caught:
+        location(uri)
+    assert "hunter2" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_children__hide_torn_writes(tmp_path: Path) -> None:
+    """What a kill leaves: a staged file, which no listing shows and no later write meets."""
+    at = location(tmp_path) / "f"
+    (tmp_path / ".f.0123456789abcdef.tmp").write_bytes(b"torn")
+    at.write_bytes(b"whole")
+    assert [c.name for c in at.parent.children()] == ["f"]
+    assert [c.name for c in at.parent.files([""])] == ["f"]
+
+
+def test_files__follow_links_but_not_in_circles(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real/1.jpg").write_bytes(b"x")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "real/up").symlink_to(tmp_path)
+    names = [f.uri.removeprefix(f"{tmp_path}/") for f in location(tmp_path).files([".jpg"])]
+    assert names == ["link/1.jpg", "real/1.jpg"]

@@ -1,0 +1,96 @@
+"""Proves that both kinds of store give the same faces, appear whole, and refuse other settings."""
+
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.errors import SourceError
+from pipeline.images import Color, Crop, face
+from pipeline.training.faces import ArrayFaces, Faces, PackedFaces, Row, pack_faces
+
+CROP = Crop(box=True)
+
+
+def rows(count: int = 5) -> list[Row]:
+    rng = np.random.default_rng(0)
+    made: list[Row] = []
+    for i in range(count):
+        file = BytesIO()
+        Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(file, "JPEG")
+        made.append((file.getvalue(), (2.0, 4.0, 22.0 + i, 34.0)))
+    return made
+
+
+def pack(
+    at: Path,
+    given: Iterator[Row] | list[Row],
+    *,
+    count: int = 5,
+    color: Color = "rgb",
+    memory: int | None = None,
+) -> Faces:
+    return pack_faces(given, count, crop=CROP, color=color, size=12, at=at, memory=memory)
+
+
+def test_pack_faces__both_kinds_hold_what_images_face_gives(tmp_path: Path) -> None:
+    array, packed = pack(tmp_path / "a", rows()), pack(tmp_path / "p", rows(), memory=100)
+    assert isinstance(array, ArrayFaces)
+    assert isinstance(packed, PackedFaces)
+    index = np.array([4, 0, 0, 2])
+    taken = array.take(index)
+    assert taken.shape == (4, 3, 12, 12)
+    assert np.array_equal(taken, packed.take(index))
+    data, box = rows()[4]
+    assert np.array_equal(taken[0], face(data, crop=CROP, color="rgb", size=12, box=box))
+    assert len(array) == len(packed) == 5
+
+
+def test_packed_faces__a_face_without_box(tmp_path: Path) -> None:
+    given = [(data, None) for data, _ in rows()]
+    stores = [
+        pack_faces(given, 5, crop=Crop(), color="gray", size=8, at=tmp_path / str(m), memory=m)
+        for m in (0, 10_000)
+    ]
+    assert np.array_equal(stores[0].take(np.arange(5)), stores[1].take(np.arange(5)))
+
+
+@pytest.mark.parametrize("memory", [0, None])
+def test_pack_faces__opens_what_is_there_without_reading_again(
+    tmp_path: Path, memory: int | None
+) -> None:
+    def never() -> Iterator[Row]:
+        raise AssertionError("the rows were read again")
+        yield
+
+    first = pack(tmp_path / "a", rows(), memory=memory)
+    again = pack(tmp_path / "a", never(), memory=memory)
+    assert np.array_equal(first.take(np.arange(5)), again.take(np.arange(5)))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_pack_faces__other_settings_are_refused(tmp_path: Path) -> None:
+    pack(tmp_path / "a", rows())
+    with pytest.raises(SourceError, match="packed with color rgb, expected gray"):
+        pack(tmp_path / "a", rows(), color="gray")
+
+
+@pytest.mark.parametrize("memory", [0, None])
+@pytest.mark.parametrize("count", [4, 6])
+def test_pack_faces__another_number_leaves_nothing(
+    tmp_path: Path, memory: int | None, count: int
+) -> None:
+    with pytest.raises(SourceError, match=f"5 were given, expected {count}"):
+        pack(tmp_path / "a", rows(), count=count, memory=memory)
+    assert not list(tmp_path.iterdir())
+
+
+def test_pack_faces__a_broken_face_is_named(tmp_path: Path) -> None:
+    given = rows()
+    given[3] = (b"no image", None)
+    with pytest.raises(SourceError, match="training face 3: "):
+        pack(tmp_path / "a", given)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,219 @@
+"""Proves resume to the last bit, two workers equal to one, and honest counting of passes."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from helpers.toy import CONVNET, NAMES, RESNET, labeled
+from torch import Tensor, nn
+
+from pipeline.augment import VIEWS
+from pipeline.errors import IdentityError, RunError
+from pipeline.losses import cross_entropy
+from pipeline.models import FaceModel, ModelConfig
+from pipeline.training.data import Batch, Stream
+from pipeline.training.loop import (
+    Fitted,
+    Hook,
+    Loss,
+    Objective,
+    Schedule,
+    Step,
+    Worker,
+    distributed,
+    fit,
+    local,
+)
+from pipeline.training.supervised import new_model
+
+SCHEDULE = Schedule(steps=9, lr=1e-2)
+SLOW = Schedule(steps=9, lr=1e-3)
+
+
+class Toy:
+    """Two forwards per backward, a sum with a count, and a number that update moves."""
+
+    def __init__(self, model: ModelConfig = CONVNET, view: str = "plain") -> None:
+        self.model: FaceModel = new_model(model, NAMES, seed=1)
+        data = labeled(40)
+        self.moved = torch.zeros(1)
+        self.stream = Stream(
+            "labeled", data.faces, 8, {"x": VIEWS[view]}, 16, {"y": data.targets}
+        )  # fmt: skip
+
+    def modules(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"model": self.model})
+
+    def streams(self) -> Sequence[Stream]:
+        return [self.stream]
+
+    def loss(self, batch: Mapping[str, Batch], at: Step) -> Loss:
+        x, y = batch["labeled"].views["x"], batch["labeled"].targets["y"]
+        losses = cross_entropy(self.model(x), y) + cross_entropy(self.model(x.flip(3)), y)
+        total = losses.sum() * (1 + self.moved.item())
+        return Loss(total, trained=2 * len(x), forward=3, count=float(len(x)))
+
+    def update(self, loss: Loss, at: Step) -> None:
+        self.moved = self.moved + 0.1
+
+    def state(self) -> dict[str, Tensor]:
+        return {"moved": self.moved}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        self.moved = state["moved"]
+
+
+def weights(fitted: Fitted) -> Tensor:
+    return torch.cat([p.reshape(-1) for p in fitted.averaged.state_dict().values()]).float()
+
+
+def meaningful(fitted: Fitted) -> Tensor:
+    """Weights without the biases that instance norm takes out again.
+
+    Their gradient is rounding alone, and AdamW makes full steps of it.
+    """
+    named = fitted.averaged.state_dict()
+    dead = {name for name in named if name.endswith(("blocks.0.bias", "blocks.4.bias"))}
+    assert len(dead) == 2
+    return torch.cat([value.reshape(-1) for name, value in named.items() if name not in dead])
+
+
+def stop_after(steps: int) -> Hook:
+    def hook(objective: Objective, at: Step) -> None:
+        if at.number + 1 == steps:
+            raise KeyboardInterrupt
+
+    return hook
+
+
+@pytest.mark.parametrize("killed_after", [3, 5, 6])
+def test_fit__killed_and_resumed_is_uninterrupted(tmp_path: Path, killed_after: int) -> None:
+    # dropout, batch norm and random views: all of it must come back
+    whole = fit(Toy(RESNET, "strong"), SCHEDULE, local(dtype=torch.float32), seed=3)
+    worker = local("cpu", torch.float32, tmp_path, checkpoint_every=3)
+    with pytest.raises(KeyboardInterrupt):
+        fit(Toy(RESNET, "strong"), SCHEDULE, worker, seed=3, hooks=[stop_after(killed_after)])
+    resumed = fit(Toy(RESNET, "strong"), SCHEDULE, worker, seed=3)
+    assert torch.equal(weights(whole), weights(resumed))
+    assert whole.passes == resumed.passes
+
+
+def test_fit__a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    worker = local("cpu", torch.float32, tmp_path)
+    first = fit(Toy(), SCHEDULE, worker, seed=3)
+    again = fit(Toy(), SCHEDULE, worker, seed=3, hooks=[stop_after(1)])
+    assert torch.equal(weights(first), weights(again))
+    assert first.history == again.history
+
+
+def test_fit__a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
+    worker = local("cpu", torch.float32, tmp_path)
+    fit(Toy(), SCHEDULE, worker, seed=3)
+    with pytest.raises(IdentityError, match="seed 3, not 4"):
+        fit(Toy(), SCHEDULE, worker, seed=4)
+    with pytest.raises(IdentityError, match=r"lr 0\.01, not 0\.1"):
+        fit(Toy(), Schedule(steps=9, lr=0.1), worker, seed=3)
+    with pytest.raises(IdentityError, match="another network"):
+        fit(Toy(RESNET), SCHEDULE, worker, seed=3)
+
+
+def test_fit__passes_are_counted(tmp_path: Path) -> None:
+    fitted = fit(Toy(), SCHEDULE, local(dtype=torch.float32), seed=0)
+    assert fitted.passes == pytest.approx(9 * (16 + 3 / 3))
+    assert fitted.history[-1]["step"] == 9
+    assert fitted.history[-1]["passes"] == pytest.approx(fitted.passes)
+
+
+def test_fit__leaves_the_callers_random_numbers_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    fit(Toy(), Schedule(steps=1), local(dtype=torch.float32), seed=0)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_fit__bfloat16_learns() -> None:
+    toy = Toy(RESNET)
+    fitted = fit(toy, Schedule(steps=60, lr=1e-2), local(), seed=0)
+    data = labeled(40)
+    seen = fitted.averaged["model"](torch.from_numpy(data.faces.take(np.arange(40))) / 255)
+    assert (seen.argmax(1).numpy() == data.labels).mean() > 0.9
+    assert next(fitted.averaged.parameters()).dtype == torch.float32
+
+
+def test_fit__a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+    broken = Toy()
+    broken.moved += torch.nan
+    with pytest.raises(RunError, match="step 9: loss is nan"):
+        fit(broken, SCHEDULE, local("cpu", torch.float32, tmp_path), seed=0)
+    assert not list(tmp_path.iterdir())
+
+
+def in_threads(workers: int, ranks: Sequence[Worker]) -> list[Fitted]:
+    """Run `fit` in threads that add up their tensors at a barrier."""
+    # Made here: threads share torch's global generator. All but the first start elsewhere.
+    toys = [Toy() for _ in range(workers)]
+    for toy in toys[1:]:
+        toy.model = new_model(CONVNET, NAMES, seed=99)
+    meet, given = threading.Barrier(workers, timeout=60), [torch.empty(0)] * workers
+    done: dict[int, Fitted] = {}
+
+    def run(rank: int) -> None:
+        def reduce(tensor: Tensor) -> Tensor:
+            given[rank] = tensor.clone()
+            meet.wait()
+            total = torch.stack(given).sum(0)
+            meet.wait()
+            return total
+
+        worker = replace(ranks[rank], rank=rank, world=workers, sum_over_workers=reduce)
+        done[rank] = fit(toys[rank], SLOW, worker, seed=3)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [done[rank] for rank in range(workers)]
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_fit__several_workers_equal_one(workers: int) -> None:
+    one = fit(Toy(), SLOW, local(dtype=torch.float32), seed=3)
+    several = in_threads(workers, [local(dtype=torch.float32)] * workers)
+    for fitted in several:
+        torch.testing.assert_close(meaningful(fitted), meaningful(one), atol=1e-5, rtol=0)
+        assert fitted.history[-1]["loss"] == pytest.approx(one.history[-1]["loss"], abs=1e-5)
+    assert several[0].passes == pytest.approx(9 * (16 + workers))  # 3 forwards on every worker
+
+
+def _gloo(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
+    fitted = fit(Toy(), SLOW, distributed(dtype=torch.float32), seed=3)
+    torch.save(meaningful(fitted), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_fit__two_processes_equal_one(tmp_path: Path) -> None:
+    one = fit(Toy(), SLOW, local(dtype=torch.float32), seed=3)
+    mp.spawn(_gloo, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(found, meaningful(one), atol=1e-5, rtol=0)
+
+
+def test_fit__workers_that_see_other_checkpoints_are_refused(tmp_path: Path) -> None:
+    worker = local("cpu", torch.float32, tmp_path)
+    fit(Toy(), SCHEDULE, worker, seed=3)
+    alone = replace(worker, world=2, sum_over_workers=lambda tensor: tensor)
+    with pytest.raises(RunError, match="resumes at 9, others do not"):
+        fit(Toy(), SCHEDULE, alone, seed=3)

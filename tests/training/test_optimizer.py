@@ -1,0 +1,83 @@
+"""Proves the schedule, the average and the treatment of gradients against closed forms."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.training.optimizer import Schedule, Trainee
+from pipeline.training.worker import local
+
+WORKER = local(dtype=torch.float32)
+
+
+def trainee(**settings: float | None) -> Trainee:
+    torch.manual_seed(0)
+    modules = nn.ModuleDict({"used": nn.Linear(3, 2), "unused": nn.Linear(3, 2)})
+    return Trainee(modules, Schedule.model_validate({"clip": None, **settings}), WORKER)
+
+
+def loss_of(one: Trainee) -> torch.Tensor:
+    used: torch.Tensor = one.modules["used"](torch.ones(4, 3)).square().sum()
+    return used
+
+
+def test_rate__rises_linearly_then_falls_as_one_cosine() -> None:
+    schedule = Schedule(steps=110, lr=2.0, warmup=10 / 110)
+    assert [schedule.rate(step) for step in (0, 4, 9)] == pytest.approx([0.2, 1.0, 2.0])
+    assert schedule.rate(10) == pytest.approx(2.0)
+    assert schedule.rate(60) == pytest.approx(1.0)
+    assert schedule.rate(109) == pytest.approx(1 + math.cos(math.pi * 0.99))
+    assert Schedule(steps=1, warmup=0.0).rate(0) == pytest.approx(2e-3)
+
+
+def test_step__a_count_divides_the_gradient() -> None:
+    whole, parts = trainee(), trainee()
+    norm = whole.step(loss_of(whole), 1.0, 0)
+    assert parts.step(loss_of(parts), 4.0, 0) == pytest.approx(norm / 4)
+
+
+def test_step__clips_to_the_largest_norm() -> None:
+    one = trainee(clip=0.5)
+    before = one.step(loss_of(one), 1.0, 0)
+    after = torch.stack([p.grad.norm() for p in one.parameters]).norm()
+    assert before > 0.5
+    assert after == pytest.approx(0.5, rel=1e-3)
+
+
+def test_step__only_weights_decay() -> None:
+    one = trainee(lr=0.1, warmup=0.0, weight_decay=0.5)
+    start = [p.detach().clone() for p in one.modules["unused"].parameters()]
+    one.step(loss_of(one), 1.0, 0)
+    weight, bias = one.modules["unused"].parameters()
+    torch.testing.assert_close(weight.detach(), start[0] * (1 - 0.1 * 0.5))
+    torch.testing.assert_close(bias.detach(), start[1])
+
+
+def test_step__the_average_follows_with_a_ramp() -> None:
+    one = trainee(ema=0.5, lr=0.1, warmup=0.0, steps=40)
+    expected = one.modules["used"].weight.detach().clone()
+    for number in range(12):
+        one.step(loss_of(one), 1.0, number)
+        decay = min(0.5, (1 + number) / (10 + number))
+        expected = decay * expected + (1 - decay) * one.modules["used"].weight.detach()
+    torch.testing.assert_close(one.averaged["used"].weight, expected)
+    assert not one.averaged["used"].weight.requires_grad
+
+
+def test_trainee__without_average_the_weights_are_it() -> None:
+    one = trainee(ema=None)
+    assert one.averaged is one.modules
+
+
+def test_tensors__load_continues_exactly() -> None:
+    one, other = trainee(), trainee()
+    for number in range(3):
+        one.step(loss_of(one), 1.0, number)
+    other.load({name: value.clone() for name, value in one.tensors().items()})
+    for t in (one, other):
+        t.step(loss_of(t), 1.0, 3)
+    a, b = one.tensors(), other.tensors()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
