@@ -1,4 +1,4 @@
-"""Entry point for `ray job submit --working-dir . -- python jobs/run.py RECIPE [omnifer options]`."""
+"""Entry point for `ray job submit --working-dir . -- python jobs/run.py RECIPE [OPTIONS]`."""
 
 import sys
 from pathlib import Path

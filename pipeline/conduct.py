@@ -16,7 +16,7 @@ from pipeline.config import digest, nearest
 from pipeline.errors import ConfigError, RunError, SourceError
 from pipeline.job import SETTINGS, Job, settings
 from pipeline.ledger import Ledger
-from pipeline.plan import Plan
+from pipeline.plan import Plan, Slice
 from pipeline.progress import console
 from pipeline.recipe import Recipe
 from pipeline.run import Artifact, Run
@@ -151,7 +151,7 @@ def _seconds(job: Job) -> str:
 
 
 def describe(recipe: Recipe, run_dir: str | None, until: str | None) -> None:
-    """Print the stages of a recipe and the digest of the settings each depends on; reads nothing."""
+    """Print the stages of a recipe and digests of the settings each depends on; reads nothing."""
     if until is not None and until not in STAGES:
         raise ConfigError(f"--until: no stage {until!r}{nearest(until, list(STAGES))}")
     table = Table("stage", "settings", "digest", title=f"{recipe.name}: nothing is read or written")
@@ -178,12 +178,7 @@ def explain(run_dir: str, sample_id: str) -> dict[str, Any]:
     run = Run(location(run_dir))
     survey = run.artifact("survey").dir
     plan = Plan(survey / str((survey / "plan.json").read_json()["file"]))
-    for slice, faces in Ledger(survey).tables(plan, ["id"]):
-        row = pc.index(faces["id"], sample_id).as_py()
-        if row >= 0:
-            break
-    else:
-        raise SourceError(f"{run_dir}: no pool face {sample_id!r}")
+    slice, row = _find(Ledger(survey), plan, sample_id)
     found: dict[str, Any] = {"source": slice.source, "shard": slice.shard}
     for stage in EXPLAINED:
         table = Ledger(run.artifact(stage).dir).read(slice.key)
@@ -196,3 +191,11 @@ def explain(run_dir: str, sample_id: str) -> dict[str, Any]:
     found["threshold.class_cut"] = (point.get("cuts") or {}).get(label)
     found["threshold.confidence"] = point.get("confidence")
     return found
+
+
+def _find(surveyed: Ledger, plan: Plan, sample_id: str) -> tuple[Slice, int]:
+    for slice, faces in surveyed.tables(plan, ["id"]):
+        row = pc.index(faces["id"], sample_id).as_py()
+        if row >= 0:
+            return slice, row
+    raise SourceError(f"{surveyed.at}: no pool face {sample_id!r}")

@@ -3,12 +3,12 @@
 What for: the terms every training objective is put together from. All return one value per face,
 so that the caller decides what the mean runs over, and compute in float32 whatever comes in.
 Source: label smoothing: arXiv 1512.00567, section 7. Distillation with temperature: arXiv
-1503.02531, section 2. SoftMatch weight: arXiv 2301.10921, eq. 6. Distribution alignment: arXiv
-1911.09785, section 3.1. Logit adjustment: arXiv 2007.07314, eq. 10. Temperature scaling: arXiv
-1706.04599, section 4.2.
+1503.02531, section 2. SoftMatch weight: arXiv 2301.10921, the truncated Gaussian. Distribution
+alignment: arXiv 1911.09785, section 3.1. Logit adjustment: arXiv 2007.07314, eq. 10. Temperature
+scaling: arXiv 1706.04599, section 4.2.
 Departs: alignment takes a power, because a prior estimated from a biased teacher deserves half the
 trust; SoftMatch's standard deviation is divided by `width` (2), as its released code does and its
-eq. 6 does not.
+text does not.
 """
 
 from __future__ import annotations

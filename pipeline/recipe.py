@@ -30,7 +30,6 @@ from pipeline.sources.reader import PoolSource
 from pipeline.streaming import StreamConfig
 from pipeline.survey import SurveyConfig
 from pipeline.tracking import TrackingConfig
-from pipeline.training.distill import DistillConfig
 from pipeline.training.runs import TrainConfig
 from pipeline.training.student import StudentConfig
 from pipeline.training.teacher import TeachConfig
@@ -56,7 +55,7 @@ class Recipe(Config):
     score: ScoreConfig = ScoreConfig()
     search: SearchConfig | None = None  # None: select uses its own settings
     select: SelectConfig = SelectConfig()
-    distill: DistillConfig | None = None
+    distill: None = None
     student: StudentConfig = StudentConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     tracking: TrackingConfig = TrackingConfig()

@@ -12,22 +12,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
-from pipeline import evaluation, flow, selection
+from pipeline import evaluation, flow, pool, selection, twins
 from pipeline import search as searching
 from pipeline.config import digest
 from pipeline.embedding import profile
 from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.mining import Miner, read_selection
-from pipeline.policy import SCORE_COLUMNS, load_point, save_point
+from pipeline.policy import SCORE_COLUMNS, OperatingPoint
 from pipeline.report import collect, write_report
 from pipeline.run import Artifact
 from pipeline.sources.reader import read_slice
 from pipeline.storage import read_table
-from pipeline.streaming import Operator
+from pipeline.streaming import Operator, start_ray
 from pipeline.survey import Surveyor
-from pipeline.training import distill as distilling
 from pipeline.training import runs
 
 POINT_FILE = "operating_point.json"
@@ -37,26 +37,27 @@ METRICS_FILE = "metrics.json"
 def survey(job: Job) -> Artifact:
     """Decode every face once: pixel hash, perceptual hash, thumbnail, quality, status."""
     flow.read_labels(job)
-    stage, plan = flow.plan_pool(job)
+    stage, plan = pool.plan_pool(job)
     if stage.done is None:
         read = partial(read_slice, sources=job.sources, removals=job.removals)
         args = (stage.dir, job.views, job.recipe.survey.threads)
         operators = [Operator(Surveyor, args, "survey")]
-        flow.stream_pool(job, "survey", plan, Ledger(stage.dir), read, operators)
-        flow.seal(stage, plan, budget=job.recipe.error_budget)
-    return flow.done(stage)
+        pool.stream_pool(job, "survey", plan, Ledger(stage.dir), read, operators)
+        pool.write_truth(job, stage, plan)
+        pool.seal(stage, plan, budget=job.recipe.error_budget)
+    return pool.done(stage)
 
 
 def guard(job: Job) -> Artifact:
     """Find twins of test and validation faces in the labeled set and the pool, and duplicates."""
-    plan = flow.pool_plan(job)
+    plan = pool.pool_plan(job)
     inputs = {name: job.run.artifact(name).digest for name in ("labeled", "test", "survey")}
     stage = job.open("guard", inputs, plan=plan.digest)
     if stage.done is None:
-        flow.guard_labeled(job, stage.dir)
-        flow.guard_pool(job, stage, plan)
-        flow.seal(stage, plan)
-    return flow.done(stage)
+        twins.guard_labeled(job, stage.dir)
+        twins.guard_pool(job, stage, plan)
+        pool.seal(stage, plan)
+    return pool.done(stage)
 
 
 def teach(job: Job) -> Artifact:
@@ -72,14 +73,14 @@ def teach(job: Job) -> Artifact:
         )
         facts = flow.train(job, stage.name, runs.teach, settings)
         stage.finish(facts.pop("sha256"), **facts)
-    return flow.done(stage)
+    return pool.done(stage)
 
 
 def embed(job: Job) -> Artifact:
     """Run the teachers over the pool; scoring is chained, so that the pool is read once."""
-    plan, teacher = flow.pool_plan(job), job.run.artifact("teach")
+    plan, teacher = pool.pool_plan(job), job.run.artifact("teach")
     config = job.recipe.embed
-    inputs = {"pool": flow.pool_digest(job), "weights": teacher.facts["weights_sha256"]}
+    inputs = {"pool": pool.pool_digest(job), "weights": teacher.facts["weights_sha256"]}
     stage = job.open("embed", {**inputs, "profile": profile(config)}, plan=plan.digest)
     if stage.done is None:
         ledger = Ledger(stage.dir)
@@ -89,22 +90,23 @@ def embed(job: Job) -> Artifact:
             flow.embedder(job, teacher, stage.dir),
             flow.scorer(job, teacher, stage.dir, scores.dir),
         ]
-        flow.stream_pool(job, "embed", plan, ledger, read, operators)
-        flow.seal(stage, plan, passes=flow.forward_passes(job, plan, ledger))
-    return flow.done(stage)
+        pool.stream_pool(job, "embed", plan, ledger, read, operators)
+        pool.seal(stage, plan, passes=flow.forward_passes(job, plan, ledger))
+    return pool.done(stage)
 
 
 def score(job: Job) -> Artifact:
     """Compare stored embeddings with prototypes and labeled neighbors; no threshold here."""
-    plan, teacher, embedded = flow.pool_plan(job), job.run.artifact("teach"), job.run.stage("embed")
-    stage = flow.open_scores(job, embedded, teacher, plan=plan.digest)
+    plan, teacher = pool.pool_plan(job), job.run.artifact("teach")
+    embedded = job.run.artifact("embed")
+    stage = flow.open_scores(job, embedded.dir, teacher, plan)
     if stage.done is None:
         ledger = Ledger(stage.dir)
         operators = [flow.scorer(job, teacher, embedded.dir, stage.dir)]
-        flow.stream_pool(job, "score", plan, ledger, flow.from_ledger, operators)
+        pool.stream_pool(job, "score", plan, ledger, pool.from_ledger, operators)
         flow.write_points(job, stage, teacher)
-        flow.seal(stage, plan)
-    return flow.done(stage)
+        pool.seal(stage, plan)
+    return pool.done(stage)
 
 
 def search(job: Job) -> Artifact | None:
@@ -113,19 +115,19 @@ def search(job: Job) -> Artifact | None:
         return None
     stage = job.open("search", {"score": job.run.artifact("score").digest})
     if stage.done is None:
-        flow.start_ray(job.recipe.stream)
+        start_ray(job.recipe.stream)
         config = job.recipe.search.model_copy(update={"seed": job.recipe.seed})
         columns = flow.score_columns(job, SCORE_COLUMNS)
         point = searching.search(flow.points(job), columns, config, job.run.scratch / "tune")
-        save_point(point, stage.dir / POINT_FILE)
+        point.save(stage.dir / POINT_FILE)
         stage.finish(point.digest, **point.estimates)
-    return flow.done(stage)
+    return pool.done(stage)
 
 
 def select(job: Job) -> Artifact:
     """Decide, face by face, from the score table; every face leaves with a reason."""
-    plan, config = flow.pool_plan(job), job.recipe.select
-    flow.confirm_twins(job, plan)
+    plan, config = pool.pool_plan(job), job.recipe.select
+    twins.confirm_twins(job, plan)
     inputs = {name: job.run.artifact(name).digest for name in ("score", "twins", "survey")}
     if job.recipe.search is not None:
         inputs["search"] = job.run.artifact("search").digest
@@ -134,20 +136,20 @@ def select(job: Job) -> Artifact:
         if job.recipe.search is None:
             point = selection.operating_point(config, flow.points(job))
         else:
-            point = load_point(job.run.artifact("search").dir / POINT_FILE)
-        save_point(point, stage.dir / POINT_FILE)
+            point = OperatingPoint.load(job.run.artifact("search").dir / POINT_FILE)
+        point.save(stage.dir / POINT_FILE)
         ledger, tables = Ledger(stage.dir), partial(flow.pool_rows, job)
         decided = selection.select(tables, point, config)
         for slice, table in zip(plan.slices(), decided, strict=True):
             ledger.commit(slice, table)
         kept = selection.yield_by_class(t for _, t in ledger.tables(plan))
-        flow.seal(stage, plan, rule=point.digest, per_class=kept)
-    return flow.done(stage)
+        pool.seal(stage, plan, rule=point.digest, per_class=kept)
+    return pool.done(stage)
 
 
 def mine(job: Job) -> Artifact:
     """Fetch the selected faces' bytes once more and write the mined set."""
-    plan, selected = flow.pool_plan(job), job.run.artifact("select")
+    plan, selected = pool.pool_plan(job), job.run.artifact("select")
     stage = job.open("mine", {"select": selected.digest}, plan=plan.digest)
     if stage.done is None:
         ledger = Ledger(stage.dir)
@@ -155,11 +157,9 @@ def mine(job: Job) -> Artifact:
         teacher = job.run.artifact("teach").digest
         args = (stage.dir, *inputs, job.sources, teacher, selected.facts["rule"])
         read = partial(read_selection, selected.dir)
-        flow.stream_pool(
-            job, "mine", plan, ledger, read, [Operator(Miner, args, "mine")]
-        )
-        flow.seal(stage, plan)
-    return flow.done(stage)
+        pool.stream_pool(job, "mine", plan, ledger, read, [Operator(Miner, args, "mine")])
+        pool.seal(stage, plan)
+    return pool.done(stage)
 
 
 def distill(job: Job) -> Artifact | None:
@@ -180,7 +180,7 @@ def student(job: Job) -> Artifact:
     stage = job.open("student", inputs)
     if stage.done is None:
         spent = teacher.facts["passes"] + job.run.artifact("embed").facts["passes"]
-        found = {}
+        found: dict[str, dict[str, Any]] = {}
         for model in ("student", "control_a", "control_b"):
             settings = runs.StudentJob(
                 handed=flow.handed(job, mined=True),
@@ -196,23 +196,24 @@ def student(job: Job) -> Artifact:
         passes = {model: facts["passes"] for model, facts in found.items()}
         passes["student"] += spent
         stage.finish(found["student"]["sha256"], passes=passes, models=found)
-    return flow.done(stage)
+    return pool.done(stage)
 
 
 def evaluate(job: Job) -> Artifact:
     """Judge every model on the test faces; the only stage that reads their labels."""
-    inputs = {name: job.run.artifact(name).digest for name in ("teach", "student", "test", "select")}
+    before = ("teach", "student", "test", "select")
+    inputs = {name: job.run.artifact(name).digest for name in before}
     stage = job.open("evaluate", inputs)
     if stage.done is None:
-        labels, names, probs = flow.sit_exam(job)
+        probs, labels, names = flow.sit_exam(job)
         protocol = flow.protocol_card(job)
         metrics = evaluation.evaluate(probs, labels, names, protocol, job.recipe.evaluate)
-        decided = (t for _, t in flow.ledger(job, "select").tables(flow.pool_plan(job)))
-        truth = read_table(job.run.artifact("labeled").dir / flow.TRUTH_FILE)
+        decided = (t for _, t in pool.ledger(job, "select").tables(pool.pool_plan(job)))
+        truth = read_table(job.run.artifact("survey").dir / pool.TRUTH_FILE)
         metrics["pool"] = evaluation.purity(decided, truth)
         (stage.dir / METRICS_FILE).write_json(metrics)
         stage.finish(digest(metrics))
-    return flow.done(stage)
+    return pool.done(stage)
 
 
 def report(job: Job) -> Artifact | None:

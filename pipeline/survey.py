@@ -32,7 +32,7 @@ BLANK_CONTRAST = 1.0
 class SurveyConfig(Config):
     """How a slice is decoded; none of it changes the result."""
 
-    threads: int = Field(2, ge=1, le=64)
+    threads: int = Field(default=2, ge=1, le=64)
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def encode(pixels: np.ndarray) -> bytes:
 def _draw(seed: int, index: np.ndarray, size: int) -> np.ndarray:
     known = facts(seed, index, raters=1)
     person = _Traits(_uniform(seed ^ 0x1D, known.identity.astype(U64), 0, 40))
-    chance = _Traits(_uniform(seed, index.astype(U64), 128, 40))
+    chance = _Traits(_uniform(seed, index.astype(U64), 128, 56))
     moves = PROTOTYPES[known.label] * known.intensity[:, None]
     moves = moves + EXPRESSION_JITTER * chance.bells(len(MOVES))
     habits = 0.12 * person.bells(len(MOVES))  # how this person looks at rest
@@ -138,7 +138,7 @@ def _draw(seed: int, index: np.ndarray, size: int) -> np.ndarray:
 
     axis = ((np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1)[None]
     x, y = axis[:, None, :], axis[:, :, None]
-    scale = chance.between(1.0, 1.22)
+    scale = chance.between(0.95, 1.25)
     tangent = chance.between(-0.16, 0.16)
     cosine = 1 / np.sqrt(1 + tangent * tangent)
     right, down = x - chance.between(-0.1, 0.1), y - chance.between(-0.1, 0.1)
@@ -148,11 +148,14 @@ def _draw(seed: int, index: np.ndarray, size: int) -> np.ndarray:
 
     skin = person.between(0.45, 0.85)
     canvas = chance.between(0.1, 0.9) + chance.between(-0.2, 0.2) * x + 0 * y
+    for _ in range(3):  # things behind the head: without them many faces are near twins
+        edge = (x - chance.between(-1, 1)) ** 2 + (y - chance.between(-1, 1)) ** 2
+        canvas = _paint(canvas, chance.between(0, 1), edge - chance.between(0.1, 0.7), sharp / 2)
     canvas = _head(canvas, u, v, person, skin, sharp)
     canvas = _eyes(canvas, u, v, person, move, skin, sharp)
     canvas = _nose(canvas, u, v, person, move, skin, sharp)
     canvas = _mouth(canvas, u, v, person, chance, move, skin, sharp)
-    lit = canvas * (1 + chance.between(-0.3, 0.3) * u + chance.between(-0.2, 0.2) * v)
+    lit = canvas * (1 + chance.between(-0.45, 0.45) * u + chance.between(-0.35, 0.35) * v)
     lit = 0.5 + (lit - 0.5) * chance.between(0.6, 1.1) + chance.between(-0.08, 0.08)
     grain = PIXEL_NOISE * chance.between(0.3, 1.4) * _grain(seed, index, size)
     return (np.clip(lit + grain, 0, 1) * 255 + 0.5).astype(np.uint8)

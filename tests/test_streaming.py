@@ -30,7 +30,8 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     patch = pytest.MonkeyPatch()
-    patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers import this very module
+    # Workers import this module by the name that pytest gave it.
+    patch.setenv("PYTHONPATH", str(Path(__file__).parents[__name__.count(".")]))
     ray.init(
         address="local",
         num_cpus=4,
@@ -332,3 +333,27 @@ def test_account__a_slice_that_comes_twice_is_an_error() -> None:
 def test_stream__nothing_pending_needs_no_ray(tmp_path: Path) -> None:
     plan, _ = planned(tmp_path, 2)
     assert list(stream(plan, [], read, [], StreamConfig(), location(tmp_path))) == []
+
+
+@pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])
+def test_start_ray__local_unless_ray_address_is_set(
+    monkeypatch: pytest.MonkeyPatch, address: str | None
+) -> None:
+    import ray
+
+    started: list[dict[str, object]] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: bool(started))
+    monkeypatch.setattr(ray, "init", lambda **how: started.append(how))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    for _ in range(2):
+        streaming.start_ray(StreamConfig(cpus=3, gpus=0, object_store_mb=200))
+    assert len(started) == 1
+    assert started[0]["address"] == (address or "local")
+    mine = {name: started[0].get(name) for name in ("num_cpus", "num_gpus", "object_store_memory")}
+    if address is None:
+        assert mine == {"num_cpus": 3, "num_gpus": 0, "object_store_memory": 200_000_000}
+        assert started[0]["include_dashboard"] is False
+    else:
+        assert set(mine.values()) == {None}

@@ -43,7 +43,7 @@ MODELS = ("teacher", "control_a", "control_b", "student")
 METRICS_FILE = "metrics.json"  # of evaluate: what pipeline.evaluation.evaluate returns
 POINT_FILE = "operating_point.json"  # of select, or of search where select keeps none
 GRID_FILE = "grid.png"  # of distill
-TRUTH_FILE = "truth.parquet"  # of labeled
+TRUTH_FILE = "truth.parquet"  # of survey
 PLAN_FILE = "plan.json"  # of survey; names the plan in use
 THUMBNAIL = 16
 
@@ -177,7 +177,7 @@ def _pool(done: Mapping[str, Artifact], point: Mapping[str, Any], size: int) -> 
     at = done["survey"].dir
     plan = Plan(at / str((at / PLAN_FILE).read_json()["file"]))
     ledgers = {stage: Ledger(done[stage].dir) for stage in COLUMNS}
-    tally, drawn = walk(ledgers, plan, _truth(done.get("labeled")), size)
+    tally, drawn = walk(ledgers, plan, _truth(done.get("survey")), size)
     mined = Ledger(done["mine"].dir) if "mine" in done else None
     known, kept = tally.known.total(), tally.reasons["selected"]
     return {
@@ -195,10 +195,10 @@ def _pool(done: Mapping[str, Artifact], point: Mapping[str, Any], size: int) -> 
     }
 
 
-def _truth(labeled: Artifact | None) -> pa.Table:
-    if labeled is None or not (labeled.dir / TRUTH_FILE).exists():
+def _truth(survey: Artifact | None) -> pa.Table:
+    if survey is None or not (survey.dir / TRUTH_FILE).exists():
         return TRUTH.empty_table()
-    return read_table(labeled.dir / TRUTH_FILE, TRUTH.names)
+    return read_table(survey.dir / TRUTH_FILE, TRUTH.names)
 
 
 def _yields(tally: Tally, point: Mapping[str, Any]) -> tuple[Yield, ...]:

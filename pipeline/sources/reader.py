@@ -142,13 +142,17 @@ def _read(
             f"found: {', '.join(sources)}"
         )
     source = sources[slice.source]
-    faces = slice.stop - slice.start if slice.faces is None else slice.faces
-    extent = Extent(slice.shard, slice.start, slice.stop, slice.fingerprint, faces)
-    table = source.read(extent, positions)
+    table = source.read(extent_of(slice), positions)
     if isinstance(source, RestPool):  # labeled faces keep the id that the hidden truth knows
         return table
     ids = pc.binary_join_element_wise(f"{slice.source}/", table["id"], "")
     return table.set_column(0, table.schema.field("id"), ids)
+
+
+def extent_of(slice: Slice) -> Extent:
+    """What a source calls the slice."""
+    faces = slice.stop - slice.start if slice.faces is None else slice.faces
+    return Extent(slice.shard, slice.start, slice.stop, slice.fingerprint, faces)
 
 
 def _extents(

@@ -13,7 +13,7 @@ from pipeline import synthetic
 from pipeline.config import Config, digest
 from pipeline.images import Color, Crop
 from pipeline.labeled.synthetic import people, shard_name
-from pipeline.schema import READ
+from pipeline.schema import EMOTIONS, READ, TRUTH
 from pipeline.sources.extents import Extent, Part, cut, require_fingerprint
 
 
@@ -57,6 +57,13 @@ class SyntheticPool(Config):
             ],
             schema=READ,
         )
+
+    def truth(self, extent: Extent) -> pa.Table:
+        """TRUTH rows of an extent; ids lack the source's name."""
+        indices = np.arange(extent.start, extent.stop)
+        codes = synthetic.facts(self.draw_seed, indices, raters=2).label
+        ids = [f"{shard_name(self.draw_seed)}#{i}" for i in indices]
+        return pa.table([ids, [EMOTIONS[code] for code in codes]], schema=TRUTH)
 
     def _fingerprint(self) -> str:
         return digest([self.draw_seed, self.size])[:32]

@@ -23,7 +23,8 @@ from pipeline.models import ModelConfig
 from pipeline.packs import content_digest
 from pipeline.plan import Plan
 from pipeline.schema import OK, label_codes, label_names_of
-from pipeline.storage import Location, location, read_table
+from pipeline.sources.removals import Removals
+from pipeline.storage import location, read_table
 from pipeline.training.data import LabeledFaces, MinedFaces
 from pipeline.training.faces import Faces, pack_faces
 
@@ -49,6 +50,8 @@ class Handed(Config):
     """Plan that the mined set was made under."""
     views: dict[str, tuple[Crop, Color]] = Field(default_factory=dict)
     """Crop and color of each pool source."""
+    removals: str | None = None
+    """File of faces that must not be read."""
 
 
 @dataclass(frozen=True)
@@ -76,28 +79,34 @@ class JoinedFaces:
         return out
 
 
-def labeled_rows(labeled: Location, guard: Location | None, roles: Sequence[str]) -> pa.Table:
-    """LABELED rows of some roles that decode and are no twin of a test face.
+def usable(rows: pa.Table, faces: pa.Table, removals: Removals) -> pa.Table:
+    """LABELED rows that decode and are on no removal list; `faces` are their FACES rows."""
+    kept = rows.filter(pc.equal(faces["status"], OK))
+    return kept.filter(pa.array(~removals.hits(kept))) if removals else kept
+
+
+def labeled_rows(handed: Handed, roles: Sequence[str]) -> pa.Table:
+    """LABELED rows of some roles that decode, may be read and are no twin of a test face.
 
     Raises:
         SourceError: no such row.
     """
-    table = read_table(labeled / LABELED_FILE)
-    faces = read_table(labeled / FACES_FILE, ["id", "status"])
-    keep = pc.and_(pc.equal(faces["status"], OK), pc.is_in(table["role"], pa.array(list(roles))))
-    if guard is not None:
-        twins = read_table(guard / LABELED_FILE, ["id", "twin_of"])
-        keep = pc.and_(keep, pc.is_null(twins["twin_of"]))
-    kept = table.filter(keep)
+    at = location(handed.labeled)
+    rows, faces = read_table(at / LABELED_FILE), read_table(at / FACES_FILE)
+    if handed.guard is not None:
+        twins = read_table(location(handed.guard) / LABELED_FILE, ["twin_of"])["twin_of"]
+        rows, faces = rows.filter(pc.is_null(twins)), faces.filter(pc.is_null(twins))
+    removals = Removals.load(None if handed.removals is None else location(handed.removals))
+    kept = usable(rows, faces, removals)
+    kept = kept.filter(pc.is_in(kept["role"], pa.array(list(roles))))
     if kept.num_rows == 0:
-        raise SourceError(f"{labeled}: no usable face has role {' or '.join(roles)}")
+        raise SourceError(f"labeled: no usable face has role {' or '.join(roles)}")
     return kept
 
 
 def open_labeled(handed: Handed, model: ModelConfig) -> tuple[LabeledFaces, pa.Table]:
     """Training faces at a model's size and color, and their rows."""
-    guard = None if handed.guard is None else location(handed.guard)
-    rows = labeled_rows(location(handed.labeled), guard, ("train",))
+    rows = labeled_rows(handed, ("train",))
     return pack_labeled(rows, handed, model), rows
 
 

@@ -10,6 +10,7 @@ workers, and a group that lost a worker is started again and continues from them
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +24,8 @@ from pipeline.training.loop import Worker, distributed, local, prepare_cpu
 
 RESTARTS = 2
 """Times that a group of workers is started again after one of them failed."""
+PATIENCE = 10
+"""Minutes that Ray Train looks for free CPUs or GPUs; by itself it would look for ever."""
 
 Training = Callable[[dict[str, Any], Worker], dict[str, Any]]
 """Trains on every worker; what the first worker returns, small and JSON-able, is the result."""
@@ -63,6 +66,7 @@ def launch(
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     dtype = torch.bfloat16 if bf16 else torch.float32
     settings = {
         "loop": loop,
@@ -89,7 +93,7 @@ def launch(
         run_config=RunConfig(
             name=f"{name}-{digest(config)[:8]}",
             storage_path=storage.uri,
-            failure_config=FailureConfig(max_failures=RESTARTS),
+            failure_config=FailureConfig(max_failures=RESTARTS, controller_failure_limit=PATIENCE),
         ),
     )
     try:

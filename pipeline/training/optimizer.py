@@ -2,7 +2,7 @@
 
 Cost: about 3 ms per step for 1.2 M parameters on one core; five times the weights in memory.
 Source: AdamW arXiv 1711.05101; one cosine with warm-up arXiv 1608.03983 and 1706.02677; average of
-weights with a ramp arXiv 1703.01780, section 4 and its released code.
+weights arXiv 1703.01780, with the ramp (1 + t) / (10 + t) of TensorFlow's moving averages.
 Departs: running statistics of BatchNorm are averaged like the weights they belong to.
 """
 

@@ -8,6 +8,7 @@ stored embeddings is enough for that, so it costs no forward pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -70,8 +71,9 @@ def build_teacher(
         ],
         schema=FOLDS,
     )
-    know = (embedding, data.labels, ids, correct, sub_prototypes, seed)
-    return _teacher(fit.members, label_names, fit.temperature, *know), folds
+    known = _Known(embedding, data.labels, ids, correct)
+    teacher = _teacher(fit.members, label_names, fit.temperature, known, sub_prototypes, seed)
+    return teacher, folds
 
 
 def out_of_fold_scores(
@@ -91,8 +93,8 @@ def out_of_fold_scores(
     for number, member in enumerate(teacher.members):
         part = bank[:, widths[number] : widths[number + 1]]
         held, seen = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
-        know = (part[seen], labels[seen], ids[seen], correct[seen], sub_prototypes, seed)
-        alone = _teacher([member], names, teacher.temperature, *know)
+        known = _Known(part[seen], labels[seen], ids[seen].tolist(), correct[seen])
+        alone = _teacher([member], names, teacher.temperature, known, sub_prototypes, seed)
         near = Neighbors(alone.bank.numpy(), alone.bank_ids)
         rows = _embeddings(ids[held], part[held], logits[held])
         tables.append(score_table(rows, alone, near, score.neighbors, score.neighbor_tau))
@@ -101,31 +103,40 @@ def out_of_fold_scores(
     return scores.append_column("label", folds["label"])
 
 
+@dataclass(frozen=True)
+class _Known:
+    """Labeled faces as some members represent them."""
+
+    embedding: np.ndarray
+    labels: np.ndarray
+    ids: Sequence[str]
+    correct: np.ndarray
+
+
 def _teacher(
     members: Sequence[FaceModel],
     names: Sequence[str],
     temperature: float,
-    embedding: np.ndarray | None = None,
-    labels: np.ndarray | None = None,
-    ids: Sequence[str] = (),
-    correct: np.ndarray | None = None,
+    known: _Known | None = None,
     per_class: int = 1,
     seed: int = 0,
 ) -> Teacher:
     """A teacher that knows the given faces; without any, only to represent faces with."""
-    if embedding is None or labels is None or correct is None:
+    if known is None:
         none, codes = torch.empty(0), torch.empty(0, dtype=torch.int64)
         return Teacher(list(members), tuple(names), temperature, none, codes, none, codes, ())
-    vectors, owners = prototypes(embedding, labels, correct, len(names), per_class, seed)
+    vectors, owners = prototypes(
+        known.embedding, known.labels, known.correct, len(names), per_class, seed
+    )
     return Teacher(
         list(members),
         tuple(names),
         temperature,
         torch.from_numpy(vectors),
         torch.from_numpy(owners),
-        torch.from_numpy(np.ascontiguousarray(embedding)),
-        torch.from_numpy(labels),
-        tuple(ids),
+        torch.from_numpy(np.ascontiguousarray(known.embedding)),
+        torch.from_numpy(known.labels),
+        tuple(known.ids),
     )
 
 

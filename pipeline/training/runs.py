@@ -78,7 +78,11 @@ def teach(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
 
     with _steps("teach", job.teach.steps * job.teach.folds, worker) as hooks:
         fit = cross_fit(job.teach, data, names, worker_for, seed=job.seed, hooks=hooks)
-    facts = {"passes": fit.passes, "seconds": fit.seconds, "temperature": fit.temperature}
+    facts: dict[str, Any] = {
+        "passes": fit.passes,
+        "seconds": fit.seconds,
+        "temperature": fit.temperature,
+    }
     facts |= {f"out_of_fold_{name}": value for name, value in fit.metrics.items()}
     if worker.rank == 0:
         teacher, folds = build_teacher(

@@ -5,8 +5,9 @@ view of a mined face))), lambda rising from 0, so that the labels shape the netw
 learn from the labels alone with the same network, sampler, view, average and schedule: A for the
 same steps and batch, B for all the image passes that teachers, scoring and student took.
 Cost: labeled_batch + mined_batch image passes per step; a re-scoring two forwards per mined face.
-Source: omni-supervised FER arXiv 2005.12997, section 3.3 (students learn from mined faces);
-weights w: SoftMatch arXiv 2301.10921, eq. 6; soft targets and strong views: arXiv 1911.04252.
+Source: omni-supervised FER arXiv 2005.08551 (a model trained on labels selects, its student learns
+from both); weights w: SoftMatch arXiv 2301.10921, the truncated Gaussian; soft targets and strong
+views: Noisy Student arXiv 1911.04252.
 Departs: soft targets of a calibrated ensemble in place of the hard label of one primitive model,
 because hard labels of the two or three classes that pass a cut lose to no pool at all.
 """

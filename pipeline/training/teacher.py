@@ -3,7 +3,7 @@
 What for: cuts, temperature and class shares are chosen from out-of-fold predictions, never from
 faces a model has memorized, and the fold models together are the ensemble that scores the pool.
 Cost: folds x steps x batch image passes, and two forwards per labeled face.
-Source: cross-fitting arXiv 1608.00060, definition 3.2; temperature arXiv 1706.04599, section 4.2.
+Source: cross-fitting arXiv 1608.00060, section 3; temperature arXiv 1706.04599, section 4.2.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ class TeachConfig(SupervisedConfig):
 
     folds: int = Field(default=5, ge=2)
     """Teachers; each is trained without one fold. One teacher would leave nothing out of fold."""
+    sub_prototypes: int = Field(default=1, ge=1)
+    """Prototypes per class: 1 is the mean of the correct faces, more are k-means centers."""
 
 
 @dataclass(frozen=True)

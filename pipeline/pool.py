@@ -1,0 +1,178 @@
+"""The pool in a run: cut into a plan, streamed through operators, packed and sealed.
+
+A run has one plan at a time. Another removal list makes another plan of the same survey, in which
+only the slices it touches have a new key; what is committed under the other keys stays.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config import digest
+from pipeline.errors import BudgetError
+from pipeline.images import DECODER
+from pipeline.job import Job
+from pipeline.ledger import Ledger
+from pipeline.plan import Plan, Slice
+from pipeline.progress import meter
+from pipeline.run import Artifact, Stage
+from pipeline.sources.reader import Earlier, extent_of, keyed, plan_slices
+from pipeline.sources.removals import Removals
+from pipeline.sources.synthetic import SyntheticPool
+from pipeline.storage import Location, read_table, write_table
+from pipeline.streaming import Operator, start_ray, stream
+from pipeline.training.handed import LABELED_FILE
+
+TRUTH_FILE = "truth.parquet"
+PLAN_FILE = "plan.json"
+
+
+def done(stage: Stage) -> Artifact:
+    """The artifact of a finished stage."""
+    assert stage.done is not None
+    return stage.done
+
+
+def plan_pool(job: Job) -> tuple[Stage, Plan]:
+    """Cut the pool into slices and open the survey stage that they belong to.
+
+    A changed removal list makes another plan of the same stage, in which only the slices it
+    touches have a new key.
+    """
+    labeled = job.run.artifact("labeled").dir / LABELED_FILE
+    base = plan_slices(job.sources, job.recipe.slice_faces, job.run.root / "plan", rest=labeled)
+    pool = digest([[s.source, s.shard, s.start, s.stop, s.fingerprint] for s in base])
+    identity = {"pool": pool, "decoder": DECODER}
+    earlier = _earlier(job.open("survey", identity))
+    slices = [keyed(slice, job.removals, earlier) for slice in base]
+    key = digest([slice.key for slice in slices])
+    stage = job.open("survey", identity, plan=key)
+    name = f"plan-{key[:8]}.parquet"
+    plan = Plan.write(stage.dir / name, slices)
+    (stage.dir / PLAN_FILE).write_json(
+        {
+            "file": name,
+            "ids": sorted(job.removals.ids),
+            "sha256": sorted(value.hex() for value in job.removals.sha256),
+            "groups": sorted(job.removals.groups),
+        }
+    )
+    return stage, plan
+
+
+def write_truth(job: Job, stage: Stage, plan: Plan) -> None:
+    """Hidden truth of the pool, in a file that only evaluate and report open."""
+    tables = [read_table(job.run.artifact("labeled").dir / TRUTH_FILE)]
+    for slice in plan.slices():
+        source = job.sources[slice.source]
+        if isinstance(source, SyntheticPool):
+            table = source.truth(extent_of(slice))
+            ids = pc.binary_join_element_wise(f"{slice.source}/", table["id"], "")
+            tables.append(table.set_column(0, table.schema.field("id"), ids))
+    write_table(stage.dir / TRUTH_FILE, pa.concat_tables(tables))
+
+
+def _earlier(stage: Stage) -> Earlier | None:
+    """What the last plan of this stage knows; None where there was none."""
+    if not (stage.dir / PLAN_FILE).exists():
+        return None
+    last = (stage.dir / PLAN_FILE).read_json()
+    removals = Removals(
+        frozenset(last["ids"]),
+        frozenset(bytes.fromhex(value) for value in last["sha256"]),
+        frozenset(last["groups"]),
+    )
+    known = {s.key.split(".")[0]: s for s in Plan(stage.dir / last["file"]).slices()}
+    ledger = Ledger(stage.dir)
+
+    def surveyed(key: str) -> tuple[Slice, pa.Table] | None:
+        slice = known.get(key)
+        if slice is None or ledger.find(slice.key) is None:
+            return None
+        return slice, ledger.read(slice.key, ["id", "sha256", "group"])
+
+    return Earlier(removals, surveyed)
+
+
+def plan_at(survey: Location) -> Location:
+    return survey / str((survey / PLAN_FILE).read_json()["file"])
+
+
+def pool_digest(job: Job) -> str:
+    """What the pool is, whatever a removal list leaves out."""
+    identity = (job.run.artifact("survey").dir / "identity.json").read_json()
+    return str(identity["inputs"]["pool"])
+
+
+def pool_plan(job: Job) -> Plan:
+    """The plan of the pool that survey fixed."""
+    return Plan(plan_at(job.run.artifact("survey").dir))
+
+
+def ledger(job: Job, stage: str) -> Ledger:
+    """Ledger of a finished streaming stage."""
+    return Ledger(job.run.artifact(stage).dir)
+
+
+def stream_pool(
+    job: Job,
+    what: str,
+    plan: Plan,
+    into: Ledger,
+    read: Callable[[Slice], pa.Table],
+    operators: Sequence[Operator],
+) -> None:
+    """One pass over the slices that `into` lacks, with a meter in faces and the live yield."""
+    pending = into.pending(plan)
+    if not pending:
+        return
+    start_ray(job.recipe.stream)
+    yields: Counter[str] = Counter()
+    with meter(what, sum(s.faces or 0 for s in pending)) as shown:
+        rows = stream(plan, pending, read, operators, job.recipe.stream, job.run.root / "work")
+        for slice, counts in rows:
+            row = counts.to_pylist()[0]
+            yields.update({k: n for k, n in row.items() if k not in ("rows", "quarantined", "key")})
+            note = ", ".join(f"{name} {n:,}" for name, n in yields.items() if n)
+            shown.advance(slice.faces or row["rows"], note)
+
+
+def from_ledger(slice: Slice) -> None:
+    """What a pass reads whose operators open ledgers themselves."""
+    return None
+
+
+def seal(stage: Stage, plan: Plan, *, budget: float | None = None, **facts: Any) -> Artifact:
+    """Pack and seal a streaming stage; its digest is that of the canonical manifest.
+
+    Raises:
+        BudgetError: a larger share of the faces than `budget` is quarantined.
+    """
+    ledger = Ledger(stage.dir)
+    ledger.seal(plan)
+    ledger.sweep(plan)
+    manifest = ledger.manifest(plan)
+    (stage.dir / "manifest.json").write_json(manifest)
+    rows, bad = manifest["rows"], manifest["quarantined"]
+    if budget is not None and bad > budget * max(rows, 1):
+        first = _first_bad(ledger, plan)
+        raise BudgetError(
+            f"{stage.name}: {bad:,} of {rows:,} faces are quarantined, more than the budget of "
+            f"{budget:.1%}; first: {first}"
+        )
+    return stage.finish(digest(manifest), rows=rows, quarantined=bad, **facts)
+
+
+def _first_bad(ledger: Ledger, plan: Plan, count: int = 3) -> str:
+    found: list[str] = []
+    for _, table in ledger.tables(plan, ["id", "reason"]):
+        bad = table.filter(pc.is_valid(table["reason"]))
+        found += [f"{row['id']} ({row['reason']})" for row in bad.to_pylist()]
+        if len(found) >= count:
+            break
+    return ", ".join(found[:count])

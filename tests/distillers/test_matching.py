@@ -1,0 +1,100 @@
+"""Proves the distribution matching loss against its formula, face by face, and over two workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.distillers.matching import matching_loss, siamese
+from pipeline.models import FaceModel, ModelConfig, create
+
+NAMES = ("neutral", "happiness")
+
+
+@pytest.fixture
+def net() -> FaceModel:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        name="convnet", args={"width": 8, "depth": 2}, size=12, color="gray", dropout=0
+    )
+    return create(config, NAMES).eval().requires_grad_(False)
+
+
+def faces(count: int, seed: int) -> Tensor:
+    return torch.rand(count, 1, 12, 12, generator=torch.Generator().manual_seed(seed))
+
+
+def alone(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def by_hand(net: FaceModel, real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> float:
+    total = 0.0
+    for real_c, synthetic_c in zip(real, synthetic, strict=True):
+        means = [
+            sum(net.features(face[None])[0][0] for face in part) / len(part)
+            for part in (real_c, synthetic_c)
+        ]
+        total += float(((means[0] - means[1]) ** 2).sum())
+    return total
+
+
+@pytest.mark.parametrize("seeds", [None, [3, 4]])
+def test_matching_loss__equal_sets_have_none(net: FaceModel, seeds: list[int] | None) -> None:
+    real = [faces(4, 0), faces(4, 1)]
+    assert matching_loss(net, real, torch.cat(real), alone, seeds).item() < 1e-9
+
+
+def test_matching_loss__is_the_formula(net: FaceModel) -> None:
+    real, synthetic = [faces(5, 0), faces(3, 1)], [faces(2, 2), faces(2, 3)]
+    found = matching_loss(net, real, torch.cat(synthetic), alone, None)
+    assert found.item() == pytest.approx(by_hand(net, real, synthetic), rel=1e-4)
+
+
+def test_matching_loss__both_sides_see_one_transformation_per_class(net: FaceModel) -> None:
+    real, synthetic = [faces(5, 0), faces(3, 1)], [faces(2, 2), faces(2, 3)]
+    found = matching_loss(net, real, torch.cat(synthetic), alone, [7, 8])
+    seen = [
+        [siamese(x, seed) for x, seed in zip(s, (7, 8), strict=True)] for s in (real, synthetic)
+    ]
+    assert found.item() == pytest.approx(by_hand(net, *seen), rel=1e-4)
+
+
+def test_matching_loss__two_workers_are_one(net: FaceModel) -> None:
+    real, synthetic = [faces(6, 0), faces(4, 1)], faces(4, 2).requires_grad_()
+    whole = matching_loss(net, real, synthetic, alone, [7, 8])
+    whole.backward()
+    expected = synthetic.grad
+    synthetic.grad = None
+    sent: list[Tensor] = []
+
+    def send(tensor: Tensor) -> Tensor:
+        sent.append(tensor)
+        return tensor
+
+    matching_loss(net, [x[::2] for x in real], synthetic, send, [7, 8])
+    half = [x[1::2] for x in real]
+    part = matching_loss(net, half, synthetic, lambda tensor: tensor + sent[0], [7, 8])
+    part.backward()
+    assert part.item() == pytest.approx(whole.item(), rel=1e-5)
+    assert expected is not None
+    assert torch.allclose(synthetic.grad, expected, atol=1e-7)
+
+
+def test_siamese__one_transformation_for_all_faces_of_a_batch() -> None:
+    x = faces(3, 0)
+    together = siamese(x, 5)
+    assert torch.allclose(together, torch.cat([siamese(face[None], 5) for face in x]), atol=1e-6)
+    assert not torch.allclose(together, siamese(x, 6))
+    assert not torch.allclose(together, x)
+
+
+def test_siamese__about_half_of_the_seeds_mirror() -> None:
+    ramp = torch.linspace(0, 1, 12).expand(1, 1, 12, 12)
+    rising = [
+        bool(y[..., -1].mean() > y[..., 0].mean()) for y in (siamese(ramp, s) for s in range(60))
+    ]
+    assert 15 < sum(rising) < 45

@@ -1,0 +1,134 @@
+"""Proves that a training function runs alike here and on Ray Train workers, and fails clearly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.errors import ModelError, ResourceError, RunError
+from pipeline.storage import location
+from pipeline.training import launch as launching
+from pipeline.training.launch import launch
+from pipeline.training.loop import Worker
+
+
+def add(config: dict[str, Any], worker: Worker) -> dict[str, Any]:
+    """Every worker adds its number, counted from 1, times a factor."""
+    found = worker.all_reduce(torch.tensor([config["factor"] * (worker.rank + 1.0)]))
+    facts = {"sum": found.item(), "world": worker.world, "device": worker.device.type}
+    return {**facts, "dtype": str(worker.dtype), "every": worker.checkpoint_every}
+
+
+def misfit(config: dict[str, Any], worker: Worker) -> dict[str, Any]:
+    if worker.rank == config["rank"]:
+        raise ModelError("weights of another network")
+    worker.barrier()
+    return {}
+
+
+def divide(config: dict[str, Any], worker: Worker) -> dict[str, Any]:
+    return {"never": 1 / config["zero"]}
+
+
+def killed_once(config: dict[str, Any], worker: Worker) -> dict[str, Any]:
+    worker.barrier()
+    time.sleep(2)  # as in life: dies while training, not while it is started
+    once = Path(config["once"])
+    if worker.rank == 1 and not once.exists():
+        once.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    worker.barrier()
+    return {"world": worker.world}
+
+
+def run(loop: launching.Training, config: dict[str, Any], at: Path, workers: int) -> dict[str, Any]:
+    return launch(
+        loop,
+        config,
+        workers=workers,
+        use_gpu=False,
+        storage=location(at),
+        name="try",
+        bf16=False,
+        threads=1,
+        checkpoint_every=7,
+    )
+
+
+def test_launch__no_workers_runs_here_without_ray(tmp_path: Path) -> None:
+    import ray
+
+    found = run(add, {"factor": 3.0}, tmp_path, workers=0)
+    assert found == {"sum": 3, "world": 1, "device": "cpu", "dtype": "torch.float32", "every": 7}
+    assert not ray.is_initialized()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_launch__here_errors_are_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="weights of another network"):
+        run(misfit, {"rank": 0}, tmp_path, workers=0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_launch__a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="use_gpu is set, but torch sees no GPU"):
+        launch(add, {}, workers=0, use_gpu=True, storage=location(tmp_path), name="try")
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    import ray
+
+    patch = pytest.MonkeyPatch()
+    # Workers import this module by the name that pytest gave it.
+    root = Path(__file__).parents[__name__.count(".")]
+    patch.setenv("PYTHONPATH", str(root))
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=300_000_000,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
+    patch.undo()
+
+
+@pytest.mark.cluster
+def test_launch__two_workers_reduce_and_the_first_answers(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    found = run(add, {"factor": 3.0}, tmp_path, workers=2)
+    assert found == {"sum": 9, "world": 2, "device": "cpu", "dtype": "torch.float32", "every": 7}
+
+
+@pytest.mark.cluster
+def test_launch__a_killed_worker_starts_the_group_again(ray_cluster: None, tmp_path: Path) -> None:
+    assert run(killed_once, {"once": str(tmp_path / "once")}, tmp_path, workers=2) == {"world": 2}
+    assert (tmp_path / "once").exists()
+
+
+@pytest.mark.cluster
+def test_launch__errors_of_a_worker_keep_their_class(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launching, "RESTARTS", 0)
+    with pytest.raises(ModelError) as caught:
+        run(misfit, {"rank": 1}, tmp_path, workers=2)
+    assert str(caught.value) == "weights of another network"
+    with pytest.raises(RunError, match="try: worker 0: ZeroDivisionError: "):
+        run(divide, {"zero": 0}, tmp_path, workers=1)
+
+
+@pytest.mark.cluster
+def test_launch__more_workers_than_cpus_are_refused(ray_cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="3 workers x 1 CPU = 3 needed at once, 2 there"):
+        run(add, {"factor": 1.0}, tmp_path, workers=3)
