@@ -78,7 +78,11 @@ def _run(job: Job, name: str) -> None:
         if artifact is not None:
             _track(child, artifact)
     if artifact is not None:
-        console.print(f"{name:<9} {artifact.digest[:12]}  {_said(artifact.facts)}", markup=False)
+        console.print(
+            f"{name:<9} {artifact.digest[:12]}  {_said(artifact.facts)}",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _track(child: Child, artifact: Artifact) -> None:
@@ -116,28 +120,36 @@ def show_results(job: Job) -> None:
             continue
         table.add_row(
             title,
-            f"{model['accuracy']:.2%}",
-            "{:.1%} to {:.1%}".format(*model["intervals"]["accuracy"]),
-            f"{model['mean_class_accuracy']:.2%}",
-            f"{model['macro_f1']:.3f}",
+            f"{model['accuracy']['value']:.2%}",
+            "{low:.1%} to {high:.1%}".format(**model["accuracy"]),
+            f"{model['mean_class_accuracy']['value']:.2%}",
+            f"{model['macro_f1']['value']:.3f}",
             f"{model['passes']:,.0f}",
         )
     console.print(table)
     gain, pool = metrics["gain"], metrics["pool"]
     if gain is not None:
-        console.print(_gain_line(gain), markup=False)
+        console.print(_gain_line(gain), markup=False, soft_wrap=True)
     purity = "unknown" if pool["purity"] is None else f"{pool['purity']:.1%}"
     console.print(
         f"mined: purity {purity} (of {pool['known']:,} faces whose truth is known), utilization "
         f"{pool['utilization']:.1%} of {pool['pool']:,} faces",
         markup=False,
+        soft_wrap=True,
     )
-    console.print(f"seconds: {_seconds(job)}", markup=False)
-    console.print(f"report: {job.run.root / 'report.html'}", markup=False)
+    console.print(f"seconds: {_seconds(job)}", markup=False, soft_wrap=True)
+    console.print(f"report: {job.run.root / 'report.html'}", markup=False, soft_wrap=True)
 
 
 def _gain_line(gain: dict[str, Any]) -> str:
-    return f"gain: {gain}"
+    value, over = gain["accuracy"], MODELS[gain["over"]].split(":")[0]
+    verdict = "" if gain["real"] else "; one seed is a hint, not a finding"
+    if len(gain["per_seed"]) > 1 and not gain["real"]:
+        verdict = "; not shown to be real"
+    return (
+        f"gain: student minus {over}, the better control: {100 * value['value']:+.2f} points "
+        f"(95 % {100 * value['low']:+.2f} to {100 * value['high']:+.2f}){verdict}"
+    )
 
 
 def _seconds(job: Job) -> str:
@@ -166,7 +178,7 @@ def describe(recipe: Recipe, run_dir: str | None, until: str | None) -> None:
     console.print(table)
     root = run_dir or recipe.run or f"runs/{recipe.name}"
     pool = ", ".join(f"{name} ({source.kind})" for name, source in recipe.sources().items())
-    console.print(f"run folder: {root}\npool: {pool}", markup=False)
+    console.print(f"run folder: {root}\npool: {pool}", markup=False, soft_wrap=True)
 
 
 def explain(run_dir: str, sample_id: str) -> dict[str, Any]:

@@ -207,14 +207,19 @@ def train(
 ) -> dict[str, Any]:
     """Run a training function in this process or on Ray Train workers."""
     config = job.recipe.train
-    if config.workers:
+    workers = config.stage_workers.get(name, config.workers)
+    if workers:
         start_ray(job.recipe.stream)
     return launch(
         function,
         settings.model_dump(mode="json"),
+        workers=workers,
+        use_gpu=config.use_gpu,
         storage=job.run.root / "train",
         name=name,
-        **config.model_dump(),
+        bf16=config.bf16,
+        threads=config.threads,
+        checkpoint_every=config.checkpoint_every,
     )
 
 

@@ -56,7 +56,7 @@ class Meter:
         now = time.monotonic()
         if now - self._last >= LINE_SECONDS:
             self._last = now
-            console.print(self.line(), markup=False)
+            console.print(self.line(), markup=False, soft_wrap=True)
 
 
 class _Bar(Meter):
@@ -78,7 +78,7 @@ def meter(what: str, total: int, unit: str = "faces") -> Iterator[Meter]:
     if not console.is_terminal:
         plain = Meter(what, total, unit)
         yield plain
-        console.print(plain.line(), markup=False)
+        console.print(plain.line(), markup=False, soft_wrap=True)
         return
     columns = (
         TextColumn("{task.description:<10}"),
@@ -90,4 +90,4 @@ def meter(what: str, total: int, unit: str = "faces") -> Iterator[Meter]:
     with Progress(*columns, console=console, transient=True) as bars:
         bar = _Bar(what, total, unit, bars)
         yield bar
-    console.print(bar.line(), markup=False)
+    console.print(bar.line(), markup=False, soft_wrap=True)

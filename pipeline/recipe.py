@@ -30,6 +30,7 @@ from pipeline.sources.reader import PoolSource
 from pipeline.streaming import StreamConfig
 from pipeline.survey import SurveyConfig
 from pipeline.tracking import TrackingConfig
+from pipeline.training.distill import DistillConfig
 from pipeline.training.runs import TrainConfig
 from pipeline.training.student import StudentConfig
 from pipeline.training.teacher import TeachConfig
@@ -55,7 +56,7 @@ class Recipe(Config):
     score: ScoreConfig = ScoreConfig()
     search: SearchConfig | None = None  # None: select uses its own settings
     select: SelectConfig = SelectConfig()
-    distill: None = None
+    distill: DistillConfig | None = None  # None: no distilled set
     student: StudentConfig = StudentConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     tracking: TrackingConfig = TrackingConfig()

@@ -166,7 +166,25 @@ def distill(job: Job) -> Artifact | None:
     """Learn a few synthetic images per class from the labeled and the mined faces."""
     if job.recipe.distill is None:
         return None
-    raise NotImplementedError
+    teacher, mined = job.run.artifact("teach"), job.run.artifact("mine")
+    inputs = {
+        "labeled": flow.training_digest(job),
+        "mined": mined.digest,
+        "teacher": teacher.digest,
+    }
+    stage = job.open("distill", inputs)
+    if stage.done is None:
+        settings = runs.DistillJob(
+            handed=flow.handed(job, mined=True),
+            distill=job.recipe.distill,
+            teacher=teacher.dir.uri,
+            out=stage.dir.uri,
+            checkpoints=flow.checkpoints(stage),
+            seed=job.recipe.seed,
+        )
+        facts = flow.train(job, stage.name, runs.distill, settings)
+        stage.finish(facts.pop("sha256"), **facts)
+    return pool.done(stage)
 
 
 def student(job: Job) -> Artifact:

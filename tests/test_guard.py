@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pipeline import guard, images, synthetic
-from pipeline.guard import Duplicates, GuardConfig, find_twins, find_twins_by_embedding, likeness
+from pipeline.guard import Duplicates, GuardConfig, find_twins, find_twins_by_embedding
 from pipeline.images import Crop
 from pipeline.schema import GUARD, READ
 from pipeline.survey import describe
@@ -137,44 +137,6 @@ def test_merge__test_before_validation_before_nothing() -> None:
     near, other = ("t", "embedding", "test"), ("w", "embedding", "validation")
     merged = guard.merge(table(none, valid, valid, valid), table(near, near, other, none))
     assert merged["twin_of"].to_pylist() == ["t", "t", "v", "v"]
-
-
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_likeness__matches_a_slow_correlation(mirrored: bool) -> None:
-    rng = np.random.default_rng(3)
-    own, others = rng.integers(0, 256, (2, 7, 256), dtype=np.uint8)
-    kernel = np.array([0.25, 0.5, 0.25])
-
-    def smooth(picture: np.ndarray) -> np.ndarray:
-        padded = np.pad(picture.astype(float), 1, mode="edge")
-        rows = np.apply_along_axis(np.convolve, 0, padded, kernel, "valid")
-        return np.apply_along_axis(np.convolve, 1, rows, kernel, "valid")
-
-    expected = []
-    for a, b in zip(own.reshape(-1, 16, 16), others.reshape(-1, 16, 16), strict=True):
-        first, second = smooth(a), smooth(b[:, ::-1] if mirrored else b)
-        expected.append(
-            max(
-                np.corrcoef(
-                    first[1:15, 1:15].ravel(), second[1 + y : 15 + y, 1 + x : 15 + x].ravel()
-                )[0, 1]
-                for y in (-1, 0, 1)
-                for x in (-1, 0, 1)
-            )
-        )
-    got = likeness(own, others, np.full(7, mirrored), (-1.0, 0.0, 1.0))
-    np.testing.assert_allclose(got, expected, atol=1e-5)
-
-
-def test_hamming_pairs__equals_all_pairs() -> None:
-    rng = np.random.default_rng(0)
-    stored = rng.integers(0, 2**64, 300, dtype=np.uint64)
-    queries = stored[: 9000 // 30] ^ (np.uint64(1) << rng.integers(0, 64, 300, dtype=np.uint64))
-    queries = np.tile(queries, 20)  # more than one block of queries
-    distance = np.bitwise_count(queries[:, None] ^ stored[None])
-    got = [np.stack(pair, 1) for pair in guard.hamming_pairs(stored, queries, 20)]
-    expected = {tuple(pair) for pair in np.argwhere(distance <= 20).tolist()}
-    assert {tuple(pair) for pair in np.concatenate(got).tolist()} == expected
 
 
 def test_duplicates__groups_by_pixels_hash_and_mirror() -> None:

@@ -23,7 +23,9 @@ from pipeline.models import FaceModel
 from pipeline.progress import meter
 from pipeline.schema import label_names_of
 from pipeline.storage import Location, location, read_table, write_table
-from pipeline.training.handed import Handed, open_labeled, open_mined
+from pipeline.training.distill import DistillConfig, save_distilled
+from pipeline.training.distill import distill as distill_faces
+from pipeline.training.handed import Handed, JoinedFaces, open_labeled, open_mined
 from pipeline.training.loop import Hook, Objective, Step, Worker
 from pipeline.training.references import build_teacher
 from pipeline.training.student import StudentConfig, control, train_student
@@ -38,6 +40,7 @@ class TrainConfig(Config):
     """Where training runs; decides nothing about what is trained."""
 
     workers: int = Field(default=0, ge=0)  # Ray Train workers; 0 trains in this process
+    stage_workers: dict[str, int] = Field(default_factory=dict)  # other numbers for some stages
     use_gpu: bool = False
     bf16: bool = True  # autocast; float32 otherwise
     threads: int | None = Field(default=None, ge=1)  # torch threads of a worker; None: all cores
@@ -61,6 +64,17 @@ class StudentJob(Config):
     student: StudentConfig
     model: str  # student | control_a | control_b
     passes: float | None  # of control B
+    teacher: str
+    out: str
+    checkpoints: str
+    seed: int
+
+
+class DistillJob(Config):
+    """Settings of :func:`distill`."""
+
+    handed: Handed
+    distill: DistillConfig
     teacher: str
     out: str
     checkpoints: str
@@ -97,6 +111,44 @@ def teach(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
         write_table(out / FOLDS_FILE, folds)
         facts["sha256"] = save_teacher(teacher, out / TEACHER, facts)
         facts["weights_sha256"] = teacher.weights_sha256
+    worker.barrier()
+    return facts
+
+
+def distill(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
+    """Distill the labeled and the mined faces together; the teacher gives soft labels."""
+    job = DistillJob.model_validate(settings)
+    labeled, rows = open_labeled(job.handed, job.distill.net)
+    mined = open_mined(job.handed, job.distill.net)
+    names = label_names_of(rows.schema)
+    teacher = load_teacher(location(job.teacher) / TEACHER).to(worker.device)
+
+    def soften(images: np.ndarray) -> np.ndarray:
+        logits = teacher.represent(torch.from_numpy(images).to(worker.device))[1]
+        return teacher.probs(logits).cpu().numpy()
+
+    faces = JoinedFaces([labeled.faces, mined.faces])
+    labels = np.concatenate([labeled.labels, mined.soft.argmax(1)])
+    same = teacher.members[0].config
+    fits = (same.size, same.color) == (job.distill.net.size, job.distill.net.color)
+    worker = replace(worker, checkpoint=Path(job.checkpoints))
+    with _steps("distill", job.distill.steps, worker) as hooks:
+        made = distill_faces(
+            job.distill,
+            faces,
+            labels,
+            names,
+            worker,
+            seed=job.seed,
+            soften=soften if fits else None,
+            hooks=hooks,
+        )
+    facts: dict[str, Any] = {"passes": made.passes, "ipc": job.distill.ipc}
+    facts |= {"size": made.images.shape[-1], "faces": len(labels)}
+    if made.history:
+        facts |= {"first_loss": made.history[0]["loss"], "last_loss": made.history[-1]["loss"]}
+    if worker.rank == 0:
+        facts["sha256"] = save_distilled(location(job.out), made)
     worker.barrier()
     return facts
 
