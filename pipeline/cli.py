@@ -69,6 +69,7 @@ def run(
     """Run every stage of a recipe; run it again to resume."""
     from pipeline import conduct
 
+    conduct.require_stage(until)
     if dry_run:
         conduct.describe(_load(recipe, sets), run_dir, until)
         return

@@ -26,11 +26,21 @@ from pipeline.tracking import Child, connect
 
 EXPLAINED = ("survey", "twins", "score", "select")
 MODELS = {
-    "teacher": "teacher (cross-fit ensemble)",
-    "control_a": "control A: labels only, same steps",
-    "control_b": "control B: labels only, all passes",
-    "student": "student: labels + mined",
+    "teacher": "teacher",
+    "control_a": "control A",
+    "control_b": "control B",
+    "student": "student",
 }
+CAPTION = """\
+teacher: cross-fit ensemble, labeled faces only; student: labeled and mined faces
+control A: the student's network and steps, labeled faces only
+control B: the same with all image passes of teachers, scoring and student"""
+
+
+def require_stage(name: str | None) -> None:
+    """ConfigError with the nearest spelling if there is no such stage; before anything is made."""
+    if name is not None and name not in STAGES:
+        raise ConfigError(f"--until: no stage {name!r}{nearest(name, list(STAGES))}")
 
 
 def start(recipe: Recipe, run_dir: str | None, *, fresh: bool, show_faces: bool) -> Job:
@@ -46,8 +56,6 @@ def start(recipe: Recipe, run_dir: str | None, *, fresh: bool, show_faces: bool)
 
 def run_all(job: Job, until: str | None) -> None:
     """Every stage up to and including `until`; ends with the results table."""
-    if until is not None and until not in STAGES:
-        raise ConfigError(f"--until: no stage {until!r}{nearest(until, list(STAGES))}")
     ok = False
     try:
         for name in STAGES:
@@ -113,7 +121,9 @@ def show_results(job: Job) -> None:
     """The table a run ends with, and where the report is."""
     at = job.run.artifact("evaluate").dir / METRICS_FILE
     metrics = at.read_json()
-    table = Table("model", "accuracy", "95 %", "mean class", "macro-F1", "image passes")
+    table = Table("model", title="on the test faces", caption=CAPTION, caption_justify="left")
+    for column in ("accuracy", "95 %", "mean class", "macro-F1", "image passes"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, title in MODELS.items():
         model = metrics["models"].get(name)
         if model is None:
@@ -121,7 +131,7 @@ def show_results(job: Job) -> None:
         table.add_row(
             title,
             f"{model['accuracy']['value']:.2%}",
-            "{low:.1%} to {high:.1%}".format(**model["accuracy"]),
+            "{:.1f}-{:.1f}".format(*(100 * model["accuracy"][end] for end in ("low", "high"))),
             f"{model['mean_class_accuracy']['value']:.2%}",
             f"{model['macro_f1']['value']:.3f}",
             f"{model['passes']:,.0f}",
@@ -142,7 +152,7 @@ def show_results(job: Job) -> None:
 
 
 def _gain_line(gain: dict[str, Any]) -> str:
-    value, over = gain["accuracy"], MODELS[gain["over"]].split(":")[0]
+    value, over = gain["accuracy"], MODELS[gain["over"]]
     verdict = "" if gain["real"] else "; one seed is a hint, not a finding"
     if len(gain["per_seed"]) > 1 and not gain["real"]:
         verdict = "; not shown to be real"
@@ -164,8 +174,6 @@ def _seconds(job: Job) -> str:
 
 def describe(recipe: Recipe, run_dir: str | None, until: str | None) -> None:
     """Print the stages of a recipe and digests of the settings each depends on; reads nothing."""
-    if until is not None and until not in STAGES:
-        raise ConfigError(f"--until: no stage {until!r}{nearest(until, list(STAGES))}")
     table = Table("stage", "settings", "digest", title=f"{recipe.name}: nothing is read or written")
     for name in STAGES:
         if name in SETTINGS:

@@ -117,6 +117,24 @@ def gain(
     }
 
 
+def predictions(
+    probs: Mapping[str, NDArray[np.floating[Any]]], faces: pa.Table, label_names: Sequence[str]
+) -> pa.Table:
+    """What each model said of each test face, for comparisons over several runs.
+
+    Args:
+        probs: per model the probabilities (N, K).
+        faces: `id` and `label` of the test faces (N rows).
+        label_names: K class names.
+
+    Returns:
+        id, label, and a column per model with the class it gave the most probability.
+    """
+    names = np.array(label_names, dtype=object)
+    said = {name: pa.array(names[p.argmax(1)], pa.string()) for name, p in probs.items()}
+    return pa.table({"id": faces["id"], "label": faces["label"], **said})
+
+
 def purity(selection: Iterable[pa.Table], truth: pa.Table) -> dict[str, Any]:
     """Share of kept labels that are right, and share of the pool kept, against the hidden truth.
 

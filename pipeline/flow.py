@@ -18,6 +18,7 @@ from pipeline.artifacts import load_teacher
 from pipeline.config import digest
 from pipeline.embedding import Embedder
 from pipeline.errors import RunError
+from pipeline.evaluation import CONTROLS, STUDENT
 from pipeline.job import Job, file_stamp
 from pipeline.labeled.reader import read_labeled
 from pipeline.ledger import Ledger
@@ -26,19 +27,20 @@ from pipeline.plan import Plan
 from pipeline.policy import SCORE_COLUMNS
 from pipeline.pool import TRUTH_FILE, ledger, plan_at, pool_plan
 from pipeline.run import Artifact, Stage
-from pipeline.schema import label_codes, label_names_of
+from pipeline.schema import label_names_of
 from pipeline.scoring import Scorer
 from pipeline.selection import FACE_COLUMNS, GUARD_COLUMNS, join
 from pipeline.storage import Location, read_table, write_table
 from pipeline.streaming import Operator, start_ray
 from pipeline.survey import describe
-from pipeline.training import exam, runs
+from pipeline.training import exam, runs, student
 from pipeline.training.handed import FACES_FILE, LABELED_FILE, Handed, labeled_rows, usable
 from pipeline.training.launch import launch
 from pipeline.training.loop import FORWARD
 from pipeline.training.references import out_of_fold_scores
 
 POINTS_FILE = "labeled.parquet"
+MODEL = "model"
 TEST_FIELDS = ("labeled.test", "labeled.development.role")
 
 
@@ -223,15 +225,39 @@ def train(
     )
 
 
+def study(job: Job, stage: Stage, model: str, passes: float | None = None) -> dict[str, Any]:
+    """Train the student or a control into its stage; `passes` are control B's."""
+    settings = runs.StudentJob(
+        handed=handed(job, mined=model == STUDENT),
+        student=job.recipe.student,
+        model=model,
+        passes=passes,
+        teacher=job.run.artifact("teach").dir.uri,
+        out=(stage.dir / MODEL).uri,
+        checkpoints=checkpoints(stage),
+        seed=job.recipe.seed,
+    )
+    return train(job, model, runs.study, settings)
+
+
+def control(job: Job, model: str, passes: float | None) -> None:
+    """Train a control in a stage of its own, unless it is there: it depends on no mined face."""
+    config = student.control(job.recipe.student, passes)
+    inputs = {"labeled": training_digest(job), "config": config.model_dump(mode="json")}
+    stage = job.open(model, inputs)
+    if stage.done is None:
+        facts = study(job, stage, model, passes)
+        stage.finish(facts.pop("sha256"), **facts)
+
+
 def judged_models(job: Job) -> dict[str, Location]:
     """Folders of the models that are judged."""
-    at = job.run.artifact("student").dir
-    folders = {name: at / name for name in ("control_a", "control_b", "student")}
-    return {"teacher": job.run.artifact("teach").dir / runs.TEACHER, **folders}
+    trained = {name: job.run.artifact(name).dir / MODEL for name in (*CONTROLS, STUDENT)}
+    return {"teacher": job.run.artifact("teach").dir / runs.TEACHER, **trained}
 
 
-def sit_exam(job: Job) -> tuple[dict[str, np.ndarray], np.ndarray, tuple[str, ...]]:
-    """Probabilities (N, K) of every model on the test faces, their labels (N,), class names."""
+def sit_exam(job: Job) -> tuple[dict[str, np.ndarray], pa.Table, tuple[str, ...]]:
+    """Probabilities (N, K) of every model on the test faces, their ids and labels, class names."""
     at = job.run.artifact("test").dir
     rows = usable(read_table(at / LABELED_FILE), read_table(at / FACES_FILE), job.removals)
     names = label_names(job)
@@ -243,13 +269,13 @@ def sit_exam(job: Job) -> tuple[dict[str, np.ndarray], np.ndarray, tuple[str, ..
         name: exam.probabilities(folder, rows, handed(job), worker)
         for name, folder in judged_models(job).items()
     }
-    return probs, label_codes(rows["label"].to_pylist(), names), names
+    return probs, rows.select(["id", "label"]), names
 
 
 def protocol_card(job: Job) -> dict[str, Any]:
     """What a number needs beside it to be compared."""
     recipe, teacher = job.recipe, job.run.artifact("teach")
-    labeled, student = job.run.artifact("labeled").facts, job.run.artifact("student").facts
+    labeled = job.run.artifact("labeled").facts
     config = recipe.labeled.model_dump(mode="json")
     known = ("kind", "path", "rule", "fraction", "test", "development", "validation")
     said = {k: config[k] for k in known if config.get(k)}
@@ -260,6 +286,9 @@ def protocol_card(job: Job) -> dict[str, Any]:
         "seeds": [recipe.seed],
         "sampler": f"labeled drawn by class count ^ -{recipe.student.labeled_power}",
         "crop": recipe.labeled.crop.model_dump(mode="json", exclude_none=True),
-        "passes": {"teacher": teacher.facts["passes"], **student["passes"]},
+        "passes": {
+            "teacher": teacher.facts["passes"],
+            **{name: job.run.artifact(name).facts["passes"] for name in (*CONTROLS, STUDENT)},
+        },
         "pretraining_data": recipe.teach.model.pretraining_data or "none",
     }

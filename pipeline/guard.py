@@ -48,9 +48,7 @@ class GuardConfig(Config):
 
     radius: int = Field(default=12, ge=8, le=20)  # differing bits of 64
     likeness: float = Field(default=0.98, ge=0.9, le=0.995)  # correlation of thumbnails
-    neighbors: int = Field(
-        default=3, ge=1, le=50
-    )  # nearest reference embeddings that are looked at
+    neighbors: int = Field(default=3, ge=1, le=50)  # reference embeddings that are looked at
 
 
 @dataclass(frozen=True)

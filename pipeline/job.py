@@ -34,6 +34,8 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     "mine": (),
     "distill": ("distill", "seed"),
     "student": ("student", "seed"),
+    "control_a": ("seed",),
+    "control_b": ("seed",),
     "evaluate": ("evaluate",),
 }
 """The settings that are part of each stage's identity; the rest comes in as digests of inputs."""

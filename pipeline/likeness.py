@@ -20,6 +20,7 @@ FAR = (-2 * MOVE, -MOVE, 0.0, MOVE, 2 * MOVE)
 MOVES = len(PROBED) ** 2
 DUPLICATE_RADIUS = 7  # bits; what four 16-bit hash tables with one flipped bit find for certain
 QUERIES = 4096  # hashes searched at once
+BLOCK = 1 << 16  # pairs handed on at once: alike pools give millions for a block of queries
 PAIRS = 256  # thumbnails compared at once: 25 moves of 256 pairs are 5 MB
 
 
@@ -158,5 +159,6 @@ def _ranges(
     for first in range(0, len(queries), QUERIES):
         part = _bytes(queries[first : first + QUERIES])
         limits, _, found = index.range_search(part, radius + 1)  # type: ignore[attr-defined]
-        counts = np.diff(limits.astype(np.int64))
-        yield first + np.repeat(np.arange(len(part)), counts), found.astype(np.int64)
+        query = first + np.repeat(np.arange(len(part)), np.diff(limits.astype(np.int64)))
+        for at in range(0, len(found), BLOCK):
+            yield query[at : at + BLOCK], found[at : at + BLOCK].astype(np.int64)

@@ -3,11 +3,13 @@
 What for: every stage sees the same `FaceModel`: pixels in [0, 1] in, embedding and logits out,
 class names and normalization inside. Cost at 48 px gray: compact_resnet 1.2 M parameters and 31 M
 multiply-adds per face, convnet (width 128, depth 3) 0.3 M and 173 M.
-Source: compact_resnet: basic blocks and zero-initialized last BN gamma as in He et al., Deep
-Residual Learning (arXiv 1512.03385) and Goyal et al. (arXiv 1706.02677, 5.1). convnet: the
-ConvNet of Zhao, Mopuri, Bilen, Dataset Condensation (arXiv 2006.05929, 4.1).
+Source: compact_resnet: basic blocks of He et al., Deep Residual Learning (arXiv 1512.03385).
+convnet: the ConvNet of Zhao, Mopuri, Bilen, Dataset Condensation (arXiv 2006.05929, 4.1).
 Departs: compact_resnet standardizes each image first, because lighting says nothing about an
-expression, and has a 5x5 stride-2 stem without pooling, because 48 px leave nothing to waste.
+expression, and has a 5x5 stride-2 stem without pooling, because 48 px leave nothing to waste. Its
+last BatchNorm scales start at 1, not at 0 as arXiv 1706.02677, 5.1 has them: they move by the
+learning rate per step, so that zeros keep short runs from using their blocks (FERPlus 10 %, 120
+steps of 128, seed 0, 3,199 development faces: 57.3 % against 43.0 %).
 convnet may drop features before its classifier; the literature's setting is dropout 0.
 """
 
@@ -148,7 +150,6 @@ class _BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(after)
         self.conv2 = _Conv3x3(after, after, 1)
         self.bn2 = nn.BatchNorm2d(after)
-        nn.init.zeros_(self.bn2.weight)
         self.shortcut = (
             nn.Identity()
             if before == after and stride == 1

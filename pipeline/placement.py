@@ -94,19 +94,20 @@ def lay_out(operators: Sequence[Operator], config: StreamConfig, have: Capacity)
         ("CPUs", config.read_cpus, have.cpus, have.node_cpus),
         ("GPUs", 0.0, have.gpus, have.node_gpus),
     ):
-        asked = {op.name: op.num_cpus if what == "CPUs" else op.num_gpus for op in operators}
-        for name, each in asked.items():
+        asked = [op.num_cpus if what == "CPUs" else op.num_gpus for op in operators]
+        for op, each in zip(operators, asked, strict=True):
             if each > node:
                 raise ResourceError(
-                    f"operator {name} asks for {each:g} {what} at a time, the largest node has "
+                    f"operator {op.name} asks for {each:g} {what} at a time, the largest node has "
                     f"{node:g}"
                 )
-        needed = reading + sum(_fewest(op) * asked[op.name] for op in operators)
+        needs = [(op.name, _fewest(op), each) for op, each in zip(operators, asked, strict=True)]
+        needed = reading + sum(count * each for _, count, each in needs)
         if needed > total:
-            terms = [f"{op.name} {_fewest(op)} x {asked[op.name]:g}" for op in operators]
+            terms = "".join(f" + {name} {count} x {each:g}" for name, count, each in needs)
             raise ResourceError(
-                f"pass would hang: read {reading:g} + {' + '.join(terms)} = {needed:g} {what} "
-                f"needed at once, {total:g} there"
+                f"pass would hang: read {reading:g}{terms} = {needed:g} {what} needed at once, "
+                f"{total:g} there"
             )
     workers = tuple(_most(op, have) for op in operators)
     idle = have.cpus - sum(_fewest(op) * op.num_cpus for op in operators)

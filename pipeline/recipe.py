@@ -91,6 +91,8 @@ def load(path: str | os.PathLike[str], sets: Sequence[str] = ()) -> Recipe:
         text = file.read_text(encoding="utf-8")
     except OSError as err:
         raise ConfigError(f"{file}: no such recipe ({err.strerror})") from err
+    except UnicodeDecodeError as err:
+        raise ConfigError(f"{file}: not text, so no recipe: {err.reason}") from err
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as err:

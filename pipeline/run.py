@@ -125,9 +125,7 @@ class Run:
         changes = _changes((current / "identity.json").read_json(), wanted)
         if not changes:
             return self._enter(name, current, wanted, plan)
-        if self.fresh:
-            return self._enter(name, _next(home, wanted), wanted, plan)
-        if not all(_below(field, retarget) for field, _, _ in changes):
+        if not self.fresh and not all(_below(field, retarget) for field, _, _ in changes):
             lines = [f"  {field}: {old} -> {new}" for field, old, new in changes]
             raise IdentityError(
                 "\n".join(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 from pipeline import evaluation, flow, pool, selection, twins
 from pipeline import search as searching
@@ -24,14 +23,16 @@ from pipeline.mining import Miner, read_selection
 from pipeline.policy import SCORE_COLUMNS, OperatingPoint
 from pipeline.report import collect, write_report
 from pipeline.run import Artifact
+from pipeline.schema import label_codes
 from pipeline.sources.reader import read_slice
-from pipeline.storage import read_table
+from pipeline.storage import read_table, write_table
 from pipeline.streaming import Operator, start_ray
 from pipeline.survey import Surveyor
 from pipeline.training import runs
 
 POINT_FILE = "operating_point.json"
 METRICS_FILE = "metrics.json"
+PREDICTIONS_FILE = "predictions.parquet"
 
 
 def survey(job: Job) -> Artifact:
@@ -188,7 +189,11 @@ def distill(job: Job) -> Artifact | None:
 
 
 def student(job: Job) -> Artifact:
-    """Train the student and, beside it, the controls of equal compute."""
+    """Train the student and, beside it, the controls of equal compute.
+
+    The controls are stages of their own: a student that sees the mined faces otherwise, for the
+    same passes, finds them trained.
+    """
     teacher = job.run.artifact("teach")
     inputs = {
         "labeled": flow.training_digest(job),
@@ -197,38 +202,28 @@ def student(job: Job) -> Artifact:
     }
     stage = job.open("student", inputs)
     if stage.done is None:
+        facts = flow.study(job, stage, "student")
         spent = teacher.facts["passes"] + job.run.artifact("embed").facts["passes"]
-        found: dict[str, dict[str, Any]] = {}
-        for model in ("student", "control_a", "control_b"):
-            settings = runs.StudentJob(
-                handed=flow.handed(job, mined=True),
-                student=job.recipe.student,
-                model=model,
-                passes=spent + found["student"]["passes"] if model == "control_b" else None,
-                teacher=teacher.dir.uri,
-                out=(stage.dir / model).uri,
-                checkpoints=flow.checkpoints(stage, model),
-                seed=job.recipe.seed,
-            )
-            found[model] = flow.train(job, model, runs.study, settings)
-        passes = {model: facts["passes"] for model, facts in found.items()}
-        passes["student"] += spent
-        stage.finish(found["student"]["sha256"], passes=passes, models=found)
+        stage.finish(facts.pop("sha256"), **{**facts, "passes": spent + facts["passes"]})
+    flow.control(job, "control_a", passes=None)
+    flow.control(job, "control_b", passes=pool.done(stage).facts["passes"])
     return pool.done(stage)
 
 
 def evaluate(job: Job) -> Artifact:
     """Judge every model on the test faces; the only stage that reads their labels."""
-    before = ("teach", "student", "test", "select")
+    before = ("teach", "student", "control_a", "control_b", "test", "select")
     inputs = {name: job.run.artifact(name).digest for name in before}
     stage = job.open("evaluate", inputs)
     if stage.done is None:
-        probs, labels, names = flow.sit_exam(job)
+        probs, faces, names = flow.sit_exam(job)
+        labels = label_codes(faces["label"].to_pylist(), names)
         protocol = flow.protocol_card(job)
         metrics = evaluation.evaluate(probs, labels, names, protocol, job.recipe.evaluate)
         decided = (t for _, t in pool.ledger(job, "select").tables(pool.pool_plan(job)))
         truth = read_table(job.run.artifact("survey").dir / pool.TRUTH_FILE)
         metrics["pool"] = evaluation.purity(decided, truth)
+        write_table(stage.dir / PREDICTIONS_FILE, evaluation.predictions(probs, faces, names))
         (stage.dir / METRICS_FILE).write_json(metrics)
         stage.finish(digest(metrics))
     return pool.done(stage)

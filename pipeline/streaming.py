@@ -5,8 +5,9 @@ slice without one good face would vanish. A row survives. The payload is an Arro
 `large_binary` cell, and the pass has its own copy of Ray's DataContext with a target block size of
 one byte: every row is a block, so a row is also what Ray retries and what backpressure counts.
 
-Cost: about 0.1 s of Ray's time per slice and process hop; cut slices so that an operator works on
-one for half a second or more. The driver keeps the pending slices and at most 4,096 descriptors.
+Cost: 10 to 30 ms of Ray's time per slice, and seconds for the first; cut slices so that an operator
+works on one for half a second or more. The driver keeps the pending slices and at most 4,096
+descriptors.
 
 Ray retries a killed worker for ever, so an operator may see a slice twice: what it writes must be
 committed through :class:`pipeline.ledger.Ledger`. Ray never drops a slice here.
@@ -48,14 +49,18 @@ SLICES_PER_TASK = 16
 _ROW = pa.schema([pa.field("slice", pa.string()), pa.field("payload", pa.large_binary())])
 
 
+class Stalled(RunError):
+    """Ray reported no progress; becomes a RunError that names the slices."""
+
+
 def start_ray(config: StreamConfig) -> None:
     """Connect to the cluster that RAY_ADDRESS names, else start a local Ray; once per process."""
     import ray.data
 
     if ray.is_initialized():
         return
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    common: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    common: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
     address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, **common)
@@ -105,13 +110,17 @@ def stream(
 def account(
     pending: Sequence[Slice], rows: Iterable[tuple[Slice, pa.Table]]
 ) -> Iterator[tuple[Slice, pa.Table]]:
-    """Pass rows on; RunError if a slice comes out twice or has not come out at the end."""
+    """Pass rows on; RunError if a slice comes out twice, or naming those that did not come out."""
     left = {slice.key for slice in pending}
-    for slice, table in rows:
-        if slice.key not in left:
-            raise RunError(f"slice {slice.key} came out of the pass twice or was never asked for")
-        left.remove(slice.key)
-        yield slice, table
+    try:
+        for slice, table in rows:
+            if slice.key not in left:
+                raise RunError(f"slice {slice.key} came out twice or was never asked for")
+            left.remove(slice.key)
+            yield slice, table
+    except Stalled as error:
+        missing = f"{len(left)} of {len(pending)} slices did not come out: {_some(left)}"
+        raise RunError(f"{error}; {missing}") from error
     if left:
         raise RunError(f"{len(left)} of {len(pending)} slices did not come out: {_some(left)}")
 
@@ -185,7 +194,12 @@ def _batches(
             yield _unpack(batch)
     except ray.exceptions.RayTaskError as error:
         raise _translated(error.cause) from error
-    except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
+    except ExecutionTimeoutError as error:
+        raise Stalled(
+            f"nothing moved for {config.no_progress_seconds:g} s: a slice hangs or keeps killing "
+            f"its worker"
+        ) from error
+    except ray.exceptions.RayError as error:
         raise RunError(f"pass failed: {_line(error)}") from error
 
 

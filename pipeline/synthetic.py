@@ -4,7 +4,7 @@ Every face is a pure function of (seed, index): all randomness is a counter hash
 so a face does not depend on which others are asked for with it. An identity sets the shapes
 (head, jaw, eyes, brows, nose, hair, skin), the face adds pose, light, blur and noise, and one of
 the eight expressions moves brows, lids and mouth by its intensity. Weak expressions look neutral
-and raters disagree about them, so nobody reaches 100 %. About 2,000 faces of 48 px per second and
+and raters disagree about them, so nobody reaches 100 %. About 1,600 faces of 48 px per second and
 core.
 
 Source: which muscles an expression moves follows the Facial Action Coding System (Ekman and

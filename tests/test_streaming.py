@@ -98,6 +98,17 @@ def make_killer(once: Location) -> Transform:
     return kill
 
 
+def make_poisoned() -> Transform:
+    """Kills its process on the second slice, whenever anybody sees it."""
+
+    def kill(slice: Slice, table: pa.Table) -> pa.Table:
+        if slice.key == "s0000001":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return table
+
+    return kill
+
+
 def make_failing(error: type[Exception]) -> Transform:
     def fail(slice: Slice, table: pa.Table) -> pa.Table:
         if slice.key == "s0000003":
@@ -168,6 +179,16 @@ def test_stream__actor_killed_once_yields_every_slice_once(
     rows = stream(plan, pending, read, operators, StreamConfig(), location(tmp_path))
     assert keys(rows) == [slice.key for slice in pending]
     assert once.exists()
+
+
+def test_stream__slice_that_always_kills_its_worker_is_named(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    plan, pending = planned(tmp_path, 3)
+    operators = [Operator(make_poisoned, (), "decoder", pool=(1, 1))]
+    config = StreamConfig(no_progress_seconds=5)
+    with pytest.raises(RunError, match=r"nothing moved for 5 s: .* come out: .*s0000001"):
+        list(stream(plan, pending, read, operators, config, location(tmp_path)))
 
 
 def read_killing(once: Location, slice: Slice) -> pa.Table:
@@ -326,7 +347,7 @@ def test_account__missing_slices_are_named() -> None:
 def test_account__a_slice_that_comes_twice_is_an_error() -> None:
     pending = slices(2)
     table = pa.table({})
-    with pytest.raises(RunError, match="s0000000 came out of the pass twice"):
+    with pytest.raises(RunError, match="s0000000 came out twice"):
         list(account(pending, [(pending[0], table), (pending[0], table)]))
 
 

@@ -7,6 +7,7 @@ continues from its checkpoint.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from pipeline.artifacts import load_teacher, read_meta, save_model, save_teacher
+from pipeline.artifacts import WEIGHTS, load_teacher, read_meta, save_model, save_teacher
 from pipeline.config import Config
 from pipeline.models import FaceModel
 from pipeline.progress import meter
@@ -158,7 +159,8 @@ def study(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     job = StudentJob.model_validate(settings)
     out = location(job.out)
     if (out / "config.json").exists():
-        return read_meta(out)
+        sha256 = hashlib.sha256((out / WEIGHTS).read_bytes()).hexdigest()
+        return {**read_meta(out), "sha256": sha256}
     data, rows = open_labeled(job.handed, job.student.model)
     names = label_names_of(rows.schema)
     worker = replace(worker, checkpoint=Path(job.checkpoints))

@@ -1,0 +1,403 @@
+"""What the recipe ferplus10 is worth: the student against controls of equal compute, on real faces.
+
+    OMNIFER_DATA=... python -m tests.bench.ferplus10 --jobs 2
+    OMNIFER_DATA=... python -m tests.bench.ferplus10 --on development --name longer \
+        --set student.steps=5000
+
+The grid reads PublicTest once per cell. Recipes are developed with `--on development`, which never
+reads it: every attempt has a name and what it changes, and RESULTS.md keeps the table of them. One
+run folder per seed and labeled fraction: pools and attempts share the teachers and controls whose
+identity is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import math
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from pipeline.config import digest
+from pipeline.evaluation import EvaluateConfig, gain
+from pipeline.job import SCHEMA_VERSION, SETTINGS, settings
+from pipeline.recipe import Recipe, load
+from pipeline.run import Run
+from pipeline.stages import METRICS_FILE, PREDICTIONS_FILE
+from pipeline.storage import location, read_table
+from tests.bench.harness import ROOT, Bench, Cell, Context, Gate, Records, call, main, python
+
+NAME = "ferplus10"
+RECIPE = "jobs/recipes/ferplus10.yaml"
+DATA = "OMNIFER_DATA"
+MODELS = ("teacher", "control_a", "control_b", "student")
+HEADLINE = (
+    "accuracy",
+    "mean_class_accuracy",
+    "macro_f1",
+    "mean_class_accuracy_large",
+    "macro_f1_large",
+    "ece",
+)
+POOLS = {"both": ("rest", "faces"), "rest": ("rest",), "faces": ("faces",), "omni": ("faces",)}
+"""Sources per pool; `omni` has all labels, its controls are the 100 % upper bound."""
+GRID = (("both", 0), ("both", 1), ("both", 2), ("rest", 0), ("faces", 0), ("omni", 0))
+GATED = ("both-s0", "both-s1", "both-s2")
+POOL_FACES = {"rest": 21_700, "faces": 13_233}  # about; only for the estimate
+NETWORK = "{name: compact_resnet, args: {widths: [8, 16]}, size: 32, dropout: 0}"
+QUICK = (
+    "labeled={kind: synthetic, count: 500, test_count: 200, fraction: 0.4}",
+    "slice_faces=256",
+    "stream.object_store_mb=300",
+    "teach.folds=2",
+    "teach.steps=20",
+    "teach.batch=32",
+    f"teach.model={NETWORK}",
+    "student.steps=30",
+    "student.labeled_batch=16",
+    "student.mined_batch=32",
+    f"student.model={NETWORK}",
+    "evaluate.draws=200",
+)
+QUICK_FACES = {"kind": "synthetic", "name": "faces", "count": 300}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of this bench."""
+    parser.add_argument("--on", choices=("public", "development"), default="public")
+    parser.add_argument("--name", default=None, help="of an attempt on the development set")
+    parser.add_argument("--set", dest="sets", action="append", default=[], metavar="A.B=V")
+    parser.add_argument("--seeds", default="0", help="of an attempt, such as 0,1,2")
+    parser.add_argument("--pools", default="both", help="of an attempt, such as both,rest")
+
+
+def cells(options: argparse.Namespace) -> list[Cell]:
+    """The grid, or the cells of one attempt on the development set."""
+    developing = options.on == "development"
+    if options.sets and not developing:
+        raise SystemExit("--set: recipes are varied with --on development only")
+    if developing and not options.name:
+        raise SystemExit("--on development: give the attempt a --name")
+    if options.quick:
+        return [_cell(pool, 0, (), developing=False, quick=True) for pool in ("both", "faces")]
+    if not developing:
+        return [_cell(pool, seed, (), developing=False) for pool, seed in GRID]
+    pools, seeds = options.pools.split(","), [int(s) for s in options.seeds.split(",")]
+    return [
+        _cell(pool, seed, tuple(options.sets), developing=True, attempt=options.name)
+        for pool in pools
+        for seed in seeds
+    ]
+
+
+def folder(options: argparse.Namespace) -> str:
+    """Where results are kept."""
+    return f"{NAME}-dev" if options.on == "development" else NAME
+
+
+def _cell(
+    pool: str,
+    seed: int,
+    changes: Sequence[str],
+    *,
+    developing: bool,
+    attempt: str = "",
+    quick: bool = False,
+) -> Cell:
+    sets = [*_sets(pool, seed, quick=quick), *changes]
+    if developing:
+        sets.append("labeled.development.role=test")
+    with _portable():
+        recipe = load(ROOT / RECIPE, sets)
+    identity = {name: settings(recipe, name) for name in SETTINGS}
+    identity |= {"schema": SCHEMA_VERSION, "bf16": recipe.train.bf16}
+    labels = "all" if pool == "omni" else "part"
+    return Cell(
+        name=f"{attempt}-{pool}-s{seed}" if attempt else f"{pool}-s{seed}",
+        method=pool,
+        seed=seed,
+        identity=identity,
+        run=f"{NAME}-{'dev' if developing else 'public'}-{labels}-s{seed}",
+        trainings=_trainings(recipe, identity),
+        sets=tuple(sets),
+    )
+
+
+def _sets(pool: str, seed: int, *, quick: bool) -> list[str]:
+    base = yaml.safe_load((ROOT / RECIPE).read_text(encoding="utf-8"))
+    if quick:
+        base["pool"] = [QUICK_FACES if s["name"] == "faces" else s for s in base["pool"]]
+    sets = [f"seed={seed}", *(QUICK if quick else ())]
+    if quick or pool != "both":
+        sources = [source for source in base["pool"] if source["name"] in POOLS[pool]]
+        sets.append(f"pool={json.dumps(sources)}")
+    if pool != "both":
+        sets.append("student.source_share={}")
+    if pool == "omni":
+        sets.append("labeled.fraction=null")
+    return sets
+
+
+@contextmanager
+def _portable():  # type: ignore[no-untyped-def]
+    """The data's folder by its variable's name, so that identities are alike on all machines."""
+    before = os.environ.get(DATA)
+    os.environ[DATA] = f"${DATA}"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[DATA]
+        else:
+            os.environ[DATA] = before
+
+
+def _trainings(recipe: Recipe, identity: Mapping[str, Any]) -> dict[str, float]:
+    """Image passes of what the recipe trains and embeds, by what decides its content."""
+    teach, student = recipe.teach, recipe.student
+    faces = sum(POOL_FACES.get(name, 0) for name in recipe.sources())
+    taught = teach.folds * teach.steps * teach.batch
+    embedded = faces * teach.folds * 2 / 3
+    own = student.steps * (student.labeled_batch + student.mined_batch)
+    base = [identity["labeled"], identity["teach"]]
+    schedule = [identity["labeled"], student.steps, student.model.model_dump(mode="json")]
+    return {
+        f"teach {digest(base)}": taught,
+        f"embed {digest([*base, identity['survey']])}": embedded,
+        f"student {digest(dict(identity))}": own,
+        f"control_a {digest([*schedule, own])}": own,
+        f"control_b {digest([*schedule, own + taught + embedded])}": own + taught + embedded,
+    }
+
+
+def measure(cell: Cell, context: Context) -> dict[str, Any]:
+    """Run the recipe in a process of its own and read what evaluate found."""
+    if not context.options.quick and DATA not in os.environ:
+        raise RuntimeError(f"{DATA} is not set: the folder with fer2013/ and faces/")
+    root = context.cache / cell.run
+    root.mkdir(parents=True, exist_ok=True)
+    before = _finished(root)
+    _run(cell, context, root)
+    made = sorted({name.split("/")[0] for name in _finished(root) - before})
+    found = _read(root)
+    if context.options.quick:
+        before = _finished(root)
+        _run(cell, context, root)
+        found["made_again"] = sorted(_finished(root) - before)
+    developing = "labeled.development.role=test" in cell.sets
+    return {
+        **found,
+        "made": made,
+        "readings": 0 if developing or context.options.quick else 1,
+        "command": _command(cell),
+    }
+
+
+def _run(cell: Cell, context: Context, root: Path) -> None:
+    speed = [f"train.threads={context.threads}", "tracking.uri='off'"]
+    if context.options.jobs > 1:
+        speed.append("stream.object_store_mb=300")
+    sets = [part for item in (*cell.sets, *speed) for part in ("--set", item)]
+    argv = python("-m", "pipeline.cli", "run", RECIPE, "--run", str(root), "--fresh", *sets)
+    call(argv, context, root.with_suffix(".log"), {"OMP_NUM_THREADS": str(context.threads)})
+
+
+def _command(cell: Cell) -> str:
+    sets = [part for item in cell.sets for part in ("--set", item)]
+    return shlex.join(["omnifer", "run", RECIPE, "--fresh", *sets])
+
+
+def _finished(root: Path) -> set[str]:
+    """The stage generations of a run that are finished."""
+    return {str(at.relative_to(root)) for at in root.glob("*/g*/done*.json")}
+
+
+def _read(root: Path) -> dict[str, Any]:
+    """What a finished run says, small enough to keep."""
+    run = Run(location(root))
+    at = run.artifact("evaluate").dir
+    found, said = (at / METRICS_FILE).read_json(), read_table(at / PREDICTIONS_FILE)
+    truth = np.array(said["label"].to_pylist())
+    student = json.loads(max(root.glob("recipe-*.json")).read_text())["student"]
+    models = {
+        name: {
+            **{key: found["models"][name][key]["value"] for key in HEADLINE},
+            "passes": found["models"][name]["passes"],
+            "recall": {c["class"]: c["recall"] for c in found["models"][name]["per_class"]},
+            "correct": _pack(np.array(said[name].to_pylist()) == truth),
+        }
+        for name in MODELS
+    }
+    pool = found["pool"]
+    return {
+        "n": len(truth),
+        "faces": digest(said.select(["id", "label"]).to_pydict())[:16],
+        "models": models,
+        "gain": found["gain"],
+        "pool": {key: pool[key] for key in ("purity", "utilization", "pool", "selected", "known")},
+        "temperature": run.artifact("teach").facts["temperature"],
+        "teacher": run.artifact("teach").dir.name,
+        "student_steps": student["steps"],
+        "student_batch": student["labeled_batch"] + student["mined_batch"],
+        "seconds_per_stage": {
+            name: run.artifact(name).facts["seconds"]
+            for name in ("survey", "teach", "embed", "student", "control_a", "control_b")
+        },
+    }
+
+
+def _pack(right: np.ndarray) -> str:
+    return base64.b64encode(np.packbits(right).tobytes()).decode()
+
+
+def unpack(text: str, count: int) -> np.ndarray:
+    """Correctness (N,) bool of the test faces."""
+    bits = np.frombuffer(base64.b64decode(text), np.uint8)
+    return np.unpackbits(bits, count=count).astype(bool)
+
+
+def seed_averaged_gain(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Student minus the better control over several seeds' records, as evaluate defines it.
+
+    None where the seeds were not judged on the same faces.
+    """
+    if len({record["metrics"]["faces"] for record in records}) != 1:
+        return None
+    count = records[0]["n"]
+    stacks = {}
+    for name in MODELS:
+        packed = [record["metrics"]["models"][name]["correct"] for record in records]
+        right = np.stack([unpack(text, count) for text in packed]).astype(np.float64)
+        stacks[name] = np.stack([right, 1 - right], axis=2)
+    return gain(stacks, np.zeros(count, np.int64), EvaluateConfig())
+
+
+def mean_over(records: Sequence[Mapping[str, Any]], model: str, key: str) -> float:
+    """Mean of a headline figure of a model over records."""
+    return float(np.mean([record["metrics"]["models"][model][key] for record in records]))
+
+
+def judge_finite(records: Records) -> list[str] | None:
+    """Every headline figure of every model is a number."""
+    return (
+        [
+            f"{cell}: {model} {key} is {value}"
+            for cell, record in records.items()
+            for model, said in record["metrics"]["models"].items()
+            for key in (*HEADLINE, "passes")
+            if (value := said[key]) is None or not math.isfinite(value)
+        ]
+        if records
+        else None
+    )
+
+
+def judge_compute(records: Records) -> list[str] | None:
+    """Control A: the student's steps and batch; control B: all its passes, within 1 %."""
+    faults = []
+    for cell, record in records.items():
+        found = record["metrics"]
+        passes = {name: found["models"][name]["passes"] for name in MODELS}
+        want = found["student_steps"] * found["student_batch"]
+        if passes["control_a"] != want:
+            faults.append(f"{cell}: control A took {passes['control_a']:,.0f} passes, not {want:,}")
+        if abs(passes["control_b"] / passes["student"] - 1) > 0.01:
+            faults.append(
+                f"{cell}: control B took {passes['control_b']:,.0f} passes, the student with "
+                f"teachers and scoring {passes['student']:,.0f}"
+            )
+    return faults if records else None
+
+
+def judge_sharing(records: Records) -> list[str] | None:
+    """No teacher is trained twice, and a call that finds everything done makes nothing."""
+    faults, trained = [], set()
+    for cell, record in records.items():
+        found, seed = record["metrics"], record["seed"]
+        key = (seed, record["method"] == "omni", found["teacher"])
+        if "teach" in found["made"]:
+            if key in trained:
+                faults.append(f"{cell}: trained teacher {found['teacher']} of seed {seed} again")
+            trained.add(key)
+        if found.get("made_again"):
+            faults.append(f"{cell}: a second call made {', '.join(found['made_again'])}")
+    return faults if records else None
+
+
+def judge_gain(records: Records) -> list[str] | None:
+    """The claim: a point or more over the better control, in each of three seeds."""
+    if any(name not in records for name in GATED):
+        return None
+    chosen = [records[name] for name in GATED]
+    found = seed_averaged_gain(chosen)
+    if found is None:
+        return ["the seeds were judged on different faces"]
+    faults, value = [], found["accuracy"]
+    if value["value"] < 0.01:
+        faults.append(f"mean gain {100 * value['value']:+.2f} points over {found['over']}, not 1.0")
+    if not found["same_sign"]:
+        signs = ", ".join(f"{100 * gap:+.2f}" for gap in found["per_seed"])
+        faults.append(f"the sign differs between seeds: {signs}")
+    if value["low"] <= 0:
+        faults.append(f"95 % interval from {100 * value['low']:+.2f} points does not exclude 0")
+    for key in ("macro_f1", "macro_f1_large"):
+        student, control = (mean_over(chosen, m, key) for m in ("student", found["over"]))
+        if student < control:
+            faults.append(f"{key}: {student:.4f}, lower than {control:.4f} of {found['over']}")
+    return faults
+
+
+def speed(threads: int) -> float:
+    """img/s of 20 training steps of the recipe's student network on invented faces."""
+    import torch
+
+    from pipeline.training.data import LabeledFaces
+    from pipeline.training.faces import ArrayFaces
+    from pipeline.training.student import control
+    from pipeline.training.supervised import train_supervised
+    from pipeline.training.worker import local, prepare_cpu
+
+    with _portable():
+        config = control(load(ROOT / RECIPE).student)
+    prepare_cpu(threads)
+    rng, size = np.random.default_rng(0), config.model.size
+    pixels = rng.integers(0, 256, (512, config.model.channels, size, size), np.uint8)
+    data = LabeledFaces(ArrayFaces(pixels), np.arange(512) % 8)
+    names = [f"c{i}" for i in range(8)]
+    seconds = 0.0
+    for steps in (3, 20):  # the first run pays for compilation
+        start = time.perf_counter()
+        short = config.model_copy(update={"steps": steps})
+        train_supervised(short, data, names, local("cpu", torch.bfloat16), seed=0)
+        seconds = time.perf_counter() - start
+    return 20 * config.batch / seconds
+
+
+BENCH = Bench(
+    name=NAME,
+    cells=cells,
+    measure=measure,
+    gates=(
+        Gate("finite figures", "always", judge_finite),
+        Gate("compute as defined", "always", judge_compute),
+        Gate("trainings shared by identity", "always", judge_sharing),
+        Gate("gain over the better control", "full", judge_gain),
+    ),
+    folder=folder,
+    arguments=arguments,
+    speed=speed,
+)
+
+
+if __name__ == "__main__":
+    sys.exit(main(BENCH))

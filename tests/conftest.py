@@ -1,0 +1,28 @@
+"""What several test folders share: one tiny run of the whole flow."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import flow
+
+from pipeline import conduct
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """One local Ray for a file; what is cut from a module ends with it, so others start their own."""
+    with flow.local_ray():
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished run of `flow.tiny()`; about a minute, so nobody may change it."""
+    root = tmp_path_factory.mktemp("tiny") / "run"
+    threads = torch.get_num_threads()
+    with flow.local_ray():
+        conduct.run_all(flow.start(flow.tiny(), root), None)
+    torch.set_num_threads(threads)
+    return root

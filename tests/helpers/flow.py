@@ -1,0 +1,162 @@
+"""A run so small that tests can make several: the demo's recipe, shrunk; reads of the pool are logged."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import conduct
+from pipeline.job import Job
+from pipeline.recipe import Recipe, load
+from pipeline.run import Run
+from pipeline.sources.extents import Extent
+from pipeline.sources.parquet import ParquetPool
+from pipeline.sources.reader import PoolSource
+from pipeline.sources.synthetic import SyntheticPool
+from pipeline.storage import location
+
+DEMO = Path(__file__).parents[2] / "jobs" / "recipes" / "demo.yaml"
+NETWORK = "{name: convnet, args: {width: 16}, size: 32, dropout: 0.0}"
+TINY = (
+    "labeled.count=400",
+    "labeled.test_count=120",
+    "pool.0.count=600",
+    "slice_faces=64",
+    "stream.object_store_mb=300",
+    "train.stage_workers={}",
+    "teach.steps=80",
+    "teach.batch=32",
+    "teach.lr=0.003",
+    "teach.ema=null",
+    "teach.augment=plain",
+    f"teach.model={NETWORK}",
+    "search={trials: 2, target_purity: 0.3}",
+    "distill.steps=5",
+    "distill.ipc=1",
+    "distill.batch=4",
+    "distill.net={name: convnet, args: {width: 8}, size: 32, dropout: 0}",
+    "student.steps=20",
+    "student.labeled_batch=16",
+    "student.mined_batch=32",
+    f"student.model={NETWORK}",
+    "evaluate.draws=200",
+)
+UNTRACKED = 'tracking.uri="off"'
+
+
+class LoggedSynthetic(SyntheticPool):
+    """Drawn faces; every read of a whole slice is a line in a log."""
+
+    log: str
+
+    def read(self, extent: Extent, positions: Sequence[int] | None = None) -> pa.Table:
+        _note(self.log, extent, positions)
+        return super().read(extent, positions)
+
+
+class LoggedParquet(ParquetPool):
+    """Faces in Parquet; every read of a whole slice is a line in a log."""
+
+    log: str
+
+    def read(self, extent: Extent, positions: Sequence[int] | None = None) -> pa.Table:
+        _note(self.log, extent, positions)
+        return super().read(extent, positions)
+
+
+class LoggedJob(Job):
+    """A job whose sources log what they read."""
+
+    @cached_property
+    def sources(self) -> dict[str, PoolSource]:
+        log = str(log_of(self.run))
+        kinds = {"synthetic": LoggedSynthetic, "parquet": LoggedParquet}
+        return {
+            name: kinds[source.kind](**source.model_dump(), log=log)
+            for name, source in self.recipe.sources().items()
+        }
+
+
+def tiny(*sets: str) -> Recipe:
+    """The demo's recipe, shrunk and changed."""
+    return load(DEMO, [*TINY, *sets])
+
+
+def start(recipe: Recipe, root: Path, *, fresh: bool = False) -> LoggedJob:
+    """Open or continue a run whose reads are logged."""
+    job = conduct.start(recipe, str(root), fresh=fresh, show_faces=False)
+    return LoggedJob(job.recipe, job.run, job.tracker)
+
+
+def log_of(run: Run) -> Path:
+    """The log lies beside the run folder, so that copies of a run start with an empty one."""
+    return Path(f"{run.root.local_path()}.reads")
+
+
+def reads(job: Job) -> list[str]:
+    """`start-stop` of every slice that was read whole, in the order of the reads."""
+    log = log_of(job.run)
+    return log.read_text().split() if log.exists() else []
+
+
+def copy(root: Path, to: Path, without: Sequence[str] = ()) -> Path:
+    """A copy of a finished run, less some stages."""
+    drop = ("cache", "mlflow.db", "mlruns", "train", "report.html", *without)
+    shutil.copytree(root, to, ignore=lambda at, names: drop if at == str(root) else ())
+    return to
+
+
+def finished(root: Path) -> dict[str, int]:
+    """When each done file below a run folder was written, in ns, by its place in the folder."""
+    found = root.glob("*/g*/done*.json")
+    return {str(at.relative_to(root)): at.stat().st_mtime_ns for at in sorted(found)}
+
+
+def digests(job: Job, stages: Sequence[str]) -> dict[str, str]:
+    """Content digests of finished stages."""
+    return {stage: job.run.artifact(stage).digest for stage in stages}
+
+
+def altered(pixels: np.ndarray, number: int) -> np.ndarray:
+    """A copy as pools hold them: mirrored, moved by two pixels, or of another brightness."""
+    change: Callable[[np.ndarray], np.ndarray] = (
+        lambda p: p[:, ::-1],
+        lambda p: np.pad(p, ((0, 0), (2, 0)), mode="edge")[:, :-2],
+        lambda p: np.pad(p, ((2, 0), (0, 0)), mode="edge")[:-2],
+        lambda p: np.clip(p.astype(np.int64) + 6, 0, 255).astype(np.uint8),
+    )[number % 4]
+    return np.ascontiguousarray(change(pixels))
+
+
+@contextmanager
+def local_ray() -> Iterator[None]:
+    """One local Ray, unless one runs already; its workers can import what tests import."""
+    import ray
+
+    from pipeline.streaming import start_ray
+
+    if ray.is_initialized():
+        yield
+        return
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
+    start_ray(tiny().stream)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def _note(log: str, extent: Extent, positions: Sequence[int] | None) -> None:
+    if positions is None:
+        with open(log, "a") as file:  # one short line: appended whole, whoever else writes
+            file.write(f"{extent.start}-{extent.stop}\n")

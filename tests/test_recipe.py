@@ -1,0 +1,165 @@
+"""Proves that the shipped recipes load, what `--set` reaches, and that all faults are told at once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.errors import ConfigError
+from pipeline.recipe import Recipe, load
+
+SHIPPED = sorted((Path(__file__).parents[1] / "jobs" / "recipes").glob("*.yaml"))
+
+SMALL = """
+name: small
+labeled: {kind: synthetic, count: 40}
+pool:
+  - {kind: synthetic, count: 100}
+  - {kind: folder, path: $FACES/raw}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _faces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FACES", str(tmp_path))
+    monkeypatch.delenv("NOWHERE", raising=False)
+
+
+def small(tmp_path: Path, *sets: str, text: str = SMALL) -> Recipe:
+    file = tmp_path / "small.yaml"
+    file.write_text(text, encoding="utf-8")
+    return load(file, sets)
+
+
+def faults(tmp_path: Path, *sets: str, text: str = SMALL) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        small(tmp_path, *sets, text=text)
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_load__every_shipped_recipe(
+    file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = file.read_text(encoding="utf-8")
+    for name in re.findall(r"\$\{?(\w+)", re.sub(r"(?m)#.*$", "", text)):
+        monkeypatch.setenv(name, str(tmp_path))
+    recipe = load(file)
+    assert recipe.name == file.stem
+    assert "$" not in str(recipe.model_dump(mode="json"))
+    head = text[: text.index("\nname:")]
+    assert all(word in head for word in ("Expected:", "Launch:"))
+
+
+def test_load__resolved_recipe_loads_again(tmp_path: Path) -> None:
+    recipe = small(tmp_path)
+    again = small(tmp_path, text=yaml.safe_dump(recipe.model_dump(mode="json")))
+    assert again == recipe
+
+
+@pytest.mark.parametrize(
+    ("item", "read"),
+    [
+        ("seed=7", lambda r: r.seed == 7),
+        ("guard.neighbors=7", lambda r: r.guard.neighbors == 7),
+        ("pool.0.count=600", lambda r: r.pool[0].count == 600),
+        ("pool.1.crop.fraction=0.5", lambda r: r.pool[1].crop.fraction == 0.5),
+        ("run=s3://b/c=d", lambda r: r.run == "s3://b/c=d"),
+        ("teach={folds: 3, steps: 9}", lambda r: (r.teach.folds, r.teach.steps) == (3, 9)),
+        ("student.source_share={synthetic0: 0.25}", lambda r: len(r.student.source_share) == 1),
+        ("embed.flip=off", lambda r: r.embed.flip is False),
+        ("removals=$FACES/gone.txt", lambda r: str(r.removals).endswith("/gone.txt")),
+        ("pool=[{kind: synthetic, count: 5}]", lambda r: len(r.pool) == 1),
+    ],
+)
+def test_set__reaches(tmp_path: Path, item: str, read) -> None:
+    assert not read(small(tmp_path))
+    assert read(small(tmp_path, item))
+
+
+def test_set__last_one_wins(tmp_path: Path) -> None:
+    assert small(tmp_path, "seed=1", "seed=2").seed == 2
+
+
+def test_set__empty_value_is_off(tmp_path: Path) -> None:
+    assert small(tmp_path, "run=here", "run=").run is None
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        ("seed", "expected KEY.PATH=VALUE"),
+        ("=3", "expected KEY.PATH=VALUE"),
+        ("pool.2.count=3", "'2' does not lead into a list of 2"),
+        ("pool.first.count=3", "'first' does not lead into a list of 2"),
+        ("name.first=3", "'first' does not lead into a plain value"),
+        ("seed=[1, 2", "the value is not YAML"),
+    ],
+)
+def test_set__cannot_be_applied(tmp_path: Path, item: str, said: str) -> None:
+    (line,) = faults(tmp_path, item)
+    assert line.startswith(f"--set {item!r}: ")
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    ("item", "line"),
+    [
+        ("sed=1", "unknown key 'sed'; did you mean 'seed'?"),
+        ("guard.neighbours=1", "unknown key 'guard.neighbours'; did you mean 'neighbors'?"),
+        ("labeled.cuont=1", "unknown key 'labeled.synthetic.cuont'; did you mean 'count'?"),
+        ("pool.1.crop.fractoin=1", "'pool.1.folder.crop.fractoin'; did you mean 'fraction'?"),
+    ],
+)
+def test_set__unknown_key_gets_the_nearest(tmp_path: Path, item: str, line: str) -> None:
+    (told,) = faults(tmp_path, item)
+    assert told.startswith("small.yaml: ")
+    assert told.endswith(line)
+
+
+def test_load__all_faults_at_once(tmp_path: Path) -> None:
+    sets = ("sed=1", "labeled.fraction=1.5", "teach.folds=many", "pool.0.count=-1")
+    told = faults(tmp_path, *sets)
+    for named in ("'sed'", "labeled.synthetic.fraction", "teach.folds", "pool.0.synthetic.count"):
+        assert sum(named in line for line in told) == 1, told
+    assert len(told) == 4
+
+
+def test_load__missing_variable(tmp_path: Path) -> None:
+    (line,) = faults(tmp_path, "removals=${NOWHERE}/gone.txt")
+    assert "$NOWHERE" in line
+
+
+def test_load__sources_of_one_name(tmp_path: Path) -> None:
+    assert list(small(tmp_path).sources()) == ["synthetic0", "folder1"]
+    (line,) = faults(tmp_path, "pool.0.name=raw", "pool.1.name=raw")
+    assert "two sources are named 'raw'" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: [1, 2", "small.yaml: not YAML: "),
+        ("- 1\n- 2\n", "a recipe is a mapping of settings, got list"),
+        ("", "a recipe is a mapping of settings, got NoneType"),
+    ],
+)
+def test_load__not_a_recipe(tmp_path: Path, text: str, said: str) -> None:
+    (line,) = faults(tmp_path, text=text)
+    assert said in line
+
+
+def test_load__no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone\.yaml: no such recipe"):
+        load(tmp_path / "gone.yaml")
+
+
+def test_load__a_folder_or_not_text(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="directory"):
+        load(tmp_path)
+    (tmp_path / "image.yaml").write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(ConfigError, match=r"image\.yaml: not text"):
+        load(tmp_path / "image.yaml")
