@@ -32,7 +32,7 @@ MODELS = {
     "student": "student",
 }
 CAPTION = """\
-teacher: cross-fit ensemble, labeled faces only; student: labeled and mined faces
+teacher: cross-fit ensemble; student: labeled and mined faces
 control A: the student's network and steps, labeled faces only
 control B: the same with all image passes of teachers, scoring and student"""
 
@@ -138,16 +138,14 @@ def show_results(job: Job) -> None:
         )
     console.print(table)
     gain, pool = metrics["gain"], metrics["pool"]
-    if gain is not None:
-        console.print(_gain_line(gain), markup=False, soft_wrap=True)
     purity = "unknown" if pool["purity"] is None else f"{pool['purity']:.1%}"
-    console.print(
-        f"mined: purity {purity} (of {pool['known']:,} faces whose truth is known), utilization "
-        f"{pool['utilization']:.1%} of {pool['pool']:,} faces",
-        markup=False,
-        soft_wrap=True,
-    )
-    console.print(f"seconds: {_seconds(job)}", markup=False, soft_wrap=True)
+    facts = Table.grid(padding=(0, 2))
+    if gain is not None:
+        facts.add_row("gain", _gain_line(gain))
+    facts.add_row("purity", f"{purity} of {pool['known']:,} mined faces whose truth is known")
+    facts.add_row("utilization", f"{pool['utilization']:.1%} of {pool['pool']:,} faces")
+    facts.add_row("seconds", _seconds(job))
+    console.print(facts, markup=False)
     console.print(f"report: {job.run.root / 'report.html'}", markup=False, soft_wrap=True)
 
 
@@ -157,7 +155,7 @@ def _gain_line(gain: dict[str, Any]) -> str:
     if len(gain["per_seed"]) > 1 and not gain["real"]:
         verdict = "; not shown to be real"
     return (
-        f"gain: student minus {over}, the better control: {100 * value['value']:+.2f} points "
+        f"student minus {over}, the better control: {100 * value['value']:+.2f} points "
         f"(95 % {100 * value['low']:+.2f} to {100 * value['high']:+.2f}){verdict}"
     )
 

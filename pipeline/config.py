@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -31,7 +31,8 @@ def parse(model: type[C], values: Mapping[str, Any], where: str = "recipe") -> C
     try:
         return model.model_validate(dict(values))
     except ValidationError as err:
-        lines = [_line(model, fault, where) for fault in err.errors(include_url=False)]
+        faults = err.errors(include_url=False)
+        lines = [_line(model, fault, where) for fault in faults if not _follows(fault, faults)]
         raise ConfigError("\n".join(lines)) from err
 
 
@@ -47,6 +48,13 @@ def nearest(word: str, known: list[str]) -> str:
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; known: {', '.join(known)}" if known else ""
+
+
+def _follows(fault: Any, faults: Sequence[Any]) -> bool:
+    """Whether a tuple is too short only because pydantic does not count its faulty items."""
+    place = fault["loc"]
+    inside = (other["loc"] for other in faults if len(other["loc"]) > len(place))
+    return fault["type"] == "too_short" and any(loc[: len(place)] == place for loc in inside)
 
 
 def _line(model: type[BaseModel], fault: Any, where: str) -> str:

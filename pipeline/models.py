@@ -1,8 +1,8 @@
 """Face networks: one wrapper around two own networks and everything timm has.
 
 What for: every stage sees the same `FaceModel`: pixels in [0, 1] in, embedding and logits out,
-class names and normalization inside. Cost at 48 px gray: compact_resnet 1.2 M parameters and 31 M
-multiply-adds per face, convnet (width 128, depth 3) 0.3 M and 173 M.
+class names and normalization inside. Cost at 48 px gray: compact_resnet 1.2 M parameters and 36 M
+multiply-adds per face, convnet (width 128, depth 3) 0.3 M and 109 M.
 Source: compact_resnet: basic blocks of He et al., Deep Residual Learning (arXiv 1512.03385).
 convnet: the ConvNet of Zhao, Mopuri, Bilen, Dataset Condensation (arXiv 2006.05929, 4.1).
 Departs: compact_resnet standardizes each image first, because lighting says nothing about an

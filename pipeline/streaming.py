@@ -59,7 +59,11 @@ def start_ray(config: StreamConfig) -> None:
 
     if ray.is_initialized():
         return
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logger = logging.getLogger("ray.data")
+    logger.setLevel(logging.ERROR)
+    for handler in logger.handlers:  # errors come out as one line; Ray's log file has the traceback
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)
     common: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
     address = os.environ.get("RAY_ADDRESS")
     if address:

@@ -18,8 +18,10 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator
 
 from pipeline.config import Config
 from pipeline.errors import OmniferError
@@ -42,10 +44,16 @@ CALL_ENVIRONMENT = {
 T = TypeVar("T")
 
 
+def _off(value: Any) -> Any:
+    """YAML reads an unquoted `off` as false."""
+    return OFF if value is False else value
+
+
 class TrackingConfig(Config):
     """Where runs are recorded."""
 
-    uri: str | None = None  # MLflow tracking URI; None: SQLite in the run folder; "off": nowhere
+    # MLflow tracking URI; None: SQLite in the run folder; off: nowhere
+    uri: Annotated[str | None, BeforeValidator(_off)] = None
     experiment: str = "omnifer"
 
 

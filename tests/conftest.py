@@ -12,7 +12,7 @@ from pipeline import conduct
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    """One local Ray for a file; what is cut from a module ends with it, so others start their own."""
+    """One local Ray for a file; it ends with it, since other files start their own."""
     with flow.local_ray():
         yield
 

@@ -83,10 +83,10 @@ def test_until__unknown_stage_before_anything_is_made(dry: list[str], tmp_path: 
 
 def test_exit_code__run_failed_is_one(tmp_path: Path) -> None:
     sets = ("--set", "tracking.uri=off")
-    ended = omnifer("report", DEMO, *sets, "--run", tmp_path / "run")
+    ended = omnifer("select", DEMO, *sets, "--run", tmp_path / "run")
     assert ended.code == 1
-    assert "run `omnifer " in ended.err
-    assert "Traceback" not in ended.err
+    assert ended.err.endswith("stage survey has not been run; run `omnifer survey` first\n")
+    assert ended.err.count("\n") == 1
 
 
 def test_exit_code__our_own_fault_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,9 +98,7 @@ def test_exit_code__our_own_fault_keeps_its_traceback(monkeypatch: pytest.Monkey
         omnifer("doctor")
 
 
-def test_dry_run__reads_and_writes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dry_run__reads_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "small.yaml"
     file.write_text(
         "name: small\n"

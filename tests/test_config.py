@@ -28,6 +28,10 @@ class Cloud(Config):
     region: str = "here"
 
 
+class Listed(Config):
+    items: tuple[Leaf, ...] = Field(min_length=1)
+
+
 class Whole(Config):
     name: str
     share: float = Field(default=0.5, gt=0, le=1)
@@ -64,7 +68,11 @@ def test_parse__all_faults_at_once() -> None:
         ({"nmae": 1}, "nmae", "name"),
         ({"leaf": {"widht": 1}}, "leaf.widht", "width"),
         ({"pool": [{"kind": "disk", "folder": "f", "crp": {}}]}, "pool.0.disk.crp", "crop"),
-        ({"pool": [{"kind": "cloud", "bucket": "b", "regoin": 1}]}, "pool.0.cloud.regoin", "region"),
+        (
+            {"pool": [{"kind": "cloud", "bucket": "b", "regoin": 1}]},
+            "pool.0.cloud.regoin",
+            "region",
+        ),
         (
             {"pool": [{"kind": "disk", "folder": "f", "crop": {"colour": 1}}]},
             "pool.0.disk.crop.colour",
@@ -89,6 +97,14 @@ def test_parse__unknown_kind_names_the_kinds() -> None:
     assert line.startswith("x.yaml: pool.0: ")
     assert "'disk'" in line
     assert "'cloud'" in line
+
+
+def test_parse__a_faulty_item_does_not_also_make_its_list_too_short() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(Listed, {"items": [{"widht": 1}]})
+    assert str(caught.value) == "recipe: unknown key 'items.0.widht'; did you mean 'width'?"
+    with pytest.raises(ConfigError, match="items: Tuple should have at least 1 item"):
+        parse(Listed, {"items": []})
 
 
 def test_parse__long_values_are_cut() -> None:

@@ -218,5 +218,5 @@ def test_find_twins__planted_copies_of_public_test_among_5000_others() -> None:
 
     training = fer2013("Training")[:2500]
     near = Counter(find_twins(known, faces("training", training), CONFIG)["twin_kind"].to_pylist())
-    # looked at one by one: all are other crops of the picture or copies with another watermark
+    # other crops of a picture and copies with another watermark count; only a sample was looked at
     assert 40 <= near["phash"] + near["flip"] <= 120

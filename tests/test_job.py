@@ -54,7 +54,10 @@ def test_settings__what_no_identity_holds_does_not_change_results() -> None:
 @pytest.mark.parametrize(
     ("changed", "touched"),
     [
-        ({"seed": 1}, {"labeled", "teach", "search", "distill", "student", "control_a", "control_b"}),
+        (
+            {"seed": 1},
+            {"labeled", "teach", "search", "distill", "student", "control_a", "control_b"},
+        ),
         ({"slice_faces": 8}, {"survey"}),
         ({"guard": {"neighbors": 7}}, {"guard", "twins"}),
         ({"score": {"neighbors": 7}}, {"score"}),

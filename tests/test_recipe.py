@@ -1,4 +1,4 @@
-"""Proves that the shipped recipes load, what `--set` reaches, and that all faults are told at once."""
+"""Proves that the shipped recipes load, what `--set` reaches, and that all faults are told."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def test_emotion__unknown_name_gets_the_nearest(given: str, hint: str) -> None:
 
 
 def test_emotion__nothing_near_lists_the_classes() -> None:
-    with pytest.raises(LabelError, match="known: neutral, happiness, .*, contempt, other"):
+    with pytest.raises(LabelError, match=r"known: neutral, happiness, .*, contempt, other"):
         emotion("42")
 
 

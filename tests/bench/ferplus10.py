@@ -20,7 +20,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ def _sets(pool: str, seed: int, *, quick: bool) -> list[str]:
 
 
 @contextmanager
-def _portable():  # type: ignore[no-untyped-def]
+def _portable() -> Iterator[None]:
     """The data's folder by its variable's name, so that identities are alike on all machines."""
     before = os.environ.get(DATA)
     os.environ[DATA] = f"${DATA}"
@@ -165,7 +165,10 @@ def _portable():  # type: ignore[no-untyped-def]
 def _trainings(recipe: Recipe, identity: Mapping[str, Any]) -> dict[str, float]:
     """Image passes of what the recipe trains and embeds, by what decides its content."""
     teach, student = recipe.teach, recipe.student
-    faces = sum(POOL_FACES.get(name, 0) for name in recipe.sources())
+    faces = sum(
+        getattr(source, "count", POOL_FACES.get(name, 0))
+        for name, source in recipe.sources().items()
+    )
     taught = teach.folds * teach.steps * teach.batch
     embedded = faces * teach.folds * 2 / 3
     own = student.steps * (student.labeled_batch + student.mined_batch)

@@ -1,6 +1,6 @@
 """RESULTS.md from the JSONs of all benches: every table, what is missing, what is stale, gates.
 
-    python -m tests.bench.tables
+python -m tests.bench.tables
 """
 
 from __future__ import annotations
@@ -88,7 +88,12 @@ def _ferplus10() -> list[str]:
 
 def _models(records: Sequence[Record]) -> list[str]:
     head = (
-        "model", "accuracy", "mean class", "macro-F1 (8)", "macro-F1 (6 large)", "ECE",
+        "model",
+        "accuracy",
+        "mean class",
+        "macro-F1 (8)",
+        "macro-F1 (6 large)",
+        "ECE",
         "image passes",
     )
     keys = ("accuracy", "mean_class_accuracy", "macro_f1", "macro_f1_large", "ece")
@@ -161,8 +166,17 @@ def _attempts() -> list[str]:
             ]
         )
     head = (
-        "attempt", "pool", "what changed", "passes", "teacher", "control A", "control B",
-        "student", "macro-F1 best control / student", "gain", "n",
+        "attempt",
+        "pool",
+        "what changed",
+        "passes",
+        "teacher",
+        "control A",
+        "control B",
+        "student",
+        "macro-F1 best control / student",
+        "gain",
+        "n",
     )
     return [*table(head, rows), ""]
 

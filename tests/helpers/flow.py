@@ -1,4 +1,4 @@
-"""A run so small that tests can make several: the demo's recipe, shrunk; reads of the pool are logged."""
+"""The demo's recipe, so small that tests can run it several times; reads of the pool are logged."""
 
 import os
 import shutil
@@ -18,10 +18,10 @@ from pipeline.sources.extents import Extent
 from pipeline.sources.parquet import ParquetPool
 from pipeline.sources.reader import PoolSource
 from pipeline.sources.synthetic import SyntheticPool
-from pipeline.storage import location
 
 DEMO = Path(__file__).parents[2] / "jobs" / "recipes" / "demo.yaml"
-NETWORK = "{name: convnet, args: {width: 16}, size: 32, dropout: 0.0}"
+TEACHER = "{name: convnet, args: {width: 16}, size: 32, dropout: 0.0}"
+STUDENT = "{name: compact_resnet, args: {widths: [8, 16]}, size: 32, dropout: 0.0}"
 TINY = (
     "labeled.count=400",
     "labeled.test_count=120",
@@ -34,8 +34,8 @@ TINY = (
     "teach.lr=0.003",
     "teach.ema=null",
     "teach.augment=plain",
-    f"teach.model={NETWORK}",
-    "search={trials: 2, target_purity: 0.3}",
+    f"teach.model={TEACHER}",
+    "search={trials: 8, target_purity: 0.3, min_utilization: 0.3}",
     "distill.steps=5",
     "distill.ipc=1",
     "distill.batch=4",
@@ -43,7 +43,7 @@ TINY = (
     "student.steps=20",
     "student.labeled_batch=16",
     "student.mined_batch=32",
-    f"student.model={NETWORK}",
+    f"student.model={STUDENT}",
     "evaluate.draws=200",
 )
 UNTRACKED = 'tracking.uri="off"'

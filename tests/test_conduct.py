@@ -1,0 +1,199 @@
+"""Proves what a run says: its results in 80 columns, its line per stage, its order of stages."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pipeline import conduct
+from pipeline.config import parse
+from pipeline.errors import ConfigError, RunError, SourceError
+from pipeline.job import Job
+from pipeline.recipe import Recipe
+from pipeline.run import Artifact
+
+RECIPE = {
+    "name": "small",
+    "labeled": {"kind": "synthetic", "count": 40},
+    "pool": [{"kind": "synthetic", "count": 100}],
+    "tracking": {"uri": "off"},
+}
+
+
+def interval(value: float) -> dict[str, float]:
+    return {"value": value, "low": value - 0.021, "high": value + 0.021}
+
+
+def metrics(real: bool = False, per_seed: int = 1) -> dict[str, Any]:
+    def model(accuracy: float, passes: float) -> dict[str, Any]:
+        return {
+            "accuracy": interval(accuracy),
+            "mean_class_accuracy": interval(accuracy - 0.05),
+            "macro_f1": interval(accuracy - 0.04),
+            "passes": passes,
+        }
+
+    return {
+        "models": {
+            "teacher": model(0.6, 25_600),
+            "control_a": model(0.61, 960_000),
+            "control_b": model(0.62, 123_456_789),
+            "student": model(0.634, 123_456_789),
+        },
+        "gain": {
+            "over": "control_b",
+            "accuracy": {"value": 0.014, "low": -0.003, "high": 0.031},
+            "real": real,
+            "per_seed": [0.014] * per_seed,
+        },
+        "pool": {"purity": 0.813, "known": 5_800, "utilization": 0.42, "pool": 6_000},
+    }
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return conduct.start(
+        parse(Recipe, RECIPE), str(tmp_path / "run"), fresh=False, show_faces=False
+    )
+
+
+@pytest.fixture
+def printed(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    text = io.StringIO()
+    monkeypatch.setattr(conduct, "console", Console(file=text, width=80, highlight=False))
+    return text
+
+
+def evaluated(job: Job, found: dict[str, Any]) -> None:
+    stage = job.open("evaluate", {})
+    (stage.dir / conduct.METRICS_FILE).write_json(found)
+    stage.finish("d" * 64)
+
+
+def test_start__keeps_the_resolved_recipe_and_makes_no_stage(job: Job) -> None:
+    root = job.run.root.local_path()
+    assert [path.name for path in root.iterdir()] == ["recipe-0001.json"]
+    stored = (job.run.root / "recipe-0001.json").read_json()
+    assert parse(Recipe, stored) == job.recipe
+
+
+def test_start__the_command_line_wins_over_the_recipe(tmp_path: Path) -> None:
+    recipe = parse(Recipe, {**RECIPE, "run": str(tmp_path / "a")})
+    at = [
+        conduct.start(recipe, given, fresh=False, show_faces=False).run.root.name
+        for given in (None, str(tmp_path / "b"))
+    ]
+    assert at == ["a", "b"]
+
+
+def test_show_results__fits_80_columns_with_one_line_per_model(
+    job: Job, printed: io.StringIO
+) -> None:
+    evaluated(job, metrics())
+    conduct.show_results(job)
+    lines = printed.getvalue().splitlines()
+    table = [line for line in lines if line.startswith("│")]
+    assert [line.split("│")[1].strip() for line in table] == [
+        *("teacher", "control A", "control B", "student"),
+    ]
+    assert "63.40%" in table[-1]
+    assert "61.3-65.5" in table[-1]
+    assert "123,456,789" in table[-1]
+    assert max(len(line) for line in lines if line[:1] in "┏┃┡│└") <= 80
+
+
+def test_show_results__says_gain_purity_utilization_seconds_and_report(
+    job: Job, printed: io.StringIO
+) -> None:
+    evaluated(job, metrics())
+    conduct.show_results(job)
+    text = " ".join(printed.getvalue().split())
+    assert "gain student minus control B, the better control: +1.40 points" in text
+    assert "(95 % -0.30 to +3.10)" in text
+    assert "purity 81.3% of 5,800 mined faces" in text
+    assert "utilization 42.0% of 6,000 faces" in text
+    assert "seconds evaluate 0" in text
+    assert printed.getvalue().endswith(f"report: {job.run.root / 'report.html'}\n")
+
+
+def test_show_results__purity_without_truth_is_unknown(job: Job, printed: io.StringIO) -> None:
+    found = metrics()
+    found["pool"] |= {"purity": None, "known": 0}
+    evaluated(job, found)
+    conduct.show_results(job)
+    assert "purity       unknown of 0 mined faces" in printed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("real", "per_seed", "verdict"),
+    [
+        (False, 1, "one seed is a hint, not a finding"),
+        (False, 3, "not shown to be real"),
+        (True, 3, None),
+    ],
+)
+def test_show_results__verdict_on_the_gain(
+    job: Job, printed: io.StringIO, real: bool, per_seed: int, verdict: str | None
+) -> None:
+    evaluated(job, metrics(real, per_seed))
+    conduct.show_results(job)
+    text = " ".join(printed.getvalue().split())
+    gain = text[text.index("gain ") : text.index(" purity ")]
+    assert gain.endswith(f"; {verdict}" if verdict else ")")
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    ran: list[str] = []
+
+    def stage(name: str) -> Any:
+        def run(job: Job) -> Artifact | None:
+            ran.append(name)
+            if name == "teach":
+                raise RunError("no")
+            if name == "guard":
+                return None
+            return Artifact(name, job.run.root, "abcdef0123456789", {"rows": 1234, "seconds": 2.0})
+
+        return run
+
+    names = ("survey", "guard", "teach", "embed")
+    monkeypatch.setattr(conduct, "STAGES", {name: stage(name) for name in names})
+    return ran
+
+
+def test_run_all__stops_at_until_and_prints_a_line_per_artifact(
+    job: Job, stages: list[str], printed: io.StringIO
+) -> None:
+    conduct.run_all(job, "guard")
+    assert stages == ["survey", "guard"]
+    assert printed.getvalue() == "survey    abcdef012345  rows 1,234, 2.0 s\n"
+
+
+def test_run_all__stops_at_the_first_failure(
+    job: Job, stages: list[str], printed: io.StringIO
+) -> None:
+    with pytest.raises(RunError):
+        conduct.run_all(job, None)
+    assert stages == ["survey", "guard", "teach"]
+
+
+def test_run_one__runs_nothing_else(job: Job, stages: list[str], printed: io.StringIO) -> None:
+    conduct.run_one(job, "embed")
+    assert stages == ["embed"]
+
+
+def test_require_stage() -> None:
+    conduct.require_stage(None)
+    conduct.require_stage("mine")
+    with pytest.raises(ConfigError, match="no stage 'mien'; did you mean 'mine'"):
+        conduct.require_stage("mien")
+
+
+def test_explain__a_run_that_has_not_begun(tmp_path: Path) -> None:
+    with pytest.raises((RunError, SourceError), match="survey"):
+        conduct.explain(str(tmp_path / "gone"), "pool/1")

@@ -1,0 +1,78 @@
+"""Proves how artifacts of a run are found, joined and counted between stages."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+from helpers import flow as tiny
+
+from pipeline import flow, pool
+from pipeline.policy import SCORE_COLUMNS
+from pipeline.schema import EMOTIONS
+from pipeline.storage import read_table
+from pipeline.training.handed import LABELED_FILE
+
+
+@pytest.fixture
+def job(tiny_run: Path) -> tiny.LoggedJob:
+    return tiny.start(tiny.tiny(tiny.UNTRACKED), tiny_run)
+
+
+def test_read_labels__test_faces_are_apart(job: tiny.LoggedJob) -> None:
+    roles = {
+        stage: set(read_table(job.run.artifact(stage).dir / LABELED_FILE)["role"].to_pylist())
+        for stage in ("labeled", "test")
+    }
+    assert roles == {"labeled": {"train", "rest"}, "test": {"test"}}  # rest: no majority
+    assert flow.label_names(job) == EMOTIONS
+
+
+def test_forward_passes__third_of_a_pass_per_view_and_teacher(job: tiny.LoggedJob) -> None:
+    plan = pool.pool_plan(job)
+    spent = flow.forward_passes(job, plan, pool.ledger(job, "embed"))
+    assert spent == pytest.approx(600 * 2 * 2 / 3)  # two teachers, face and mirrored face
+
+
+def test_training_digest__twins_and_removed_faces_change_it(
+    job: tiny.LoggedJob, tmp_path: Path
+) -> None:
+    before = flow.training_digest(job)
+    table = read_table(job.run.artifact("labeled").dir / LABELED_FILE)
+    listed = tmp_path / "removed.txt"
+    listed.write_text("nobody")
+    root = Path(job.run.root.uri)
+    other = tiny.start(
+        tiny.tiny(tiny.UNTRACKED, f"removals={listed}"), tiny.copy(root, tmp_path / "r")
+    )
+    assert flow.training_digest(other) == before
+    listed.write_text(table["id"][0].as_py())
+    assert flow.training_digest(other) != before
+
+
+def test_points__one_row_per_training_face(job: tiny.LoggedJob) -> None:
+    points = flow.points(job)
+    labeled = read_table(job.run.artifact("labeled").dir / LABELED_FILE)
+    labeled = labeled.filter(pc.equal(labeled["role"], "train"))
+    assert points["id"].to_pylist() == labeled["id"].to_pylist()
+    assert points["label"].to_pylist() == labeled["label"].to_pylist()
+    right = pc.mean(pc.equal(points["label"], points["pseudo_label"]).cast("int8")).as_py()
+    facts = job.run.artifact("teach").facts
+    assert right == pytest.approx(facts["out_of_fold_accuracy"], abs=0.01)
+
+
+def test_pool_rows__faces_of_all_stages_side_by_side(job: tiny.LoggedJob) -> None:
+    rows = list(flow.pool_rows(job))
+    scores = list(flow.score_columns(job, SCORE_COLUMNS))
+    assert [len(table) for table in rows] == [60] * 10
+    for joined, scored in zip(rows, scores, strict=True):
+        assert joined["confidence"].equals(scored["confidence"])
+
+
+def test_sit_exam__probabilities_of_every_model(job: tiny.LoggedJob) -> None:
+    probs, labels, names = flow.sit_exam(job)
+    assert set(probs) == {"teacher", "control_a", "control_b", "student"}
+    assert names == EMOTIONS
+    for model, table in probs.items():
+        assert table.shape == (len(labels), len(names)), model
+        np.testing.assert_allclose(table.sum(1), 1, atol=1e-3)

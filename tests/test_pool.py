@@ -1,0 +1,73 @@
+"""Proves what a run keeps about its pool: the plan, the hidden truth, the budget of bad faces."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from helpers import flow
+
+from pipeline import pool, synthetic
+from pipeline.errors import BudgetError
+from pipeline.ledger import Ledger
+from pipeline.plan import Plan, Slice
+from pipeline.run import Run
+from pipeline.schema import EMOTIONS
+from pipeline.storage import location, read_table
+
+
+def test_plan_pool__same_run_same_plan(tiny_run: Path, tmp_path: Path) -> None:
+    root = flow.copy(tiny_run, tmp_path / "run")
+    job = flow.start(flow.tiny(flow.UNTRACKED), root)
+    before = pool.pool_plan(job).slices()
+    stage, plan = pool.plan_pool(job)
+    assert stage.done is not None
+    assert plan.slices() == before
+    assert [s.key for s in before] == [f"s{i:07d}" for i in range(10)]
+    assert sum(s.stop - s.start for s in before) == 600
+
+
+def test_plan_pool__removed_face_renames_its_slice_and_no_other(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    root = flow.copy(tiny_run, tmp_path / "run")
+    listed = tmp_path / "removed.txt"
+    surveyed = flow.start(flow.tiny(flow.UNTRACKED), root)
+    keys = [s.key for s in pool.pool_plan(surveyed).slices()]
+    face = pool.ledger(surveyed, "survey").read(keys[4], ["id"])["id"][7].as_py()
+    listed.write_text(face)
+    job = flow.start(flow.tiny(flow.UNTRACKED, f"removals={listed}"), root)
+    stage, plan = pool.plan_pool(job)
+    now = [s.key for s in plan.slices()]
+    assert stage.done is None
+    assert [i for i in range(10) if now[i] != keys[i]] == [4]
+    assert now[4] == f"{keys[4]}.r{job.removals.digest[:8]}"
+    assert [s.key for s in Ledger(stage.dir).pending(plan)] == [now[4]]
+
+
+def test_write_truth__labels_of_the_drawn_faces(tiny_run: Path) -> None:
+    job = flow.start(flow.tiny(flow.UNTRACKED), tiny_run)
+    truth = read_table(job.run.artifact("survey").dir / pool.TRUTH_FILE).to_pylist()
+    assert len(truth) == 600
+    for index in (0, 63, 64, 599):
+        code = synthetic.facts(1, [index], raters=2).label[0]
+        assert truth[index] == {"id": f"pool/seed1#{index}", "label": EMOTIONS[code]}
+
+
+@pytest.mark.parametrize(("budget", "enough"), [(0.25, True), (0.24, False), (None, True)])
+def test_seal__more_bad_faces_than_the_budget(
+    tmp_path: Path, budget: float | None, enough: bool
+) -> None:
+    stage = Run(location(tmp_path)).open("survey", {}, plan="p")
+    slices = [Slice(f"s{i:07d}", 0, "web", "memory", 4 * i, 4 * i + 4, "f", 4) for i in range(2)]
+    plan, ledger = Plan.write(stage.dir / "plan.parquet", slices), Ledger(stage.dir)
+    for slice in slices:
+        ids = [f"web/{i}" for i in range(slice.start, slice.stop)]
+        reasons = pa.array(["truncated", None, None, None])
+        ledger.commit(slice, pa.table({"id": ids, "reason": reasons}), quarantined=1)
+    if enough:
+        facts = pool.seal(stage, plan, budget=budget).facts
+        assert (facts["rows"], facts["quarantined"]) == (8, 2)
+    else:
+        with pytest.raises(BudgetError, match=r"2 of 8 .* web/0 \(truncated\), web/4"):
+            pool.seal(stage, plan, budget=budget)
+        assert stage.done is None

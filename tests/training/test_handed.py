@@ -1,0 +1,142 @@
+"""Proves which labeled and mined faces training gets to see, and in which order."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import SourceError
+from pipeline.images import Crop
+from pipeline.labeled.synthetic import SyntheticSet
+from pipeline.ledger import Ledger
+from pipeline.models import ModelConfig
+from pipeline.plan import Plan, Slice
+from pipeline.schema import GUARD, LABELED, OK, QUARANTINED, with_label_names
+from pipeline.storage import location, write_table
+from pipeline.survey import describe
+from pipeline.training.faces import ArrayFaces
+from pipeline.training.handed import (
+    FACES_FILE,
+    LABELED_FILE,
+    Handed,
+    JoinedFaces,
+    labeled_rows,
+    open_labeled,
+    open_mined,
+)
+
+COUNT = 12
+MODEL = ModelConfig(size=16)
+
+
+@pytest.fixture
+def handed(tmp_path: Path) -> Handed:
+    """Twelve faces: 0-7 train, 8-9 validation, 10-11 rest; face 1 is broken, face 2 a twin."""
+    records = SyntheticSet(count=COUNT, test_count=0, rule="probability").records("set").table
+    roles = ["train"] * 8 + ["validation"] * 2 + ["rest"] * 2
+    images = records["image"].to_pylist()
+    images[1] = b"no image"
+    columns = {name: records[name] for name in LABELED.names if name != "role"}
+    columns |= {
+        "role": pa.array(roles),
+        "image": pa.array(images, pa.large_binary()),
+        "label": pa.array(["neutral", "happiness"] * 6),
+        "soft": pa.nulls(COUNT, LABELED.field("soft").type),
+    }
+    names = with_label_names(LABELED, ("neutral", "happiness"))
+    table = pa.table([columns[name] for name in LABELED.names], schema=names)
+    read = table.select(["id", "group", "image", "box"])
+    read = read.append_column("position", pa.array(range(COUNT), pa.int64()))
+    read = read.append_column("reason", pa.nulls(COUNT, pa.string()))
+    faces = describe(read, Crop(), "gray", threads=1)
+    assert faces["status"].to_pylist() == [OK, QUARANTINED] + [OK] * 10
+    twins = [None if i != 2 else "test/0" for i in range(COUNT)]
+    guard = pa.table({n: pa.nulls(COUNT, GUARD.field(n).type) for n in GUARD.names})
+    guard = guard.set_column(guard.schema.get_field_index("twin_of"), "twin_of", pa.array(twins))
+    at = location(tmp_path)
+    write_table(at / "labeled" / LABELED_FILE, table)
+    write_table(at / "labeled" / FACES_FILE, faces)
+    write_table(at / "guard" / LABELED_FILE, guard)
+    return Handed(
+        labeled=(at / "labeled").uri,
+        guard=(at / "guard").uri,
+        crop=Crop(),
+        color="gray",
+        scratch=str(tmp_path / "cache"),
+    )
+
+
+def numbers(table: pa.Table) -> list[int]:
+    return [int(face.rpartition("#")[2]) for face in table["id"].to_pylist()]
+
+
+def test_labeled_rows__decodes_has_the_role_and_is_no_twin(handed: Handed) -> None:
+    assert numbers(labeled_rows(handed, ("train",))) == [0, 3, 4, 5, 6, 7]
+    assert numbers(labeled_rows(handed, ("validation", "rest"))) == [8, 9, 10, 11]
+    unguarded = handed.model_copy(update={"guard": None})
+    assert numbers(labeled_rows(unguarded, ("train",))) == [0, 2, 3, 4, 5, 6, 7]
+
+
+def test_labeled_rows__removed_faces_leave(handed: Handed, tmp_path: Path) -> None:
+    every = labeled_rows(handed, ("train",))
+    listed = tmp_path / "removed.txt"
+    listed.write_text(f"{every['id'][0].as_py()}\n{every['group'][1].as_py()}\n")
+    left = labeled_rows(handed.model_copy(update={"removals": str(listed)}), ("train",))
+    group = every["group"][1].as_py()
+    expected = [i for i in range(1, len(every)) if every["group"][i].as_py() != group]
+    assert numbers(left) == [numbers(every)[i] for i in expected]
+
+
+def test_labeled_rows__nobody_left_is_an_error(handed: Handed) -> None:
+    with pytest.raises(SourceError, match="no usable face has role test"):
+        labeled_rows(handed, ("test",))
+
+
+def test_open_labeled__faces_codes_and_groups_line_up(handed: Handed) -> None:
+    data, rows = open_labeled(handed, MODEL)
+    assert data.labels.tolist() == [0, 1, 0, 1, 0, 1]  # 0 3 4 5 6 7 of neutral, happiness, ...
+    assert data.groups == rows["group"].to_pylist()
+    assert data.faces.take(np.arange(6)).shape == (6, 1, 16, 16)
+
+
+def test_joined_faces__as_one_array() -> None:
+    pixels = np.arange(7 * 4, dtype=np.uint8).reshape(7, 1, 2, 2)
+    joined = JoinedFaces([ArrayFaces(pixels[:2]), ArrayFaces(pixels[2:3]), ArrayFaces(pixels[3:])])
+    index = np.array([6, 0, 2, 2, 3, 1])
+    assert len(joined) == 7
+    np.testing.assert_array_equal(joined.take(index), pixels[index])
+    assert joined.take(np.array([], np.int64)).shape == (0, 1, 2, 2)
+
+
+def test_open_mined__rows_of_two_sources_stay_together(tmp_path: Path) -> None:
+    images = SyntheticSet(count=6, test_count=0).records("x").table["image"].to_pylist()
+    sources = ["web", "film", "web"]
+    slices = [
+        Slice(f"s{i:07d}", 0, source, "memory", 2 * i, 2 * i + 2, "f", 2)
+        for i, source in enumerate(sources)
+    ]
+    at = location(tmp_path)
+    plan, ledger = Plan.write(at / "plan.parquet", slices), Ledger(at / "mine")
+    for i, slice in enumerate(slices):
+        ledger.commit(slice, pa.table({
+            "id": [f"{slice.source}/{n}" for n in (2 * i, 2 * i + 1)],
+            "soft": pa.array([[n / 10, 1 - n / 10] for n in (2 * i, 2 * i + 1)],
+                             pa.list_(pa.float32(), 2)),
+            "weight": pa.array([float(2 * i), float(2 * i + 1)], pa.float32()),
+            "source": [slice.source] * 2,
+            "image": pa.array(images[2 * i : 2 * i + 2], pa.large_binary()),
+            "box": pa.nulls(2, pa.list_(pa.float32(), 4)),
+        }))  # fmt: skip
+    ledger.seal(plan)
+    handed = Handed(
+        labeled=at.uri, guard=None, crop=Crop(), color="gray", scratch=str(tmp_path / "cache"),
+        mined=(at / "mine").uri, plan=plan.at.uri,
+        views={"film": (Crop(), "gray"), "web": (Crop(), "gray")},
+    )  # fmt: skip
+    mined = open_mined(handed, MODEL)
+    assert mined.weight.tolist() == [2, 3, 0, 1, 4, 5]  # film's faces first, as in `views`
+    assert mined.source == ["film"] * 2 + ["web"] * 4
+    np.testing.assert_allclose(mined.soft[:, 0], mined.weight / 10, atol=1e-6)
+    alone = open_mined(handed, MODEL).faces.take(np.arange(6))
+    assert len({face.tobytes() for face in alone}) == 6
