@@ -3,8 +3,8 @@
     python -m tests.bench.resume [--quick]
 
 Every cell is one kill at a seeded point of the pass that embeds and scores. Reads are counted by a
-log that the pool's own source writes (tests/chaos/driver.py, whose reads are slow); the finished run is compared with an undisturbed one by the
-digests of the embed and score manifests. Synthetic faces, tiny networks: the bench is about the
+log that the pool's own source writes (tests/chaos/driver.py, whose reads are slow); the finished
+run is compared with an undisturbed one by the digests of the embed and score manifests. Synthetic faces, tiny networks: the bench is about the
 ledger, so `--quick` runs the same cells.
 """
 
@@ -26,7 +26,18 @@ from pipeline.plan import Plan
 from pipeline.pool import plan_at
 from pipeline.run import Run
 from pipeline.storage import location
-from tests.bench.harness import ROOT, Bench, Cell, Context, Gate, Records, call, main, python
+from tests.bench.harness import (
+    ROOT,
+    Bench,
+    Cell,
+    Context,
+    Gate,
+    OutOfTime,
+    Records,
+    call,
+    main,
+    python,
+)
 from tests.helpers import flow
 
 NAME = "resume"
@@ -35,7 +46,7 @@ DRIVER = ROOT / "tests" / "chaos" / "driver.py"
 PASS = ("embed", "score")
 POLL = 0.01
 SETTLE = 3.0
-PATIENCE = 120.0
+PATIENCE = 180.0
 
 
 def cells(options: argparse.Namespace) -> list[Cell]:
@@ -93,11 +104,13 @@ def _kill_at(root: Path, target: int, context: Context) -> None:
         driver = subprocess.Popen(
             _argv(root), cwd=ROOT, env={**os.environ, **_env()}, stdout=out, stderr=out
         )
-        patience = time.monotonic() + min(PATIENCE, context.left())
+        patience = time.monotonic() + PATIENCE
         try:
             while _scored(root) < target:
                 if driver.poll() is not None:
                     raise RuntimeError(f"the driver ended by itself: see {root}.killed.log")
+                if context.left() <= 0:
+                    raise OutOfTime
                 if time.monotonic() > patience:
                     raise RuntimeError(f"{target} slices were not scored in {PATIENCE:.0f} s")
                 time.sleep(POLL)
