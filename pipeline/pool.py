@@ -142,9 +142,9 @@ def stream_pool(
             shown.advance(slice.faces or row["rows"], note)
 
 
-def from_ledger(slice: Slice) -> None:
-    """What a pass reads whose operators open ledgers themselves."""
-    return None
+def from_ledger(slice: Slice) -> pa.Table:
+    """Nothing: what a pass reads whose operators open ledgers themselves."""
+    return pa.table({})
 
 
 def seal(stage: Stage, plan: Plan, *, budget: float | None = None, **facts: Any) -> Artifact:

@@ -4,8 +4,8 @@
 
 Every cell is one kill at a seeded point of the pass that embeds and scores. Reads are counted by a
 log that the pool's own source writes (tests/chaos/driver.py, whose reads are slow); the finished
-run is compared with an undisturbed one by the digests of the embed and score manifests. Synthetic faces, tiny networks: the bench is about the
-ledger, so `--quick` runs the same cells.
+run is compared with an undisturbed one by the digests of the embed and score manifests. Synthetic
+faces, tiny networks: the bench is about the ledger, so `--quick` runs the same cells.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.job import SCHEMA_VERSION
+from pipeline.config import digest
+from pipeline.job import SCHEMA_VERSION, settings
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan
 from pipeline.pool import plan_at
@@ -51,11 +52,19 @@ PATIENCE = 180.0
 
 def cells(options: argparse.Namespace) -> list[Cell]:
     """One kill per seed."""
-    identity = {"tiny": list(flow.TINY), "schema": SCHEMA_VERSION}
+    identity = _identity()
     return [
         Cell(f"kill{seed}", "kill -9", seed, {**identity, "kill": seed}, NAME)
         for seed in range(KILLS)
     ]
+
+
+def _identity() -> dict[str, Any]:
+    """What decides the manifests of the tiny job."""
+    recipe = flow.tiny()
+    stages = ("labeled", "survey", "guard", "teach", "embed", "score")
+    chosen = {stage: settings(recipe, stage) for stage in stages}
+    return {**chosen, "embedding": recipe.embed.model_dump(mode="json"), "schema": SCHEMA_VERSION}
 
 
 def measure(cell: Cell, context: Context) -> dict[str, Any]:
@@ -92,9 +101,9 @@ def measure(cell: Cell, context: Context) -> dict[str, Any]:
 
 def _undisturbed(home: Path, context: Context) -> Path:
     """A finished run of the same recipe; made once, its folder named by what it is made of."""
-    whole = home / "whole"
+    whole = home / f"whole-{digest(_identity())[:8]}"
     if not any(whole.glob("score/g*/done*.json")):
-        call(_argv(whole), context, home / "whole.log", _env())
+        call(_argv(whole), context, home / f"{whole.name}.log", _env())
     return whole
 
 
