@@ -22,7 +22,8 @@ fix: $(READY)  ## mend what can be mended
 	$(BIN)/ruff format .
 
 bench: $(READY)  ## every benchmark, one after the other
-	set -e; for file in tests/bench/bench_*.py; do $(BIN)/python $$file; done
+	$(BIN)/python -m tests.bench.resume
+	$(BIN)/python -m tests.bench.ferplus10
 
 clean-env:
 	rm -rf .venv

@@ -48,7 +48,7 @@ def plan_pool(job: Job) -> tuple[Stage, Plan]:
     base = plan_slices(job.sources, job.recipe.slice_faces, job.run.root / "plan", rest=labeled)
     pool = digest([[s.source, s.shard, s.start, s.stop, s.fingerprint] for s in base])
     identity = {"pool": pool, "decoder": DECODER}
-    earlier = _earlier(job.open("survey", identity))
+    earlier = _earlier(job.run.find("survey", job.identity("survey", identity)))
     slices = [keyed(slice, job.removals, earlier) for slice in base]
     key = digest([slice.key for slice in slices])
     stage = job.open("survey", identity, plan=key)
@@ -77,18 +77,18 @@ def write_truth(job: Job, stage: Stage, plan: Plan) -> None:
     write_table(stage.dir / TRUTH_FILE, pa.concat_tables(tables))
 
 
-def _earlier(stage: Stage) -> Earlier | None:
-    """What the last plan of this stage knows; None where there was none."""
-    if not (stage.dir / PLAN_FILE).exists():
+def _earlier(at: Location | None) -> Earlier | None:
+    """What the last plan of this survey knows; None where there was none."""
+    if at is None or not (at / PLAN_FILE).exists():
         return None
-    last = (stage.dir / PLAN_FILE).read_json()
+    last = (at / PLAN_FILE).read_json()
     removals = Removals(
         frozenset(last["ids"]),
         frozenset(bytes.fromhex(value) for value in last["sha256"]),
         frozenset(last["groups"]),
     )
-    known = {s.key.split(".")[0]: s for s in Plan(stage.dir / last["file"]).slices()}
-    ledger = Ledger(stage.dir)
+    known = {s.key.split(".")[0]: s for s in Plan(at / last["file"]).slices()}
+    ledger = Ledger(at)
 
     def surveyed(key: str) -> tuple[Slice, pa.Table] | None:
         slice = known.get(key)

@@ -138,6 +138,10 @@ class Run:
             )
         return self._enter(name, _same(home, wanted) or _next(home, wanted), wanted, plan)
 
+    def find(self, name: str, identity: Mapping[str, Any]) -> Location | None:
+        """Folder of the newest generation with this identity; opens nothing."""
+        return _same(self.root / name, json.loads(to_json(identity)))
+
     def artifact(self, name: str) -> Artifact:
         """The finished stage in use.
 

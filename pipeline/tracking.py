@@ -214,6 +214,26 @@ def _run_id(run_dir: Location) -> str:
 
 def _open(target: str, experiment: str, run_dir: Location, run_id: str) -> tuple[Any, Any]:
     """Client and parent run; the parent is found by its tag where it exists."""
+    with _loggers_kept():
+        return _find_or_make(target, experiment, run_dir, run_id)
+
+
+@contextmanager
+def _loggers_kept() -> Iterator[None]:
+    """Undo what making a database does to loggers: its migrations disable all that exist."""
+    known = {
+        name: found.disabled
+        for name, found in logging.Logger.manager.loggerDict.items()
+        if isinstance(found, logging.Logger)
+    }
+    try:
+        yield
+    finally:
+        for name, disabled in known.items():
+            logging.getLogger(name).disabled = disabled
+
+
+def _find_or_make(target: str, experiment: str, run_dir: Location, run_id: str) -> tuple[Any, Any]:
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # greets a fresh database

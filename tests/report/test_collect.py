@@ -115,7 +115,8 @@ def run(tmp_path: Path) -> Run:
     survey = run.artifact("survey").dir
     (survey / "plan.json").write_json({"file": "plan.parquet"})
     truth = pa.table({"id": list(TRUE), "label": list(TRUE.values())}, schema=TRUTH)
-    write_table(_finish(run, "labeled") / "truth.parquet", truth)
+    write_table(survey / "truth.parquet", truth)
+    _finish(run, "labeled")
     (run.artifact("select").dir / "operating_point.json").write_json(
         {"label_names": NAMES, "confidence": 0.6, "cuts": {"neutral": 0.7}, "trials": [{"a": 1}]}
     )
@@ -207,7 +208,7 @@ def test_collect__an_empty_run_is_an_empty_page(tmp_path: Path) -> None:
 
 
 def test_collect__without_truth_purity_is_unknown(run: Run) -> None:
-    (run.artifact("labeled").dir / "truth.parquet").remove_tree()
+    (run.artifact("survey").dir / "truth.parquet").remove_tree()
     facts = collect(run, "demo", "c", False)
     assert facts.purity is None
     assert all(level.purity is None for level in facts.levels)
