@@ -62,7 +62,8 @@ def start_ray(config: StreamConfig) -> None:
     logger = logging.getLogger("ray.data")
     logger.setLevel(logging.ERROR)
     for handler in logger.handlers:  # errors come out as one line; Ray's log file has the traceback
-        if isinstance(handler, logging.StreamHandler):
+        of_ray = type(handler).__module__.startswith("ray.")  # not a handler of the caller
+        if of_ray and isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.CRITICAL)
     common: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
     address = os.environ.get("RAY_ADDRESS")
