@@ -87,7 +87,7 @@ def _describe(job: Job, table: pa.Table) -> pa.Table:
 def _stamps(config: Any) -> dict[str, str]:
     """State of every file the labeled configuration names."""
     values = config.model_dump(mode="json")
-    found = {name: values[name] for name in ("path", "votes") if values.get(name)}
+    found = {"path": values["path"]} if values.get("path") else {}
     test = values.get("test")
     if isinstance(test, str):
         found["test"] = test

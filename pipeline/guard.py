@@ -6,7 +6,8 @@ too. Embeddings of expressions only propose candidates, since all happy faces li
 
 Cost: a reference face is 18 hashes (9 moves, mirrored or not), scanned at 3e8 pairs per second and
 core, then about two thumbnail comparisons (17,000 per second) per face: 3,600 test faces against a
-million pool faces take four minutes of one core. Nothing of size pool x reference is ever held.
+million pool faces would take four minutes of one core (extrapolated). Nothing of size
+pool x reference is ever held.
 Duplicates keep 330 bytes per pool face in memory; 28,709 faces take 3 seconds.
 
 The cuts were set on altered copies of FER2013 PublicTest faces (JPEG 30-95, 0.5-2x, mirrored, moved
