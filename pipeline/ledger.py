@@ -6,6 +6,7 @@ One ledger is one generation of one stage:
     parts/<group>/<key>-<attempt>.parquet    the table of one attempt; only the winner's is read
     packs/<group>-<digest>.parquet           the tables of a complete group, in slice order
     seals/<group>-<digest>.json              the commits of that group, with their rows in the pack
+    attempts/<group>/<key>-<n>               somebody started on the slice for the n-th time
 
 <group> is written in reversed hex, so that the load of an object store spreads over key prefixes.
 The digest of a pack and its seal is of the slices they hold: where a removal list or a grown pool
@@ -76,6 +77,17 @@ class Ledger:
         self._seals: dict[str, list[tuple[Commit, int]]] = {}  # commits and their first row
 
     # -- writing ------------------------------------------------------------------------------
+
+    def attempt(self, slice: Slice) -> int:
+        """Note that work on a slice starts; which attempt this is, from 1, over all processes.
+
+        A slice that kills its workers is told by it: what they note stays when they die.
+        """
+        at = self.at / "attempts" / _folder(slice.group)
+        number = 1
+        while not (at / f"{slice.key}-{number}").create(b""):
+            number += 1
+        return number
 
     def commit(
         self,
@@ -153,7 +165,7 @@ class Ledger:
                     raise LedgerError(f"{seal}: digest {other}, expected {digest}")
 
     def sweep(self, plan: Plan) -> None:
-        """Remove the parts of a stage all of whose groups are sealed: they are in the packs.
+        """Remove parts and noted attempts of a stage all of whose groups are sealed.
 
         The commit records stay, so an attempt that comes late still loses and cannot commit a
         part that this removed.
@@ -167,8 +179,9 @@ class Ledger:
                 raise LedgerError(f"{self.at}: group {slices[0].group} is not sealed, no sweep")
         for slices in plan.groups():
             keys = {s.key for s in slices}
-            parts = (self.at / "parts" / _folder(slices[0].group)).children()
-            garbage = [part for part in parts if part.name.rpartition("-")[0] in keys]
+            homes = [self.at / kind / _folder(slices[0].group) for kind in ("parts", "attempts")]
+            files = [file for home in homes for file in home.children()]
+            garbage = [file for file in files if file.name.rpartition("-")[0] in keys]
             with ThreadPoolExecutor(_REQUESTS) as pool:
                 list(pool.map(Location.remove_tree, garbage))
 
