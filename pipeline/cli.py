@@ -36,6 +36,9 @@ RunOpt = Annotated[
 FreshOpt = Annotated[
     bool, typer.Option("--fresh", help="start a new generation of stages whose settings changed")
 ]
+PartOpt = Annotated[
+    str, typer.Option("--part", metavar="I/N", help="this driver's slices, where N share a pass")
+]
 FacesOpt = Annotated[bool, typer.Option("--show-faces", help="do not blur faces in the report")]
 
 
@@ -84,10 +87,13 @@ def _stage_command(name: str, summary: str) -> Callable[..., None]:
         run_dir: RunOpt = None,
         fresh: FreshOpt = False,
         show_faces: FacesOpt = False,
+        part: PartOpt = "1/1",
     ) -> None:
         from pipeline import conduct
 
-        job = conduct.start(_load(recipe, sets), run_dir, fresh=fresh, show_faces=show_faces)
+        own = conduct.part_of(name, part)
+        loaded = _load(recipe, sets)
+        job = conduct.start(loaded, run_dir, fresh=fresh, show_faces=show_faces, part=own)
         conduct.run_one(job, name)
 
     command.__doc__ = summary
@@ -172,7 +178,7 @@ def main() -> None:
         app()
     except OmniferError as err:
         for line in str(err).splitlines():
-            print(f"omnifer: {line}", file=sys.stderr)  # noqa: T201
+            print(f"omnifer: {line}", file=sys.stderr if err.exit_code else None)
         sys.exit(err.exit_code)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from pipeline.claim import WHOLE, Part
 from pipeline.config import digest
 from pipeline.images import Color, Crop
 from pipeline.recipe import Recipe
@@ -49,6 +50,8 @@ class Job:
     run: Run
     tracker: Tracker
     show_faces: bool = False
+    part: Part = WHOLE
+    """Of every streaming pass, where several drivers share a run."""
 
     @cached_property
     def sources(self) -> dict[str, PoolSource]:

@@ -73,7 +73,8 @@ class Ledger:
 
     def __init__(self, at: Location) -> None:
         self.at = at
-        self._commits: dict[str, Commit] = {}  # records never change, so reading one once will do
+        # Records and seals never change, so reading one once will do; a few are kept.
+        self._commits: dict[str, Commit] = {}
         self._seals: dict[str, list[tuple[Commit, int]]] = {}  # commits and their first row
 
     # -- writing ------------------------------------------------------------------------------
@@ -156,7 +157,7 @@ class Ledger:
                 {"commit": asdict(c), "first": first}
                 for c, first in zip(commits, firsts, strict=False)
             ]
-            digest = config.digest([[c.key, c.sha256] for c in commits])
+            digest = _digest(commits)
             seal = self.at / "seals" / f"{name}.json"
             _fault("before-seal")
             if not seal.create(to_json({"digest": digest, "slices": entries})):
@@ -194,35 +195,26 @@ class Ledger:
             data = record.find_bytes()
             if data is None:
                 return None
+            if len(self._commits) >= GROUP:
+                self._commits.clear()
             self._commits[key] = _parse(record, data)
         return self._commits[key]
 
-    def committed(self, plan: Plan) -> dict[str, Commit]:
+    def committed(self, plan: Plan) -> Iterator[Commit]:
         """Commits of the plan's slices, in plan order; lists seals and open groups only.
 
         Raises:
             LedgerError: a commit was made from another version of its shard than the plan's.
         """
-        sealed = self._sealed()
-        found: dict[str, Commit] = {}
-        for slices in plan.groups():
-            if (name := _seal_name(slices)) in sealed:
-                commits = [commit for commit, _ in self._seal(name)]
-            else:
-                missing = set(self._missing(slices))
-                commits = self._load([s for s in slices if s not in missing])
-            found |= {commit.key: commit for commit in commits}
-        return found
+        for commits in self._groups(plan):
+            yield from commits
 
-    def pending(self, plan: Plan) -> list[Slice]:
+    def pending(self, plan: Plan) -> Iterator[Slice]:
         """Slices of the plan without a commit, in plan order; reads names, no records."""
         sealed = self._sealed()
-        return [
-            slice
-            for slices in plan.groups()
-            if _seal_name(slices) not in sealed
-            for slice in self._missing(slices)
-        ]
+        for slices in plan.groups():
+            if _seal_name(slices) not in sealed:
+                yield from self._missing(slices)
 
     def read(self, key: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The committed table of one slice, from its part or, once that is swept, its pack.
@@ -269,25 +261,27 @@ class Ledger:
         """What came out, and nothing about how: equal for any schedule, host or interruption.
 
         Returns:
-            `rows`, `quarantined`, and `slices`: [key, fingerprint, rows, quarantined, sha256]
-            sorted by key.
+            `slices`, `rows`, `quarantined`, and `groups`: for each its number and the digest of
+            [key, fingerprint, rows, quarantined, sha256] of its slices in order of their keys.
 
         Raises:
             LedgerError: a slice is not committed.
         """
-        commits = self.committed(plan)
-        if len(commits) < len(plan):
-            absent = self.pending(plan)
+        rows = bad = count = 0
+        groups: dict[str, str] = {}
+        for commits in self._groups(plan):
+            count += len(commits)
+            rows += sum(c.rows for c in commits)
+            bad += sum(c.quarantined for c in commits)
+            if commits:
+                groups[str(number_of(commits[0].key) // GROUP)] = _digest(commits)
+        if count < len(plan):
+            absent = next(self.pending(plan))
             raise LedgerError(
-                f"{self.at}: {len(absent)} of {len(plan)} slices are not committed, "
-                f"the first is {absent[0].key} of {absent[0].shard}"
+                f"{self.at}: {len(plan) - count} of {len(plan)} slices are not committed, "
+                f"the first is {absent.key} of {absent.shard}"
             )
-        fields = ("key", "fingerprint", "rows", "quarantined", "sha256")
-        return {
-            "rows": sum(c.rows for c in commits.values()),
-            "quarantined": sum(c.quarantined for c in commits.values()),
-            "slices": sorted([getattr(c, f) for f in fields] for c in commits.values()),
-        }
+        return {"slices": count, "rows": rows, "quarantined": bad, "groups": groups}
 
     def digest(self, plan: Plan) -> str:
         """Hex sha256 of the manifest: the content digest of the stage."""
@@ -304,13 +298,23 @@ class Ledger:
     def _pack(self, name: str) -> Location:
         return self.at / "packs" / f"{name}.parquet"
 
+    def _groups(self, plan: Plan) -> Iterator[list[Commit]]:
+        """The commits of each group of the plan in turn; a group may lack some."""
+        sealed = self._sealed()
+        for slices in plan.groups():
+            if (name := _seal_name(slices)) in sealed:
+                yield [commit for commit, _ in self._seal(name)]
+            else:
+                missing = set(self._missing(slices))
+                yield self._load([s for s in slices if s not in missing])
+
     def _sealed(self) -> set[str]:
         return {child.name.removesuffix(".json") for child in (self.at / "seals").children()}
 
     def _seal(self, name: str) -> list[tuple[Commit, int]]:
         if name not in self._seals:
             entries = (self.at / "seals" / f"{name}.json").read_json()["slices"]
-            self._seals[name] = [(Commit(**e["commit"]), e["first"]) for e in entries]
+            self._seals = {name: [(Commit(**e["commit"]), e["first"]) for e in entries]}
         return self._seals[name]
 
     def _missing(self, slices: Sequence[Slice]) -> list[Slice]:
@@ -348,6 +352,11 @@ def _folder(group: int) -> str:
 def _seal_name(slices: Sequence[Slice]) -> str:
     held = config.digest([[s.key, s.fingerprint] for s in slices])
     return f"{_folder(slices[0].group)}-{held[:16]}"
+
+
+def _digest(commits: Sequence[Commit]) -> str:
+    fields = ("key", "fingerprint", "rows", "quarantined", "sha256")
+    return config.digest([[getattr(c, field) for field in fields] for c in commits])
 
 
 def _parse(record: Location, data: bytes) -> Commit:

@@ -70,6 +70,17 @@ class Recipe(Config):
             raise ValueError(f"pool: two sources are named {twice[0]!r}; give each its own name")
         return self
 
+    @model_validator(mode="after")
+    def _teacher_sees_what_is_distilled(self) -> Recipe:
+        if self.distill is not None:
+            net, teacher = self.distill.net, self.teach.model
+            if (net.size, net.color) != (teacher.size, teacher.color):
+                raise ValueError(
+                    f"distill.net: {net.color} faces of {net.size} px; the teacher gives the soft "
+                    f"labels and sees {teacher.color} faces of {teacher.size} px"
+                )
+        return self
+
     def sources(self) -> dict[str, PoolSource]:
         """Pool sources by name."""
         return {source_name(source, i): source for i, source in enumerate(self.pool)}

@@ -50,7 +50,7 @@ def plan_slices(
     plan: Location,
     *,
     rest: Location | None = None,
-) -> list[Slice]:
+) -> Iterator[Slice]:
     """Cut all sources into slices, in the order of the recipe, under their base keys.
 
     Args:
@@ -62,23 +62,20 @@ def plan_slices(
     Raises:
         SourceError: what is wrong with which path, file or column.
     """
-    slices: list[Slice] = []
+    number = 0
     for name, source in sources.items():
         for extent in _extents(name, source, slice_faces, plan, rest):
-            number = len(slices)
-            slices.append(
-                Slice(
-                    key=f"s{number:07d}",
-                    group=number // GROUP,
-                    source=name,
-                    shard=extent.shard,
-                    start=extent.start,
-                    stop=extent.stop,
-                    fingerprint=extent.fingerprint,
-                    faces=extent.faces,
-                )
+            yield Slice(
+                key=f"s{number:07d}",
+                group=number // GROUP,
+                source=name,
+                shard=extent.shard,
+                start=extent.start,
+                stop=extent.stop,
+                fingerprint=extent.fingerprint,
+                faces=extent.faces,
             )
-    return slices
+            number += 1
 
 
 def keyed(base: Slice, removals: Removals, earlier: Earlier | None) -> Slice:

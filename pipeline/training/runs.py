@@ -130,8 +130,6 @@ def distill(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
 
     faces = JoinedFaces([labeled.faces, mined.faces])
     labels = np.concatenate([labeled.labels, mined.soft.argmax(1)])
-    same = teacher.members[0].config
-    fits = (same.size, same.color) == (job.distill.net.size, job.distill.net.color)
     worker = replace(worker, checkpoint=Path(job.checkpoints))
     with _steps("distill", job.distill.steps, worker) as hooks:
         made = distill_faces(
@@ -141,7 +139,7 @@ def distill(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
             names,
             worker,
             seed=job.seed,
-            soften=soften if fits else None,
+            soften=soften,
             hooks=hooks,
         )
     facts: dict[str, Any] = {"passes": made.passes, "ipc": job.distill.ipc}

@@ -74,7 +74,7 @@ def test_poison__costs_one_face(local_ray: None, tmp_path: Path) -> None:
     at = location(tmp_path / "survey")
     operators = [Operator(make_surveyor, (at,), "survey", pool=(1, 1), num_cpus=0.5)]
     config = StreamConfig(no_progress_seconds=120)
-    out = list(stream(plan, plan.slices(), read, operators, config, location(tmp_path / "work")))
+    out = list(stream(plan, read, operators, config))
     assert len(out) == COUNT
     found = {slice.key: table["reason"].to_pylist() for slice, table in Ledger(at).tables(plan)}
     crashed = {key: reasons.index("crashed") for key, reasons in found.items() if any(reasons)}
