@@ -23,7 +23,7 @@ from pipeline.progress import console
 from pipeline.recipe import Recipe
 from pipeline.run import Artifact, Run
 from pipeline.stages import METRICS_FILE, POINT_FILE, STAGES
-from pipeline.storage import location
+from pipeline.storage import location, probe
 from pipeline.tracking import Child, connect
 
 EXPLAINED = ("survey", "twins", "score", "select")
@@ -61,6 +61,8 @@ def start(
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     logging.getLogger("ray").setLevel(logging.WARNING)
     root = location(run_dir or recipe.run or f"runs/{recipe.name}")
+    if not root.is_local:
+        probe(root)
     run = Run(root, fresh=fresh)
     run.recipe(recipe.model_dump(mode="json"))
     tracker = connect(recipe.tracking.uri, recipe.tracking.experiment, root)
