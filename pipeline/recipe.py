@@ -32,7 +32,7 @@ from pipeline.survey import SurveyConfig
 from pipeline.tracking import TrackingConfig
 from pipeline.training.distill import DistillConfig
 from pipeline.training.runs import TrainConfig
-from pipeline.training.student import StudentConfig
+from pipeline.training.student import ControlConfig, StudentConfig
 from pipeline.training.teacher import TeachConfig
 
 
@@ -58,6 +58,7 @@ class Recipe(Config):
     select: SelectConfig = SelectConfig()
     distill: DistillConfig | None = None  # None: no distilled set
     student: StudentConfig = StudentConfig()
+    control: ControlConfig = ControlConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     tracking: TrackingConfig = TrackingConfig()
     report: ReportConfig = ReportConfig()

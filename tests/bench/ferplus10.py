@@ -117,6 +117,7 @@ def _cell(
         recipe = load(ROOT / RECIPE, sets)
     identity = {name: settings(recipe, name) for name in SETTINGS}
     identity |= {"schema": SCHEMA_VERSION, "bf16": recipe.train.bf16}
+    identity["control"] = recipe.control.model_dump(mode="json")
     labels = "all" if pool == "omni" else "part"
     return Cell(
         name=f"{attempt}-{pool}-s{seed}" if attempt else f"{pool}-s{seed}",
@@ -169,7 +170,12 @@ def _trainings(recipe: Recipe, identity: Mapping[str, Any]) -> dict[str, float]:
     embedded = faces * teach.folds * 2 / 3
     own = student.steps * (student.labeled_batch + student.mined_batch)
     base = [identity["labeled"], identity["teach"]]
-    schedule = [identity["labeled"], student.steps, student.model.model_dump(mode="json")]
+    schedule = [
+        identity["labeled"],
+        identity["control"],
+        student.steps,
+        student.model.model_dump(mode="json"),
+    ]
     return {
         f"teach {digest(base)}": taught,
         f"embed {digest([*base, identity['survey']])}": embedded,
@@ -266,7 +272,8 @@ def speed(threads: int) -> float:
     from pipeline.training.worker import local, prepare_cpu
 
     with _portable():
-        config = control(load(ROOT / RECIPE).student)
+        recipe = load(ROOT / RECIPE)
+        config = control(recipe.student, own=recipe.control)
     prepare_cpu(threads)
     rng, size = np.random.default_rng(0), config.model.size
     pixels = rng.integers(0, 256, (512, config.model.channels, size, size), np.uint8)
