@@ -73,7 +73,7 @@ class Plan:
 
     Attributes:
         digest: of the slices in their order.
-        faces: how many, of the slices whose source knows.
+        faces: how many; None where a source knows only when it reads.
 
     Raises:
         SourceError: no file at `at`, or it is no plan.
@@ -87,7 +87,8 @@ class Plan:
         if b"digest" not in metadata:
             raise SourceError(f"{at}: a Parquet file, but not a plan of slices")
         self.digest: str = metadata[b"digest"].decode()
-        self.faces = int(metadata[b"faces"])
+        faces = metadata[b"faces"]
+        self.faces = int(faces) if faces else None
 
     def __len__(self) -> int:
         return self._length
@@ -104,7 +105,7 @@ class Plan:
             LedgerError: keys that do not rise, or a group that is not the key's.
         """
         digests: list[str] = []
-        faces = 0
+        faces: int | None = 0
         rest = _checked(slices, at)
         with at.replacing() as sink, Writer(sink, _SLICE) as writer:
             while chunk := list(itertools.islice(rest, CHUNK)):
@@ -112,8 +113,10 @@ class Plan:
                 table = pa.table(columns, schema=_SLICE)
                 writer.write(table)
                 digests.append(content_digest(table))
-                faces += sum(s.faces or 0 for s in chunk)
-            writer.annotate({b"digest": digest_of(digests).encode(), b"faces": b"%d" % faces})
+                counts = [s.faces for s in chunk if s.faces is not None]
+                faces = None if faces is None or len(counts) < len(chunk) else faces + sum(counts)
+            said = "" if faces is None else str(faces)
+            writer.annotate({b"digest": digest_of(digests).encode(), b"faces": said.encode()})
         return Plan(at)
 
     def slices(self, first: int = 0, last: int | None = None) -> list[Slice]:
