@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -114,6 +114,12 @@ class Plan:
         everything = itertools.chain.from_iterable(chunks)
         for _, slices in itertools.groupby(everything, key=lambda s: s.group):
             yield list(slices)
+
+
+def count_faces(slices: Iterable[Slice]) -> int | None:
+    """Faces of all slices; None where a source knows only when it reads."""
+    counts = [s.faces for s in slices]
+    return None if None in counts else sum(n for n in counts if n is not None)
 
 
 def number_of(key: str) -> int:

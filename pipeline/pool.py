@@ -18,7 +18,7 @@ from pipeline.errors import BudgetError
 from pipeline.images import DECODER
 from pipeline.job import Job
 from pipeline.ledger import Ledger
-from pipeline.plan import Plan, Slice
+from pipeline.plan import Plan, Slice, count_faces
 from pipeline.progress import meter
 from pipeline.run import Artifact, Stage
 from pipeline.sources.reader import Earlier, extent_of, keyed, plan_slices
@@ -133,7 +133,7 @@ def stream_pool(
         return
     start_ray(job.recipe.stream)
     yields: Counter[str] = Counter()
-    with meter(what, sum(s.faces or 0 for s in pending)) as shown:
+    with meter(what, count_faces(pending)) as shown:
         rows = stream(plan, pending, read, operators, job.recipe.stream, job.run.root / "work")
         for slice, counts in rows:
             row = counts.to_pylist()[0]

@@ -13,7 +13,7 @@ from pipeline.artifacts import load_teacher
 from pipeline.flow import handed
 from pipeline.job import Job
 from pipeline.ledger import Ledger
-from pipeline.plan import Plan
+from pipeline.plan import Plan, count_faces
 from pipeline.pool import ledger, seal
 from pipeline.progress import meter
 from pipeline.run import Stage
@@ -39,7 +39,7 @@ def guard_pool(job: Job, stage: Stage, plan: Plan) -> None:
     for _, faces in surveyed.tables(plan):
         duplicates.add(faces)
     groups = duplicates.groups()
-    with meter("guard", sum(s.faces or 0 for s in plan.slices())) as shown:
+    with meter("guard", count_faces(plan.slices())) as shown:
         for slice, faces in surveyed.tables(plan):
             found = guarding.find_twins(known, faces, config)
             into.commit(slice, guarding.with_duplicates(found, groups))
