@@ -52,8 +52,8 @@ class FolderPool(Config):
         if not root.is_dir():
             raise SourceError(f"{root}: no such folder")
         files = root.files(IMAGE_SUFFIXES)
-        if not build(index, (Entry(name_below(root, f), f.stamp(), f.size()) for f in files)):
-            raise SourceError(f"{root}: no image in it ({' '.join(IMAGE_SUFFIXES)})")
+        entries = (Entry(name_below(root, at), at.stamp(), at.size()) for at in files)
+        build(index, entries, f"{root}: no image in it ({' '.join(IMAGE_SUFFIXES)})")
         yield from extents(index, faces)
 
     def read(self, extent: Extent, positions: Sequence[int] | None = None) -> pa.Table:

@@ -119,21 +119,22 @@ def slices(
     if _made_of(index) != made_of:
         root = root_of(path)
         entries = (e for at, mark in files for e in scan(at, name_below(root, at), mark))
-        if not build(index, entries, made_of):
-            raise SourceError(f"{path}: no image in it ({len(files)} files)")
+        build(index, entries, f"{path}: no image in it ({len(files)} files)", made_of)
     yield from extents(index, faces)
 
 
-def build(at: Location, entries: Iterable[Entry], made_of: str = "") -> int:
-    """Write an index; returns the number of faces."""
+def build(at: Location, entries: Iterable[Entry], if_none: str, made_of: str = "") -> None:
+    """Write an index; SourceError `if_none`, and nothing written, where there is no entry."""
     schema = INDEX.with_metadata({b"made_of": made_of.encode()})
-    rest, count = iter(entries), 0
+    rest = iter(entries)
+    first = next(rest, None)
+    if first is None:
+        raise SourceError(if_none)
+    rest = itertools.chain([first], rest)
     with at.replacing() as sink, table_writer(sink, schema) as writer:
         while batch := list(itertools.islice(rest, INDEX_ROWS)):
             columns = [list(column) for column in zip(*batch, strict=True)]
             writer.write_table(pa.table(columns, schema=schema))
-            count += len(batch)
-    return count
 
 
 def extents(index: Location, faces: int) -> Iterator[Extent]:

@@ -145,10 +145,11 @@ def _scan(at: Location, path: str, mark: str) -> Iterator[Entry]:
     size = at.size()
     with at.open() as file:
         read = _reader(file)
+        idx = _index_of(at)
         try:
-            offsets = _indexed(_index_of(at), read, size)
+            offsets = _indexed(idx, read, size)
         except (RecordError, SourceError) as err:
-            logger.warning("%s; reading the heads of all records of %s instead", err, at)
+            logger.warning("%s is not used, all of %s is looked through: %s", idx, at.name, err)
             for offset, stop, reason in _heads(read, size):
                 held = 0 if reason else stop - offset
                 yield Entry(path, mark, held, f"#{offset}", offset, reason=reason)
@@ -182,13 +183,13 @@ def _indexed(idx: Location, read: Read, size: int) -> list[tuple[int, int]]:
     order = np.argsort(offsets)
     keys, offsets = keys[order], offsets[order]
     if not len(keys) or offsets[0] < 0 or (np.diff(offsets) == 0).any():
-        raise RecordError("unreadable", f"{idx}: two keys with one offset, or none")
+        raise RecordError("unreadable", "two keys with one offset, or no key")
     if _measure(read, int(offsets[-1]), size)[0] != size:
-        raise RecordError("unreadable", f"{idx}: its last entry is not the last record")
+        raise RecordError("unreadable", "its last entry is not the last record")
     if not (keys == 0).any():
-        raise RecordError("unreadable", f"{idx}: no key 0, which says what the others are")
+        raise RecordError("unreadable", "no key 0, which tells what the others are")
     stops = np.append(offsets[1:], size)
-    faces = _face_keys(keys, offsets, read, idx)
+    faces = _face_keys(keys, offsets, read)
     return list(zip(offsets[faces].tolist(), stops[faces].tolist(), strict=True))
 
 
@@ -205,7 +206,7 @@ def _read_index(idx: Location) -> tuple[np.ndarray, np.ndarray]:
     return table["key"].to_numpy(), table["offset"].to_numpy()
 
 
-def _face_keys(keys: np.ndarray, offsets: np.ndarray, read: Read, idx: Location) -> np.ndarray:
+def _face_keys(keys: np.ndarray, offsets: np.ndarray, read: Read) -> np.ndarray:
     """Mask (N,) of the keys whose records are faces."""
     header = int(offsets[keys == 0][0])
     label, has_labels, body = _parsed(read_record(read, header))
@@ -216,7 +217,7 @@ def _face_keys(keys: np.ndarray, offsets: np.ndarray, read: Read, idx: Location)
     for row in np.flatnonzero(np.abs(keys - label) <= doubt) if doubt else ():
         faces[row] = _measure(read, int(offsets[row]), None)[1]
     if not doubt and faces.sum() != label - 1:
-        raise RecordError("unreadable", f"{idx}: {faces.sum():,} faces of {label - 1:,.0f}")
+        raise RecordError("unreadable", f"{faces.sum():,} faces of {label - 1:,.0f}")
     return faces
 
 

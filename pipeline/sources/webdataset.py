@@ -20,7 +20,7 @@ import logging
 import tarfile
 import zlib
 from collections.abc import Container, Iterable, Iterator, Sequence
-from typing import IO, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 
@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 PLAIN, PACKED = (".tar",), (".tar.gz", ".tgz")
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_JSON = 1 << 20
+PIECE = 128 << 10  # bytes that are inflated at a time
 MAX_PACKED = 2 << 30  # bytes of images in a compressed tar
 DEFLATE_MOST = 1032  # bytes that one byte of deflate can stand for
 BROKEN = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError)
@@ -92,7 +93,7 @@ class WebDatasetPool(Config):
         require_fingerprint(extent, fingerprint(at))
         wanted = None if positions is None else set(positions)
         with at.open() as file, gzip.GzipFile(fileobj=file) as unpacked:
-            members = self._members(at, _opened(at, unpacked, "r|"), wanted)
+            members = self._members(at, _opened(at, _Piecewise(unpacked), "r|"), wanted)
             return read_table(_faces(at, name_below(root, at), members, wanted))
 
     def _scan(self, at: Location, path: str, mark: str) -> Iterator[Entry]:
@@ -151,6 +152,13 @@ class _Member(NamedTuple):
     group: str | None = None
 
 
+class _Piecewise:
+    """Inflates as far as the file goes; a plain read would lose what comes before a break."""
+
+    def __init__(self, file: gzip.GzipFile) -> None:
+        self.read = file.read1
+
+
 class _Header(tarfile.TarInfo):
     """A block that is no header is an error; tarfile takes it for the end of the archive."""
 
@@ -173,10 +181,10 @@ def _too_large(at: Location) -> SourceError:
     )
 
 
-def _opened(at: Location, file: IO[bytes], mode: Literal["r:", "r|"]) -> tarfile.TarFile:
+def _opened(at: Location, file: Any, mode: Literal["r:", "r|"]) -> tarfile.TarFile:
     try:
         return tarfile.open(
-            fileobj=file, mode=mode, tarinfo=_Header, errors="replace", bufsize=1 << 20
+            fileobj=file, mode=mode, tarinfo=_Header, errors="replace", bufsize=PIECE
         )
     except BROKEN as err:
         kind = "compressed tar" if _is_packed(at.uri) else "plain tar"
