@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import LedgerError, SourceError
-from pipeline.plan import GROUP, Plan, Slice, number_of
+from pipeline.plan import GROUP, Plan, Slice, count_faces, number_of
 from pipeline.storage import location, read_table, write_table
 
 
@@ -60,3 +60,9 @@ def test_init__refuses_what_is_no_plan(tmp_path: Path) -> None:
     write_table(at, read_table(plan.at).replace_schema_metadata(None))
     with pytest.raises(SourceError, match="not a plan of slices"):
         Plan(at)
+
+
+def test_count_faces__unknown_where_one_slice_is() -> None:
+    assert count_faces([_slice(0), _slice(2)]) == 20
+    assert count_faces([_slice(0), _slice(1)]) is None
+    assert count_faces([]) == 0

@@ -95,7 +95,8 @@ Scan = Callable[[Location, str, str], Iterator[Entry]]
 Load = Callable[[Location, Entry, bytes], tuple[bytes, str | None]]
 """(file, entry, the bytes read for it) -> image and group; RecordError where there is no image."""
 
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 def slices(

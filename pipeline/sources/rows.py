@@ -40,7 +40,7 @@ def folder_group(path: str) -> str:
 
 def is_hidden(name: str) -> bool:
     """Whether an archive member lies behind a leading dot, as leftovers of desktops do."""
-    return name.startswith(".") or "/." in name
+    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
 def member_tail(name: str, offset: int, seen: set[str]) -> str:

@@ -47,6 +47,10 @@ MAX_JSON = 1 << 20
 PIECE = 128 << 10  # bytes that are inflated at a time
 MAX_PACKED = 2 << 30  # bytes of images in a compressed tar
 DEFLATE_MOST = 1032  # bytes that one byte of deflate can stand for
+NO_HEADER = (
+    tarfile.InvalidHeaderError,  # type: ignore[attr-defined]
+    tarfile.TruncatedHeaderError,  # type: ignore[attr-defined]
+)
 BROKEN = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError)
 
 
@@ -166,7 +170,7 @@ class _Header(tarfile.TarInfo):
     def fromtarfile(cls, archive: tarfile.TarFile) -> _Header:
         try:
             return super().fromtarfile(archive)
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as err:
+        except NO_HEADER as err:
             raise tarfile.ReadError(str(err)) from err
 
 
@@ -195,7 +199,7 @@ def _headers(at: Location, archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo
     """Headers in order; a last None where the archive breaks off."""
     try:
         while (header := archive.next()) is not None:
-            archive.members.clear()  # or it keeps every header
+            archive.members.clear()  # type: ignore[attr-defined]  # or it keeps every header
             yield header
     except BROKEN as err:
         logger.warning("%s: breaks off at byte %d: %s", at, archive.offset, err)

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from helpers.s3 import s3_bucket
-from sources.writers import JPEG, MAGIC, insightface, payload, random_images, record, write_rec
 
 from pipeline.errors import RecordError, SourceError
 from pipeline.schema import READ
@@ -16,6 +15,7 @@ from pipeline.sources import recordio
 from pipeline.sources.reader import fetch, plan_slices, read_slice
 from pipeline.sources.recordio import RecordIOPool, read_record
 from pipeline.storage import location
+from sources.writers import JPEG, MAGIC, insightface, payload, random_images, record, write_rec
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
 """MS-Celeb lines are read once each, wherever the slices are cut; broken ones are rows."""
 
 import base64
+import itertools
 import os
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from helpers.s3 import s3_bucket
-from sources.writers import offsets_of, random_images, tsv_line
 
 from pipeline.errors import SourceError
 from pipeline.schema import READ
@@ -15,6 +15,7 @@ from pipeline.sources import tsv
 from pipeline.sources.reader import fetch, plan_slices, read_slice
 from pipeline.sources.tsv import MsCelebPool
 from pipeline.storage import location
+from sources.writers import offsets_of, random_images, tsv_line
 
 PEOPLE = 7
 
@@ -66,7 +67,7 @@ def test_lines__every_cut_of_a_file(tmp_path):
         want = [pair for pair in zip(offsets_of(lines), lines, strict=True) if pair[1]]
         cuts = sorted({0, len(text), *rng.integers(0, len(text) + 1, 5).tolist()})
         found = []
-        for start, stop in zip(cuts, cuts[1:], strict=False):
+        for start, stop in itertools.pairwise(cuts):
             found += tsv._lines(location(tmp_path / "a"), start, stop)
         assert found == want
 

@@ -10,7 +10,6 @@ import tarfile
 import pyarrow as pa
 import pytest
 from helpers.s3 import s3_bucket
-from sources.writers import random_images, tar_bytes
 
 from pipeline.errors import SourceError
 from pipeline.schema import READ
@@ -18,6 +17,7 @@ from pipeline.sources import webdataset
 from pipeline.sources.reader import fetch, plan_slices, read_slice
 from pipeline.sources.webdataset import WebDatasetPool
 from pipeline.storage import location
+from sources.writers import random_images, tar_bytes
 
 
 @pytest.fixture
@@ -63,11 +63,11 @@ def whole(path, index, faces=5, **config):
 
 def test_read__every_image_once(tmp_path, index, suffix):
     images = random_images(20)
-    at = write(tmp_path / f"a{suffix}", samples(images, "deep/"))
+    at = write(tmp_path / f"a{suffix}", samples(images, "./deep/"))
     for faces in (1, 6, 100):
         table = whole(at, index, faces, group_field="who")
         assert table["image"].to_pylist() == images
-        assert table["id"].to_pylist() == [f"a{suffix}/deep/{i:04d}.jpg" for i in range(20)]
+        assert table["id"].to_pylist() == [f"a{suffix}/./deep/{i:04d}.jpg" for i in range(20)]
         groups = table["group"].to_pylist()
         assert groups == [groups[i % 3] for i in range(20)]
         assert len(set(groups)) == 3

@@ -8,7 +8,6 @@ import zlib
 import pyarrow as pa
 import pytest
 from helpers.s3 import s3_bucket
-from sources.writers import random_images
 
 from pipeline.errors import SourceError
 from pipeline.schema import READ
@@ -16,6 +15,7 @@ from pipeline.sources import zipped
 from pipeline.sources.reader import fetch, plan_slices, read_slice
 from pipeline.sources.zipped import ZipPool
 from pipeline.storage import location
+from sources.writers import random_images
 
 METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]
 
