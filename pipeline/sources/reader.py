@@ -20,13 +20,25 @@ from pipeline.plan import GROUP, Slice
 from pipeline.sources.extents import Extent
 from pipeline.sources.folder import FolderPool
 from pipeline.sources.parquet import ParquetPool
+from pipeline.sources.recordio import RecordIOPool
 from pipeline.sources.removals import Removals
 from pipeline.sources.rest import RestPool
 from pipeline.sources.synthetic import SyntheticPool
+from pipeline.sources.tsv import MsCelebPool
+from pipeline.sources.webdataset import WebDatasetPool
+from pipeline.sources.zipped import ZipPool
 from pipeline.storage import Location
 
 PoolSource = Annotated[
-    SyntheticPool | FolderPool | ParquetPool | RestPool, Field(discriminator="kind")
+    SyntheticPool
+    | FolderPool
+    | ParquetPool
+    | WebDatasetPool
+    | RecordIOPool
+    | MsCelebPool
+    | ZipPool
+    | RestPool,
+    Field(discriminator="kind"),
 ]
 
 
@@ -56,7 +68,7 @@ def plan_slices(
     Args:
         sources: by the recipe's name.
         slice_faces: faces per slice, at most.
-        plan: folder of the plan; folder sources store their lists of files here.
+        plan: folder of the plan; sources that need an index of their faces store it here.
         rest: the stored LABELED table, for a source of kind `rest`.
 
     Raises:
@@ -148,14 +160,13 @@ def _read(
 
 def extent_of(slice: Slice) -> Extent:
     """What a source calls the slice."""
-    faces = slice.stop - slice.start if slice.faces is None else slice.faces
-    return Extent(slice.shard, slice.start, slice.stop, slice.fingerprint, faces)
+    return Extent(slice.shard, slice.start, slice.stop, slice.fingerprint, slice.faces)
 
 
 def _extents(
     name: str, source: PoolSource, faces: int, plan: Location, rest: Location | None
 ) -> Iterator[Extent]:
-    if isinstance(source, FolderPool):
+    if isinstance(source, FolderPool | RecordIOPool | WebDatasetPool | ZipPool):
         return source.slices(faces, plan / f"{name}.index.parquet")
     if isinstance(source, RestPool):
         if rest is None:
