@@ -138,6 +138,33 @@ def predict(
 
 
 @app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="file or folder, local or s3://...")],
+    model: Annotated[
+        str | None, typer.Option(help="model or teacher folder that audits the label order")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="PNG of captioned sample faces; recognizable")
+    ] = None,
+) -> None:
+    """Say what is at a path: format, counts, bad files, label order; and draw samples."""
+    import tempfile
+
+    from pipeline import inspecting
+    from pipeline.artifacts import load_any, on_node
+    from pipeline.storage import location
+
+    judge = None if model is None else load_any(on_node(location(model)))
+    with tempfile.TemporaryDirectory(prefix="omnifer-") as work:
+        seen = inspecting.inspect(path, location(work), judge)
+    for line in inspecting.said(seen):
+        console.print(line, markup=False, soft_wrap=True)
+    if out is not None and seen.sheet is not None:
+        inspecting.save_sheet(seen.sheet, out)
+        console.print(f"samples: {out}", markup=False, soft_wrap=True)
+
+
+@app.command()
 def explain(
     run_dir: Annotated[str, typer.Argument(metavar="RUN", help="run folder")],
     sample_id: Annotated[str, typer.Argument(help="face id, as in the mined set")],

@@ -86,7 +86,7 @@ def test_fetch__same_bytes_as_the_slice(tmp_path):
     write(tmp_path / "a.tar", samples(random_images(20)))
     write(tmp_path / "b.tgz", samples(random_images(20, seed=1)))
     sources = {"web": WebDatasetPool(path=str(tmp_path), group_field="who")}
-    slices = plan_slices(sources, 8, location(tmp_path / "plan"))
+    slices = list(plan_slices(sources, 8, location(tmp_path / "plan")))
     assert len(slices) == 4
     for s in slices:
         table = read_slice(s, sources)
