@@ -1,6 +1,7 @@
 """A recipe: the settings of every module, composed; YAML in, one frozen object out.
 
-Every fault of a recipe is reported at once. `--set a.b=value` replaces one value (YAML syntax, list
+Every fault of a recipe is reported at once. A pool source is told by its `kind`, see
+:data:`pipeline.sources.reader.PoolSource`. `--set a.b=value` replaces one value (YAML syntax, list
 items by number); `$NAME` in any string is taken from the environment. The resolved recipe is stored
 in the run.
 """

@@ -4,8 +4,8 @@ One row per face, in Parquet beside the plan: which file, which bytes. It is wri
 group in memory at a time, and made again only when the files or the settings changed; a slice is a
 range of its rows, so what was planned cannot shift when a file is added later.
 
-Cost: about 20 bytes per face on disk; reading a slice decodes one or two row groups and reads the
-faces' bytes in as few requests as their gaps allow.
+Cost: a million faces take about 8 MB on disk and 8 s of one core to plan; reading a slice decodes
+one or two row groups and reads the faces' bytes in as few requests as their gaps allow.
 """
 
 from __future__ import annotations

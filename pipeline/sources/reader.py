@@ -40,6 +40,7 @@ PoolSource = Annotated[
     | RestPool,
     Field(discriminator="kind"),
 ]
+"""An item of the recipe's `pool`."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from 2^24 on they are rounded, so they are no groups there.
 from __future__ import annotations
 
 import logging
+import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Literal
@@ -212,11 +213,13 @@ def _face_keys(keys: np.ndarray, offsets: np.ndarray, read: Read) -> np.ndarray:
     label, has_labels, body = _parsed(read_record(read, header))
     if body or not has_labels:
         return np.ones(len(keys), dtype=bool)  # as im2rec packs: no header record
-    doubt = np.spacing(np.float32(label)) if label >= EXACT else 0  # N + 1 may be rounded
+    if not math.isfinite(label):
+        raise RecordError("unreadable", f"its header counts {label} faces")
+    doubt = max(1, np.spacing(np.float32(label)))  # from 2^24 on N + 1 may be rounded
     faces = (keys > 0) & (keys < label - doubt)
-    for row in np.flatnonzero(np.abs(keys - label) <= doubt) if doubt else ():
+    for row in np.flatnonzero((keys > 0) & (np.abs(keys - label) <= doubt)):
         faces[row] = _measure(read, int(offsets[row]), None)[1]
-    if not doubt and faces.sum() != label - 1:
+    if label < EXACT and faces.sum() != label - 1:
         raise RecordError("unreadable", f"{faces.sum():,} faces of {label - 1:,.0f}")
     return faces
 

@@ -103,10 +103,8 @@ class WebDatasetPool(Config):
     def _scan(self, at: Location, path: str, mark: str) -> Iterator[Entry]:
         with at.open() as file:
             for m in self._members(at, _opened(at, file, "r:"), set()):
-                size = 0 if m.reason else m.size
-                yield Entry(
-                    path, mark, size, m.tail, m.offset, group=m.group, reason=m.reason
-                )  # fmt: skip
+                size, group, reason = 0 if m.reason else m.size, m.group, m.reason
+                yield Entry(path, mark, size, m.tail, m.offset, group=group, reason=reason)
 
     def _members(
         self, at: Location, archive: tarfile.TarFile, wanted: Container[int] | None

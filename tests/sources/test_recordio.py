@@ -243,6 +243,17 @@ def test_face_keys__a_rounded_header_is_checked_record_by_record():
     assert keys[faces].tolist() == [key for key in keys.tolist() if 0 < key < many]
 
 
+def test_read__header_that_counts_nothing(at, index, caplog):
+    images = random_images(5)
+    for label in (float("nan"), float("inf"), -1.0, 4.0, 7.0):
+        records = insightface(people(images))
+        records[0] = payload(b"", [label, 8.0])
+        write_rec(at, records)
+        assert whole(at, index)["image"].to_pylist() == images
+        assert "train.idx is not used" in caplog.text
+        caplog.clear()
+
+
 def test_read_record__faults():
     for data, reason in [
         (b"", "truncated"),

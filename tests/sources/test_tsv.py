@@ -10,11 +10,13 @@ import pytest
 from helpers.s3 import s3_bucket
 
 from pipeline.errors import SourceError
+from pipeline.images import Crop
 from pipeline.schema import READ
 from pipeline.sources import tsv
 from pipeline.sources.reader import fetch, plan_slices, read_slice
 from pipeline.sources.tsv import MsCelebPool
 from pipeline.storage import location
+from pipeline.survey import describe
 from sources.writers import offsets_of, random_images, tsv_line
 
 PEOPLE = 7
@@ -95,8 +97,12 @@ def test_read__line_longer_than_a_slice(tmp_path, monkeypatch):
     write(tmp_path / "a.tsv", images, last=b"")
     monkeypatch.setattr(tsv, "SLICE_BYTES", 1000)
     pool = MsCelebPool(path=str(tmp_path / "a.tsv"))
-    assert len(list(pool.slices(1))) > 90
+    extents = list(pool.slices(1))
+    assert len(extents) > 90
     assert whole(pool, 1)["image"].to_pylist() == images
+    empty = pool.read(extents[10])
+    assert empty.equals(READ.empty_table())
+    assert describe(empty, Crop(), "gray", threads=1).num_rows == 0
 
 
 def test_read__positions(tmp_path):
