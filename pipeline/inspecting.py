@@ -126,12 +126,13 @@ def recognize(path: str) -> Found:
     suffixes = (*SUFFIXES, *IMAGE_SUFFIXES)
     listed = [file.uri for file in itertools.islice(at.files(suffixes), LISTED)]
     containers = Counter(s for uri in listed for s in SUFFIXES if uri.lower().endswith(s))
-    if containers:
+    if 2 * containers.total() > len(listed):
         suffix = max(containers, key=lambda s: (containers[s], len(s)))
         first = next(uri for uri in listed if uri.lower().endswith(suffix))
         found = _file(Location(first))
         config = {**found.config, "path": path}
         return Found(found.role, config, f"{containers[suffix]:,} {suffix} files; {found.why}")
+    listed = [uri for uri in listed if uri.lower().endswith(IMAGE_SUFFIXES)]
     if not listed:
         seen = ", ".join(sorted(names)[:5]) or "nothing"
         raise SourceError(f"{at}: no format that is known; it holds {seen}")
