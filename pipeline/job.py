@@ -35,8 +35,8 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     "mine": (),
     "distill": ("distill", "seed"),
     "student": ("student", "seed"),
-    "control_a": ("seed",),
-    "control_b": ("seed",),
+    "control_a": ("control", "seed"),
+    "control_b": ("control", "seed"),
     "evaluate": ("evaluate",),
 }
 """The settings that are part of each stage's identity; the rest comes in as digests of inputs."""

@@ -117,7 +117,6 @@ def _cell(
         recipe = load(ROOT / RECIPE, sets)
     identity = {name: settings(recipe, name) for name in SETTINGS}
     identity |= {"schema": SCHEMA_VERSION, "bf16": recipe.train.bf16}
-    identity["control"] = recipe.control.model_dump(mode="json")
     labels = "all" if pool == "omni" else "part"
     return Cell(
         name=f"{attempt}-{pool}-s{seed}" if attempt else f"{pool}-s{seed}",
@@ -172,7 +171,7 @@ def _trainings(recipe: Recipe, identity: Mapping[str, Any]) -> dict[str, float]:
     base = [identity["labeled"], identity["teach"]]
     schedule = [
         identity["labeled"],
-        identity["control"],
+        identity["control_b"],
         student.steps,
         student.model.model_dump(mode="json"),
     ]
