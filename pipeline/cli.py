@@ -36,6 +36,9 @@ RunOpt = Annotated[
 FreshOpt = Annotated[
     bool, typer.Option("--fresh", help="start a new generation of stages whose settings changed")
 ]
+PartOpt = Annotated[
+    str, typer.Option("--part", metavar="I/N", help="this driver's slices, where N share a pass")
+]
 FacesOpt = Annotated[bool, typer.Option("--show-faces", help="do not blur faces in the report")]
 
 
@@ -84,10 +87,13 @@ def _stage_command(name: str, summary: str) -> Callable[..., None]:
         run_dir: RunOpt = None,
         fresh: FreshOpt = False,
         show_faces: FacesOpt = False,
+        part: PartOpt = "1/1",
     ) -> None:
         from pipeline import conduct
 
-        job = conduct.start(_load(recipe, sets), run_dir, fresh=fresh, show_faces=show_faces)
+        own = conduct.part_of(name, part)
+        loaded = _load(recipe, sets)
+        job = conduct.start(loaded, run_dir, fresh=fresh, show_faces=show_faces, part=own)
         conduct.run_one(job, name)
 
     command.__doc__ = summary
@@ -132,6 +138,33 @@ def predict(
 
 
 @app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="file or folder, local or s3://...")],
+    model: Annotated[
+        str | None, typer.Option(help="model or teacher folder that audits the label order")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="PNG of captioned sample faces; recognizable")
+    ] = None,
+) -> None:
+    """Say what is at a path: format, counts, bad files, label order; and draw samples."""
+    import tempfile
+
+    from pipeline import inspecting
+    from pipeline.artifacts import load_any, on_node
+    from pipeline.storage import location
+
+    judge = None if model is None else load_any(on_node(location(model)))
+    with tempfile.TemporaryDirectory(prefix="omnifer-") as work:
+        seen = inspecting.inspect(path, location(work), judge)
+    for line in inspecting.said(seen):
+        console.print(line, markup=False, soft_wrap=True)
+    if out is not None and seen.sheet is not None:
+        inspecting.save_sheet(seen.sheet, out)
+        console.print(f"samples: {out}", markup=False, soft_wrap=True)
+
+
+@app.command()
 def explain(
     run_dir: Annotated[str, typer.Argument(metavar="RUN", help="run folder")],
     sample_id: Annotated[str, typer.Argument(help="face id, as in the mined set")],
@@ -172,7 +205,7 @@ def main() -> None:
         app()
     except OmniferError as err:
         for line in str(err).splitlines():
-            print(f"omnifer: {line}", file=sys.stderr)  # noqa: T201
+            print(f"omnifer: {line}", file=sys.stderr if err.exit_code else None)
         sys.exit(err.exit_code)
 
 

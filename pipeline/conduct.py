@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow.compute as pc
 from rich.table import Table
 
+from pipeline.claim import WHOLE, Part, claimed
 from pipeline.config import digest, nearest
-from pipeline.errors import ConfigError, RunError, SourceError
+from pipeline.errors import ConfigError, PartDone, RunError, SourceError
 from pipeline.job import SETTINGS, Job, settings
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan, Slice
@@ -21,10 +23,11 @@ from pipeline.progress import console
 from pipeline.recipe import Recipe
 from pipeline.run import Artifact, Run
 from pipeline.stages import METRICS_FILE, POINT_FILE, STAGES
-from pipeline.storage import location
+from pipeline.storage import location, probe
 from pipeline.tracking import Child, connect
 
 EXPLAINED = ("survey", "twins", "score", "select")
+SHARED = ("survey", "embed", "score", "mine")
 MODELS = {
     "teacher": "teacher",
     "control_a": "control A",
@@ -43,38 +46,52 @@ def require_stage(name: str | None) -> None:
         raise ConfigError(f"--until: no stage {name!r}{nearest(name, list(STAGES))}")
 
 
-def start(recipe: Recipe, run_dir: str | None, *, fresh: bool, show_faces: bool) -> Job:
+def part_of(stage: str, text: str) -> Part:
+    """The part of a pass that a driver asks for; only stages that stream can be shared."""
+    part = Part.parse(text)
+    if part != WHOLE and stage not in SHARED:
+        raise ConfigError(f"--part: {stage} is one driver's work; shared are {', '.join(SHARED)}")
+    return part
+
+
+def start(
+    recipe: Recipe, run_dir: str | None, *, fresh: bool, show_faces: bool, part: Part = WHOLE
+) -> Job:
     """Open or continue the run folder of a recipe."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     logging.getLogger("ray").setLevel(logging.WARNING)
     root = location(run_dir or recipe.run or f"runs/{recipe.name}")
+    if not root.is_local:
+        probe(root)
     run = Run(root, fresh=fresh)
     run.recipe(recipe.model_dump(mode="json"))
     tracker = connect(recipe.tracking.uri, recipe.tracking.experiment, root)
-    return Job(recipe, run, tracker, show_faces)
+    return Job(recipe, run, tracker, show_faces, part)
 
 
 def run_all(job: Job, until: str | None) -> None:
     """Every stage up to and including `until`; ends with the results table."""
-    ok = False
-    try:
-        for name in STAGES:
-            _run(job, name)
-            if name == until:
-                break
-        ok = True
-    finally:
-        job.tracker.close(ok)
+    names = list(STAGES)
+    _conduct(job, names if until is None else names[: names.index(until) + 1])
     if until in (None, "evaluate", "report"):
         show_results(job)
 
 
 def run_one(job: Job, name: str) -> None:
     """One stage; those before it must be finished."""
+    _conduct(job, [name])
+
+
+def _conduct(job: Job, names: Sequence[str]) -> None:
     ok = False
     try:
-        _run(job, name)
+        with claimed(job.run.root, job.part):
+            for name in names:
+                _run(job, name)
         ok = True
+    except PartDone:
+        ok = True
+        raise
     finally:
         job.tracker.close(ok)
 

@@ -26,6 +26,7 @@ from pipeline.images import DECODER, Color, Crop, face
 from pipeline.ledger import Ledger
 from pipeline.plan import Slice
 from pipeline.schema import OK, QUARANTINED, embeddings_schema
+from pipeline.screening import MOST_ATTEMPTS, screen
 from pipeline.storage import Location
 
 _AHEAD = 2  # micro-batches decoded ahead of the one that is computed; bounds memory
@@ -190,6 +191,8 @@ class Embedder:
             return self._ledger.read(slice.key)
         began = time.perf_counter()
         crop, color = self._crops[slice.source]
+        if self._ledger.attempt(slice) > MOST_ATTEMPTS:
+            table = screen(table)
         reasons: list[str | None] = []
         outputs: list[tuple[torch.Tensor, torch.Tensor]] = []
         for pixels, found in self._decoder.batches(table, crop, color):

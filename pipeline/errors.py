@@ -12,6 +12,7 @@ OmniferError
         LedgerError           a commit or a manifest contradicts another one
         LeakageError          a test face would reach training
         ResourceError         the arithmetic of a pass would hang or spill
+    PartDone                  a part of a pass is done, the others are not; exit code 0
     RecordError               one bad record; becomes a quarantined row, never ends a run
 """
 
@@ -66,6 +67,12 @@ class LeakageError(RunError):
 
 class ResourceError(RunError):
     """The arithmetic of a pass would hang or spill; the message holds the numbers."""
+
+
+class PartDone(OmniferError):
+    """A driver has done its part of a pass and others have not: it ends well, with this line."""
+
+    exit_code = 0
 
 
 class RecordError(OmniferError):

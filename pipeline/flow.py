@@ -38,6 +38,7 @@ from pipeline.training.handed import FACES_FILE, LABELED_FILE, Handed, labeled_r
 from pipeline.training.launch import launch
 from pipeline.training.loop import FORWARD
 from pipeline.training.references import out_of_fold_scores
+from pipeline.training.supervised import SupervisedConfig
 
 POINTS_FILE = "labeled.parquet"
 MODEL = "model"
@@ -225,13 +226,15 @@ def train(
     )
 
 
-def study(job: Job, stage: Stage, model: str, passes: float | None = None) -> dict[str, Any]:
-    """Train the student or a control into its stage; `passes` are control B's."""
+def study(
+    job: Job, stage: Stage, model: str, own: SupervisedConfig | None = None
+) -> dict[str, Any]:
+    """Train the student into its stage, or a control, which has a configuration of its own."""
     settings = runs.StudentJob(
         handed=handed(job, mined=model == STUDENT),
-        student=job.recipe.student,
         model=model,
-        passes=passes,
+        student=job.recipe.student,
+        control=own,
         teacher=job.run.artifact("teach").dir.uri,
         out=(stage.dir / MODEL).uri,
         checkpoints=checkpoints(stage),
@@ -242,11 +245,11 @@ def study(job: Job, stage: Stage, model: str, passes: float | None = None) -> di
 
 def control(job: Job, model: str, passes: float | None) -> None:
     """Train a control in a stage of its own, unless it is there: it depends on no mined face."""
-    config = student.control(job.recipe.student, passes)
+    config = student.control(job.recipe.student, passes, job.recipe.control)
     inputs = {"labeled": training_digest(job), "config": config.model_dump(mode="json")}
     stage = job.open(model, inputs)
     if stage.done is None:
-        facts = study(job, stage, model, passes)
+        facts = study(job, stage, model, config)
         stage.finish(facts.pop("sha256"), **facts)
 
 
@@ -285,6 +288,11 @@ def protocol_card(job: Job) -> dict[str, Any]:
         "labeled": labeled.get("roles"),
         "seeds": [recipe.seed],
         "sampler": f"labeled drawn by class count ^ -{recipe.student.labeled_power}",
+        "views": {
+            "student": f"labeled {recipe.student.labeled_augment}, mined "
+            f"{recipe.student.mined_augment}",
+            "controls": recipe.control.augment or recipe.student.labeled_augment,
+        },
         "crop": recipe.labeled.crop.model_dump(mode="json", exclude_none=True),
         "passes": {
             "teacher": teacher.facts["passes"],

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from pipeline.claim import WHOLE, Part
 from pipeline.config import digest
 from pipeline.images import Color, Crop
 from pipeline.recipe import Recipe
@@ -34,8 +35,8 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     "mine": (),
     "distill": ("distill", "seed"),
     "student": ("student", "seed"),
-    "control_a": ("seed",),
-    "control_b": ("seed",),
+    "control_a": ("control", "seed"),
+    "control_b": ("control", "seed"),
     "evaluate": ("evaluate",),
 }
 """The settings that are part of each stage's identity; the rest comes in as digests of inputs."""
@@ -49,6 +50,8 @@ class Job:
     run: Run
     tracker: Tracker
     show_faces: bool = False
+    part: Part = WHOLE
+    """Of every streaming pass, where several drivers share a run."""
 
     @cached_property
     def sources(self) -> dict[str, PoolSource]:

@@ -6,6 +6,7 @@ One ledger is one generation of one stage:
     parts/<group>/<key>-<attempt>.parquet    the table of one attempt; only the winner's is read
     packs/<group>-<digest>.parquet           the tables of a complete group, in slice order
     seals/<group>-<digest>.json              the commits of that group, with their rows in the pack
+    attempts/<group>/<key>-<n>               somebody started on the slice for the n-th time
 
 <group> is written in reversed hex, so that the load of an object store spreads over key prefixes.
 The digest of a pack and its seal is of the slices they hold: where a removal list or a grown pool
@@ -72,10 +73,22 @@ class Ledger:
 
     def __init__(self, at: Location) -> None:
         self.at = at
-        self._commits: dict[str, Commit] = {}  # records never change, so reading one once will do
+        # Records and seals never change, so reading one once will do; a few are kept.
+        self._commits: dict[str, Commit] = {}
         self._seals: dict[str, list[tuple[Commit, int]]] = {}  # commits and their first row
 
     # -- writing ------------------------------------------------------------------------------
+
+    def attempt(self, slice: Slice) -> int:
+        """Note that work on a slice starts; which attempt this is, from 1, over all processes.
+
+        A slice that kills its workers is told by it: what they note stays when they die.
+        """
+        at = self.at / "attempts" / _folder(slice.group)
+        number = 1
+        while not (at / f"{slice.key}-{number}").create(b""):
+            number += 1
+        return number
 
     def commit(
         self,
@@ -144,7 +157,7 @@ class Ledger:
                 {"commit": asdict(c), "first": first}
                 for c, first in zip(commits, firsts, strict=False)
             ]
-            digest = config.digest([[c.key, c.sha256] for c in commits])
+            digest = _digest(commits)
             seal = self.at / "seals" / f"{name}.json"
             _fault("before-seal")
             if not seal.create(to_json({"digest": digest, "slices": entries})):
@@ -153,7 +166,7 @@ class Ledger:
                     raise LedgerError(f"{seal}: digest {other}, expected {digest}")
 
     def sweep(self, plan: Plan) -> None:
-        """Remove the parts of a stage all of whose groups are sealed: they are in the packs.
+        """Remove parts and noted attempts of a stage all of whose groups are sealed.
 
         The commit records stay, so an attempt that comes late still loses and cannot commit a
         part that this removed.
@@ -167,8 +180,9 @@ class Ledger:
                 raise LedgerError(f"{self.at}: group {slices[0].group} is not sealed, no sweep")
         for slices in plan.groups():
             keys = {s.key for s in slices}
-            parts = (self.at / "parts" / _folder(slices[0].group)).children()
-            garbage = [part for part in parts if part.name.rpartition("-")[0] in keys]
+            homes = [self.at / kind / _folder(slices[0].group) for kind in ("parts", "attempts")]
+            files = [file for home in homes for file in home.children()]
+            garbage = [file for file in files if file.name.rpartition("-")[0] in keys]
             with ThreadPoolExecutor(_REQUESTS) as pool:
                 list(pool.map(Location.remove_tree, garbage))
 
@@ -181,35 +195,26 @@ class Ledger:
             data = record.find_bytes()
             if data is None:
                 return None
+            if len(self._commits) >= GROUP:
+                self._commits.clear()
             self._commits[key] = _parse(record, data)
         return self._commits[key]
 
-    def committed(self, plan: Plan) -> dict[str, Commit]:
+    def committed(self, plan: Plan) -> Iterator[Commit]:
         """Commits of the plan's slices, in plan order; lists seals and open groups only.
 
         Raises:
             LedgerError: a commit was made from another version of its shard than the plan's.
         """
-        sealed = self._sealed()
-        found: dict[str, Commit] = {}
-        for slices in plan.groups():
-            if (name := _seal_name(slices)) in sealed:
-                commits = [commit for commit, _ in self._seal(name)]
-            else:
-                missing = set(self._missing(slices))
-                commits = self._load([s for s in slices if s not in missing])
-            found |= {commit.key: commit for commit in commits}
-        return found
+        for commits in self._groups(plan):
+            yield from commits
 
-    def pending(self, plan: Plan) -> list[Slice]:
+    def pending(self, plan: Plan) -> Iterator[Slice]:
         """Slices of the plan without a commit, in plan order; reads names, no records."""
         sealed = self._sealed()
-        return [
-            slice
-            for slices in plan.groups()
-            if _seal_name(slices) not in sealed
-            for slice in self._missing(slices)
-        ]
+        for slices in plan.groups():
+            if _seal_name(slices) not in sealed:
+                yield from self._missing(slices)
 
     def read(self, key: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The committed table of one slice, from its part or, once that is swept, its pack.
@@ -256,25 +261,27 @@ class Ledger:
         """What came out, and nothing about how: equal for any schedule, host or interruption.
 
         Returns:
-            `rows`, `quarantined`, and `slices`: [key, fingerprint, rows, quarantined, sha256]
-            sorted by key.
+            `slices`, `rows`, `quarantined`, and `groups`: for each its number and the digest of
+            [key, fingerprint, rows, quarantined, sha256] of its slices in order of their keys.
 
         Raises:
             LedgerError: a slice is not committed.
         """
-        commits = self.committed(plan)
-        if len(commits) < len(plan):
-            absent = self.pending(plan)
+        rows = bad = count = 0
+        groups: dict[str, str] = {}
+        for commits in self._groups(plan):
+            count += len(commits)
+            rows += sum(c.rows for c in commits)
+            bad += sum(c.quarantined for c in commits)
+            if commits:
+                groups[str(number_of(commits[0].key) // GROUP)] = _digest(commits)
+        if count < len(plan):
+            absent = next(self.pending(plan))
             raise LedgerError(
-                f"{self.at}: {len(absent)} of {len(plan)} slices are not committed, "
-                f"the first is {absent[0].key} of {absent[0].shard}"
+                f"{self.at}: {len(plan) - count} of {len(plan)} slices are not committed, "
+                f"the first is {absent.key} of {absent.shard}"
             )
-        fields = ("key", "fingerprint", "rows", "quarantined", "sha256")
-        return {
-            "rows": sum(c.rows for c in commits.values()),
-            "quarantined": sum(c.quarantined for c in commits.values()),
-            "slices": sorted([getattr(c, f) for f in fields] for c in commits.values()),
-        }
+        return {"slices": count, "rows": rows, "quarantined": bad, "groups": groups}
 
     def digest(self, plan: Plan) -> str:
         """Hex sha256 of the manifest: the content digest of the stage."""
@@ -291,13 +298,23 @@ class Ledger:
     def _pack(self, name: str) -> Location:
         return self.at / "packs" / f"{name}.parquet"
 
+    def _groups(self, plan: Plan) -> Iterator[list[Commit]]:
+        """The commits of each group of the plan in turn; a group may lack some."""
+        sealed = self._sealed()
+        for slices in plan.groups():
+            if (name := _seal_name(slices)) in sealed:
+                yield [commit for commit, _ in self._seal(name)]
+            else:
+                missing = set(self._missing(slices))
+                yield self._load([s for s in slices if s not in missing])
+
     def _sealed(self) -> set[str]:
         return {child.name.removesuffix(".json") for child in (self.at / "seals").children()}
 
     def _seal(self, name: str) -> list[tuple[Commit, int]]:
         if name not in self._seals:
             entries = (self.at / "seals" / f"{name}.json").read_json()["slices"]
-            self._seals[name] = [(Commit(**e["commit"]), e["first"]) for e in entries]
+            self._seals = {name: [(Commit(**e["commit"]), e["first"]) for e in entries]}
         return self._seals[name]
 
     def _missing(self, slices: Sequence[Slice]) -> list[Slice]:
@@ -335,6 +352,11 @@ def _folder(group: int) -> str:
 def _seal_name(slices: Sequence[Slice]) -> str:
     held = config.digest([[s.key, s.fingerprint] for s in slices])
     return f"{_folder(slices[0].group)}-{held[:16]}"
+
+
+def _digest(commits: Sequence[Commit]) -> str:
+    fields = ("key", "fingerprint", "rows", "quarantined", "sha256")
+    return config.digest([[getattr(c, field) for field in fields] for c in commits])
 
 
 def _parse(record: Location, data: bytes) -> Commit:

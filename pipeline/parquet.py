@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import IO
 
@@ -51,6 +51,10 @@ class Writer:
             pa.Table.from_arrays(columns, schema=schema), row_group_size=ROW_GROUP
         )
 
+    def annotate(self, metadata: Mapping[bytes, bytes]) -> None:
+        """Add what is only known at the end to the schema's metadata."""
+        self._writer.add_key_value_metadata(dict(metadata))
+
 
 class Reader:
     """An open Parquet file, ours or anyone's; only its footer is read until rows are asked for.
@@ -64,7 +68,9 @@ class Reader:
         self._file = open_file(source, where)
         self._where = where
         stored = self._file.schema_arrow
-        metadata = dict(stored.metadata or {})
+        # The footer's own: what was added at the end is not in the schema that Arrow stored.
+        metadata = dict(self._file.metadata.metadata or {})
+        metadata.pop(b"ARROW:schema", None)
         self._sizes: dict[str, int] = json.loads(metadata.pop(_SIZES, b"{}"))
         fields = [_restored_field(field, self._sizes.get(field.name)) for field in stored]
         self.schema = pa.schema(fields, metadata=metadata or None)

@@ -1,23 +1,30 @@
 """The slices of a pass, fixed in one file before it starts.
 
-Cost: opening reads the footer; asking for a few slices decodes one row group (131,072 slices).
+Cost: opening reads the footer; asking for a few slices decodes one row group of `CHUNK` slices.
+Writing and walking hold one row group at a time: a million slices take no more memory than ten
+thousand.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
 
+from pipeline.config import digest as digest_of
 from pipeline.errors import LedgerError, SourceError
 from pipeline.packs import content_digest, row_ranges
-from pipeline.storage import Location, open_stored, write_table
+from pipeline.parquet import Writer
+from pipeline.storage import Location, open_stored
 
 GROUP = 1024
 """Slices of a group: those with the same `number // GROUP`, whatever else is in the plan."""
+
+CHUNK = 8 * GROUP
+"""Slices of a row group of the file: whole groups where no number is missing."""
 
 _KEY = re.compile(r"s(\d{7,})(\.r[0-9a-f]{8})?")
 
@@ -64,6 +71,10 @@ class Slice:
 class Plan:
     """All slices of a pass, fixed in a file before it starts; opening reads the footer only.
 
+    Attributes:
+        digest: of the slices in their order.
+        faces: how many; None where a source knows only when it reads.
+
     Raises:
         SourceError: no file at `at`, or it is no plan.
     """
@@ -76,28 +87,36 @@ class Plan:
         if b"digest" not in metadata:
             raise SourceError(f"{at}: a Parquet file, but not a plan of slices")
         self.digest: str = metadata[b"digest"].decode()
+        faces = metadata[b"faces"]
+        self.faces = int(faces) if faces else None
 
     def __len__(self) -> int:
         return self._length
 
+    def __iter__(self) -> Iterator[Slice]:
+        for first in range(0, len(self), CHUNK):
+            yield from self.slices(first, first + CHUNK)
+
     @staticmethod
-    def write(at: Location, slices: Sequence[Slice]) -> Plan:
+    def write(at: Location, slices: Iterable[Slice]) -> Plan:
         """Write the plan file.
 
         Raises:
             LedgerError: keys that do not rise, or a group that is not the key's.
         """
-        numbers = [number_of(s.key) for s in slices]
-        for before, after in itertools.pairwise(numbers):
-            if after <= before:
-                raise LedgerError(f"{at}: slice number {after} follows {before}; they must rise")
-        for number, s in zip(numbers, slices, strict=True):
-            if s.group != number // GROUP:
-                raise LedgerError(f"{at}: {s.key} is in group {number // GROUP}, not {s.group}")
-        columns = {name: [getattr(s, name) for s in slices] for name in _SLICE.names}
-        table = pa.table(columns, schema=_SLICE)
-        digest = content_digest(table).encode()
-        write_table(at, table.replace_schema_metadata({b"digest": digest}))
+        digests: list[str] = []
+        faces: int | None = 0
+        rest = _checked(slices, at)
+        with at.replacing() as sink, Writer(sink, _SLICE) as writer:
+            while chunk := list(itertools.islice(rest, CHUNK)):
+                columns = {name: [getattr(s, name) for s in chunk] for name in _SLICE.names}
+                table = pa.table(columns, schema=_SLICE)
+                writer.write(table)
+                digests.append(content_digest(table))
+                counts = [s.faces for s in chunk if s.faces is not None]
+                faces = None if faces is None or len(counts) < len(chunk) else faces + sum(counts)
+            said = "" if faces is None else str(faces)
+            writer.annotate({b"digest": digest_of(digests).encode(), b"faces": said.encode()})
         return Plan(at)
 
     def slices(self, first: int = 0, last: int | None = None) -> list[Slice]:
@@ -108,12 +127,21 @@ class Plan:
         return [Slice(**row) for row in table.to_pylist()]
 
     def groups(self) -> Iterator[list[Slice]]:
-        """The slices of each group in turn, a bounded number in memory at a time."""
-        step = 64 * GROUP
-        chunks = (self.slices(first, first + step) for first in range(0, len(self), step))
-        everything = itertools.chain.from_iterable(chunks)
-        for _, slices in itertools.groupby(everything, key=lambda s: s.group):
+        """The slices of each group in turn."""
+        for _, slices in itertools.groupby(self, key=lambda s: s.group):
             yield list(slices)
+
+
+def _checked(slices: Iterable[Slice], at: Location) -> Iterator[Slice]:
+    before = -1
+    for s in slices:
+        number = number_of(s.key)
+        if number <= before:
+            raise LedgerError(f"{at}: slice number {number} follows {before}; they must rise")
+        if s.group != number // GROUP:
+            raise LedgerError(f"{at}: {s.key} is in group {number // GROUP}, not {s.group}")
+        before = number
+        yield s
 
 
 def number_of(key: str) -> int:

@@ -13,12 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.claim import WHOLE
 from pipeline.config import digest
-from pipeline.errors import BudgetError
+from pipeline.errors import BudgetError, PartDone
 from pipeline.images import DECODER
 from pipeline.job import Job
 from pipeline.ledger import Ledger
-from pipeline.plan import Plan, Slice
+from pipeline.plan import CHUNK, Plan, Slice, number_of
 from pipeline.progress import meter
 from pipeline.run import Artifact, Stage
 from pipeline.sources.reader import Earlier, extent_of, keyed, plan_slices
@@ -30,6 +31,8 @@ from pipeline.training.handed import LABELED_FILE
 
 TRUTH_FILE = "truth.parquet"
 PLAN_FILE = "plan.json"
+NO_YIELD = ("rows", "quarantined", "key")
+"""What operators return beside counts per class."""
 
 
 def done(stage: Stage) -> Artifact:
@@ -45,15 +48,17 @@ def plan_pool(job: Job) -> tuple[Stage, Plan]:
     touches have a new key.
     """
     labeled = job.run.artifact("labeled").dir / LABELED_FILE
-    base = plan_slices(job.sources, job.recipe.slice_faces, job.run.root / "plan", rest=labeled)
-    pool = digest([[s.source, s.shard, s.start, s.stop, s.fingerprint] for s in base])
-    identity = {"pool": pool, "decoder": DECODER}
+    home = job.run.root / "plan"
+    cut = plan_slices(job.sources, job.recipe.slice_faces, home, rest=labeled)
+    base = Plan.write(home / "base.parquet", cut)
+    identity = {"pool": base.digest, "decoder": DECODER}
     earlier = _earlier(job.run.find("survey", job.identity("survey", identity)))
-    slices = [keyed(slice, job.removals, earlier) for slice in base]
-    key = digest([slice.key for slice in slices])
-    stage = job.open("survey", identity, plan=key)
-    name = f"plan-{key[:8]}.parquet"
-    plan = Plan.write(stage.dir / name, slices)
+    if job.removals or (earlier is not None and earlier.removals):
+        keyed_slices = (keyed(slice, job.removals, earlier) for slice in base)
+        base = Plan.write(home / "keyed.parquet", keyed_slices)
+    stage = job.open("survey", identity, plan=base.digest)
+    name = f"plan-{base.digest[:8]}.parquet"
+    plan = Plan.write(stage.dir / name, base)
     (stage.dir / PLAN_FILE).write_json(
         {
             "file": name,
@@ -68,7 +73,7 @@ def plan_pool(job: Job) -> tuple[Stage, Plan]:
 def write_truth(job: Job, stage: Stage, plan: Plan) -> None:
     """Hidden truth of the pool, in a file that only evaluate and report open."""
     tables = [read_table(job.run.artifact("labeled").dir / TRUTH_FILE)]
-    for slice in plan.slices():
+    for slice in plan:
         source = job.sources[slice.source]
         if isinstance(source, SyntheticPool):
             table = source.truth(extent_of(slice))
@@ -87,11 +92,16 @@ def _earlier(at: Location | None) -> Earlier | None:
         frozenset(bytes.fromhex(value) for value in last["sha256"]),
         frozenset(last["groups"]),
     )
-    known = {s.key.split(".")[0]: s for s in Plan(at / last["file"]).slices()}
-    ledger = Ledger(at)
+    plan, ledger = Plan(at / last["file"]), Ledger(at)
+    chunk: list[Slice] = []
 
     def surveyed(key: str) -> tuple[Slice, pa.Table] | None:
-        slice = known.get(key)
+        nonlocal chunk
+        number = number_of(key)  # every plan of a pool numbers its slices without a gap
+        if not chunk or not 0 <= number - number_of(chunk[0].key) < len(chunk):
+            first = number // CHUNK * CHUNK
+            chunk = plan.slices(first, first + CHUNK)
+        slice = chunk[number % CHUNK] if number % CHUNK < len(chunk) else None
         if slice is None or ledger.find(slice.key) is None:
             return None
         return slice, ledger.read(slice.key, ["id", "sha256", "group"])
@@ -128,18 +138,22 @@ def stream_pool(
     operators: Sequence[Operator],
 ) -> None:
     """One pass over the slices that `into` lacks, with a meter in faces and the live yield."""
-    pending = into.pending(plan)
-    if not pending:
-        return
-    start_ray(job.recipe.stream)
-    yields: Counter[str] = Counter()
-    with meter(what, sum(s.faces or 0 for s in pending)) as shown:
-        rows = stream(plan, pending, read, operators, job.recipe.stream, job.run.root / "work")
-        for slice, counts in rows:
-            row = counts.to_pylist()[0]
-            yields.update({k: n for k, n in row.items() if k not in ("rows", "quarantined", "key")})
-            note = ", ".join(f"{name} {n:,}" for name, n in yields.items() if n)
-            shown.advance(slice.faces or row["rows"], note)
+    open_slices = (s for s in into.pending(plan) if job.part.owns(number_of(s.key)))
+    name = f"pass-{what}-{job.part.name}.parquet"
+    pending = Plan.write(job.run.root / "work" / name, open_slices)
+    if len(pending):
+        start_ray(job.recipe.stream)
+        yields: Counter[str] = Counter()
+        with meter(what, pending.faces) as shown:
+            for slice, counts in stream(pending, read, operators, job.recipe.stream):
+                row = counts.to_pylist()[0]
+                yields.update({k: n for k, n in row.items() if k not in NO_YIELD})
+                note = ", ".join(f"{name} {n:,}" for name, n in yields.items() if n)
+                shown.advance(slice.faces or row["rows"], note)
+    if job.part != WHOLE and next(into.pending(plan), None) is not None:
+        raise PartDone(
+            f"{what}: part {job.part} is done; other parts are not, and the last one completes it"
+        )
 
 
 def from_ledger(slice: Slice) -> pa.Table:

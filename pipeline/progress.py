@@ -25,7 +25,7 @@ LINE_SECONDS = 5.0
 class Meter:
     """Counts units of one piece of work; `note` is a short live remark (loss, yield)."""
 
-    def __init__(self, what: str, total: int, unit: str) -> None:
+    def __init__(self, what: str, total: int | None, unit: str) -> None:
         self.what, self.total, self.unit = what, total, unit
         self.done = 0
         self.note = ""
@@ -45,11 +45,13 @@ class Meter:
 
     def line(self) -> str:
         """One plain line: what, how much, how fast, how long still."""
-        left = (self.total - self.done) / self.rate if self.done else float("nan")
-        ahead = f", {left:.0f} s left" if 0 < self.done < self.total else ""
+        ahead, total = "", ""
+        if self.total is not None:
+            total = f"/{self.total:,}"
+            if 0 < self.done < self.total:
+                ahead = f", {(self.total - self.done) / self.rate:.0f} s left"
         note = f", {self.note}" if self.note else ""
-        done = f"{self.done:,}/{self.total:,} {self.unit}"
-        return f"{self.what}: {done}, {self.rate:,.0f}/s{ahead}{note}"
+        return f"{self.what}: {self.done:,}{total} {self.unit}, {self.rate:,.0f}/s{ahead}{note}"
 
     def show(self) -> None:
         """Print the line if the last one is old enough."""
@@ -62,7 +64,7 @@ class Meter:
 class _Bar(Meter):
     """The same on a terminal."""
 
-    def __init__(self, what: str, total: int, unit: str, bars: Progress) -> None:
+    def __init__(self, what: str, total: int | None, unit: str, bars: Progress) -> None:
         super().__init__(what, total, unit)
         self._bars = bars
         self._task = bars.add_task(what, total=total, note="")
@@ -73,8 +75,8 @@ class _Bar(Meter):
 
 
 @contextmanager
-def meter(what: str, total: int, unit: str = "faces") -> Iterator[Meter]:
-    """A meter for a piece of work of `total` units; ends with one plain line."""
+def meter(what: str, total: int | None, unit: str = "faces") -> Iterator[Meter]:
+    """A meter for work of `total` units, None if nobody knows; ends with one plain line."""
     if not console.is_terminal:
         plain = Meter(what, total, unit)
         yield plain

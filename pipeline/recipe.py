@@ -1,6 +1,7 @@
 """A recipe: the settings of every module, composed; YAML in, one frozen object out.
 
-Every fault of a recipe is reported at once. `--set a.b=value` replaces one value (YAML syntax, list
+Every fault of a recipe is reported at once. A pool source is told by its `kind`, see
+:data:`pipeline.sources.reader.PoolSource`. `--set a.b=value` replaces one value (YAML syntax, list
 items by number); `$NAME` in any string is taken from the environment. The resolved recipe is stored
 in the run.
 """
@@ -32,7 +33,7 @@ from pipeline.survey import SurveyConfig
 from pipeline.tracking import TrackingConfig
 from pipeline.training.distill import DistillConfig
 from pipeline.training.runs import TrainConfig
-from pipeline.training.student import StudentConfig
+from pipeline.training.student import ControlConfig, StudentConfig
 from pipeline.training.teacher import TeachConfig
 
 
@@ -58,6 +59,7 @@ class Recipe(Config):
     select: SelectConfig = SelectConfig()
     distill: DistillConfig | None = None  # None: no distilled set
     student: StudentConfig = StudentConfig()
+    control: ControlConfig = ControlConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     tracking: TrackingConfig = TrackingConfig()
     report: ReportConfig = ReportConfig()
@@ -68,6 +70,17 @@ class Recipe(Config):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"pool: two sources are named {twice[0]!r}; give each its own name")
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_sees_what_is_distilled(self) -> Recipe:
+        if self.distill is not None:
+            net, teacher = self.distill.net, self.teach.model
+            if (net.size, net.color) != (teacher.size, teacher.color):
+                raise ValueError(
+                    f"distill.net: {net.color} faces of {net.size} px; the teacher gives the soft "
+                    f"labels and sees {teacher.color} faces of {teacher.size} px"
+                )
         return self
 
     def sources(self) -> dict[str, PoolSource]:

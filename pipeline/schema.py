@@ -77,6 +77,7 @@ REASONS: tuple[str, ...] = (
     "too_large",
     "unsupported",
     "blank",
+    "crashed",  # decoding it ended or blocked the process
     # why a face is not selected (SELECTION.reason), in the order the rules are asked
     "quarantined",
     "twin_of_test",

@@ -141,7 +141,7 @@ def select(job: Job) -> Artifact:
         point.save(stage.dir / POINT_FILE)
         ledger, tables = Ledger(stage.dir), partial(flow.pool_rows, job)
         decided = selection.select(tables, point, config)
-        for slice, table in zip(plan.slices(), decided, strict=True):
+        for slice, table in zip(plan, decided, strict=True):
             ledger.commit(slice, table)
         kept = selection.yield_by_class(t for _, t in ledger.tables(plan))
         pool.seal(stage, plan, rule=point.digest, per_class=kept)

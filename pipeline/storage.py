@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ __all__ = [
     "location",
     "open_stored",
     "open_table",
+    "probe",
     "read_table",
     "table_writer",
     "to_json",
@@ -341,15 +343,44 @@ def _parquet_source(at: Location) -> Iterator[str | IO[bytes]]:
 # -- S3 -------------------------------------------------------------------------------------------
 
 
+WAITS = (0.1, 0.2, 0.4, 0.8, 1.6)
+"""Seconds between repeats of a conditional write that met another one."""
+_CLIENT = {
+    "retries": {"max_attempts": 8, "mode": "standard"},  # 503, timeouts, broken connections
+    "connect_timeout": 10,
+    "read_timeout": 60,
+}
+
+
+def probe(root: Location) -> None:
+    """Refuse a store on which two writers can both create a file: commits would not be exclusive.
+
+    Costs two writes and a removal.
+
+    Raises:
+        SourceError: the second of two creations of one file won as well.
+    """
+    at = root / f"probe-{secrets.token_hex(8)}"
+    try:
+        first, second = at.create(b"1"), at.create(b"2")
+    finally:
+        at.remove_tree()
+    if first and second:
+        raise SourceError(
+            f"{root}: two writers both created one file; the store ignores If-None-Match, which "
+            f"commits rest on"
+        )
+
+
 def _s3() -> Any:
     import s3fs
 
     # fsspec keeps one instance per thread; its listings cache would hide other writers' files
-    return s3fs.S3FileSystem(use_listings_cache=False)
+    return s3fs.S3FileSystem(use_listings_cache=False, config_kwargs=_CLIENT)
 
 
 def _create_s3(key: str, data: bytes) -> bool:
-    for wait in (0.1, 0.2, 0.4, 0.8, 1.6):
+    for wait in WAITS:
         try:
             _s3().pipe_file(key, data, mode="create")  # If-None-Match: *
             return True

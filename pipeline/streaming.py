@@ -6,7 +6,7 @@ slice without one good face would vanish. A row survives. The payload is an Arro
 one byte: every row is a block, so a row is also what Ray retries and what backpressure counts.
 
 Cost: 10 to 30 ms of Ray's time per slice, and seconds for the first; cut slices so that an operator
-works on one for half a second or more. The driver keeps the pending slices and at most 4,096
+works on one for half a second or more. The driver keeps a byte per slice and at most 4,096
 descriptors.
 
 Ray retries a killed worker for ever, so an operator may see a slice twice: what it writes must be
@@ -15,6 +15,7 @@ committed through :class:`pipeline.ledger.Ledger`. Ray never drops a slice here.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -28,7 +29,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.config import digest
 from pipeline.errors import ResourceError, RunError, UserError
 from pipeline.placement import (
     Capacity,
@@ -39,7 +39,7 @@ from pipeline.placement import (
     in_flight,
     lay_out,
 )
-from pipeline.plan import Plan, Slice
+from pipeline.plan import Plan, Slice, number_of
 from pipeline.storage import Location
 
 __all__ = ["Operator", "StreamConfig", "Transform", "start_ray", "stream"]
@@ -82,18 +82,16 @@ def start_ray(config: StreamConfig) -> None:
 
 
 def stream(
-    plan: Plan,
-    pending: Sequence[Slice],
+    pending: Plan,
     read: Callable[[Slice], pa.Table],
     operators: Sequence[Operator],
     config: StreamConfig,
-    work: Location,
 ) -> Iterator[tuple[Slice, pa.Table]]:
-    """Send every pending slice of `plan` through read and the operators, in no fixed order.
+    """Send every pending slice through read and the operators, in no fixed order.
 
-    Yields (slice, table of the last operator) on the driver; keep that table tiny. `work` is a
-    folder that driver and workers share; the pending slices are written there before the pass, so
-    a read task that Ray repeats yields the same sequence.
+    Yields (slice, table of the last operator) on the driver; keep that table tiny. The pending
+    slices are in a file that driver and workers share, so a read task that Ray repeats yields the
+    same sequence.
 
     Raises:
         ResourceError: the pass would hang (CPUs, GPUs) or spill (payloads); with the numbers.
@@ -101,33 +99,40 @@ def stream(
             slices are missing at the end (names them). Errors of the user's making (a changed
             file, a misfit model) keep their class.
     """
-    if not pending:
+    if not len(pending):
         return iter(())
     start_ray(config)
     layout = lay_out(operators, config, _capacity(config))
-    at = plan.at
-    if len(pending) < len(plan):
-        at = work / f"pass-{digest([slice.key for slice in pending])[:16]}.parquet"
-        Plan.write(at, pending)
-    return account(pending, _batches(at, len(pending), read, operators, config, layout))
+    return account(pending, _batches(pending, read, operators, config, layout))
 
 
 def account(
-    pending: Sequence[Slice], rows: Iterable[tuple[Slice, pa.Table]]
+    pending: Plan, rows: Iterable[tuple[Slice, pa.Table]]
 ) -> Iterator[tuple[Slice, pa.Table]]:
     """Pass rows on; RunError if a slice comes out twice, or naming those that did not come out."""
-    left = {slice.key for slice in pending}
+    left = bytearray()  # a byte per number: a set of a million keys would take a hundred times that
+    for slice in pending:
+        number = number_of(slice.key)
+        left.extend(bytes(number + 1 - len(left)))
+        left[number] = 1
     try:
         for slice, table in rows:
-            if slice.key not in left:
+            number = number_of(slice.key)
+            if number >= len(left) or not left[number]:
                 raise RunError(f"slice {slice.key} came out twice or was never asked for")
-            left.remove(slice.key)
+            left[number] = 0
             yield slice, table
     except Stalled as error:
-        missing = f"{len(left)} of {len(pending)} slices did not come out: {_some(left)}"
-        raise RunError(f"{error}; {missing}") from error
-    if left:
-        raise RunError(f"{len(left)} of {len(pending)} slices did not come out: {_some(left)}")
+        raise RunError(f"{error}; {_missing(pending, left)}") from error
+    if any(left):
+        raise RunError(_missing(pending, left))
+
+
+def _missing(pending: Plan, left: bytearray) -> str:
+    keys = (slice.key for slice in pending if left[number_of(slice.key)])
+    shown = list(itertools.islice(keys, 9))
+    names = ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")
+    return f"{sum(left)} of {len(pending)} slices did not come out: {names}"
 
 
 def read_range(at: Location, first: int, last: int, read: Any, largest: int) -> Iterator[pa.Table]:
@@ -174,8 +179,7 @@ def apply(batch: pa.Table, operator: Operator, largest: int) -> pa.Table:
 
 
 def _batches(
-    at: Location,
-    count: int,
+    pending: Plan,
     read: Callable[[Slice], pa.Table],
     operators: Sequence[Operator],
     config: StreamConfig,
@@ -184,16 +188,16 @@ def _batches(
     import ray
     from ray.data.exceptions import ExecutionTimeoutError
 
-    ranges = _ranges(count, layout.readers)
+    ranges = _ranges(len(pending), layout.readers)
     with ray.data.DataContext.current(_context(config)):
         dataset = ray.data.read_datasource(
-            _datasource(at, ranges, ray.put(read), layout.largest_payload),
+            _datasource(pending.at, ranges, ray.put(read), layout.largest_payload),
             num_cpus=config.read_cpus,
             compute=ray.data.TaskPoolStrategy(size=min(layout.readers, len(ranges))),
             override_num_blocks=len(ranges),
         )
         for op, workers in zip(operators, layout.workers, strict=True):
-            dataset = _attach(dataset, op, min(workers, count), config, layout)
+            dataset = _attach(dataset, op, min(workers, len(pending)), config, layout)
     try:
         for batch in dataset.iter_batches(batch_size=1, batch_format="pyarrow"):
             yield _unpack(batch)
@@ -329,8 +333,3 @@ def _translated(cause: BaseException) -> Exception:
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())
-
-
-def _some(keys: set[str]) -> str:
-    shown = ", ".join(sorted(keys)[:8])
-    return shown + (", ..." if len(keys) > 8 else "")

@@ -23,6 +23,7 @@ from pipeline.errors import RecordError
 from pipeline.images import Color, Crop
 from pipeline.ledger import Ledger, Slice
 from pipeline.schema import FACES, OK, QUARANTINED
+from pipeline.screening import MOST_ATTEMPTS, screen
 from pipeline.storage import Location
 
 BLANK_CONTRAST = 1.0
@@ -61,6 +62,8 @@ class Surveyor:
         """Commit the FACES table of a READ table; returns one row: rows, quarantined."""
         began = time.monotonic()
         crop, color = self._crops[slice.source]
+        if self._ledger.attempt(slice) > MOST_ATTEMPTS:
+            table = screen(table)
         faces = describe(table, crop, color, threads=self._threads)
         bad = int(np.sum(faces["status"].to_numpy(zero_copy_only=False) == QUARANTINED))
         commit = self._ledger.commit(

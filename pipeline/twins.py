@@ -39,7 +39,7 @@ def guard_pool(job: Job, stage: Stage, plan: Plan) -> None:
     for _, faces in surveyed.tables(plan):
         duplicates.add(faces)
     groups = duplicates.groups()
-    with meter("guard", sum(s.faces or 0 for s in plan.slices())) as shown:
+    with meter("guard", plan.faces) as shown:
         for slice, faces in surveyed.tables(plan):
             found = guarding.find_twins(known, faces, config)
             into.commit(slice, guarding.with_duplicates(found, groups))

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from pipeline import errors
-from pipeline.errors import OmniferError, RecordError, RunError, UserError
+from pipeline.errors import OmniferError, PartDone, RecordError, RunError, UserError
 
 TREE = [
     kind
@@ -18,7 +18,7 @@ TREE = [
 
 
 def test_tree__is_the_one_in_the_docstring() -> None:
-    drawn = re.findall(r"^( *)(\w+Error)\b", errors.__doc__ or "", flags=re.M)
+    drawn = re.findall(r"^( *)(\w+Error|PartDone)\b", errors.__doc__ or "", flags=re.M)
     path: list[str] = []
     parents = {}
     for indent, name in drawn:
@@ -30,7 +30,8 @@ def test_tree__is_the_one_in_the_docstring() -> None:
 
 @pytest.mark.parametrize("kind", TREE)
 def test_exit_code__two_for_what_a_person_can_mend(kind: type[OmniferError]) -> None:
-    assert kind.exit_code == (2 if issubclass(kind, UserError) else 1)
+    well = issubclass(kind, PartDone)
+    assert kind.exit_code == (0 if well else 2 if issubclass(kind, UserError) else 1)
 
 
 def test_user_and_run_errors__have_no_heir_in_common() -> None:

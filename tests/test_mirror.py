@@ -13,6 +13,7 @@ ELSEWHERE = {
     "posix.py": "tests/test_storage.py",
     "labeled/records.py": "tests/labeled/test_folder.py, tests/labeled/test_table.py",
     "labeled/synthetic.py": "tests/test_synthetic.py, tests/sources/test_synthetic.py",
+    "sources/rows.py": "tests/sources/test_index.py",
     "report/facts.py": "plain values, filled by tests/report/invented.py",
     "report/figures.py": "tests/report/test_page.py",
     "report/galleries.py": "tests/report/test_page.py",

@@ -31,6 +31,23 @@ def test_write__roundtrip_in_parts(tmp_path: Path) -> None:
     assert Plan(plan.at).digest == plan.digest
 
 
+def test_faces__known_only_if_every_source_knows(tmp_path: Path) -> None:
+    at = location(tmp_path)
+    assert Plan.write(at / "1", [_slice(0), _slice(2)]).faces == 20
+    assert Plan.write(at / "2", [_slice(0), _slice(1)]).faces is None
+    assert Plan.write(at / "3", []).faces == 0
+
+
+def test_write__chunks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.plan.CHUNK", 4)
+    slices = [_slice(n) for n in range(11)]
+    plan = Plan.write(location(tmp_path) / "plan", iter(slices))
+    assert list(plan) == plan.slices() == slices
+    assert plan.slices(3, 9) == slices[3:9]
+    with pytest.raises(LedgerError, match="slice number 3 follows 3"):
+        Plan.write(location(tmp_path) / "other", [*slices[:4], *slices[3:]])
+
+
 def test_digest__is_of_the_slices(tmp_path: Path) -> None:
     at = location(tmp_path)
     one = Plan.write(at / "1", [_slice(0), _slice(1)])

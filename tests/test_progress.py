@@ -22,3 +22,9 @@ def test_meter__rate_is_units_per_second(monkeypatch):
     meter = progress.Meter("x", 10, "faces")
     meter.done = 8
     assert meter.rate == 2.0
+
+
+def test_meter__total_that_nobody_knows(capsys):
+    with progress.meter("survey", None) as meter:
+        meter.advance(1_500)
+    assert capsys.readouterr().out.startswith("survey: 1,500 faces, ")

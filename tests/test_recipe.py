@@ -133,6 +133,12 @@ def test_load__missing_variable(tmp_path: Path) -> None:
     assert "$NOWHERE" in line
 
 
+def test_load__distilled_faces_are_what_the_teacher_sees() -> None:
+    line = "distill.net: gray faces of 32 px; the teacher gives the soft labels and sees gray"
+    with pytest.raises(ConfigError, match=line):
+        load(Path(__file__).parents[1] / "jobs" / "recipes" / "demo.yaml", ["distill.net.size=32"])
+
+
 def test_load__sources_of_one_name(tmp_path: Path) -> None:
     assert list(small(tmp_path).sources()) == ["synthetic0", "folder1"]
     (line,) = faults(tmp_path, "pool.0.name=raw", "pool.1.name=raw")

@@ -52,9 +52,8 @@ def slices(count: int) -> list[Slice]:
     ]
 
 
-def planned(at: Path, count: int) -> tuple[Plan, list[Slice]]:
-    plan = Plan.write(location(at / "plan"), slices(count))
-    return plan, plan.slices()
+def planned(at: Path, count: int) -> Plan:
+    return Plan.write(location(at / "plan"), slices(count))
 
 
 def read(slice: Slice) -> pa.Table:
@@ -135,7 +134,7 @@ def keys(rows: Iterator[tuple[Slice, pa.Table]]) -> list[str]:
 def test_stream__twenty_slices_are_twenty_rows_after_each_operator(
     ray_cluster: None, tmp_path: Path
 ) -> None:
-    plan, pending = planned(tmp_path, 20)
+    pending = planned(tmp_path, 20)
     trace = location(tmp_path / "trace")
     trace.mkdir()
     operators = [
@@ -143,7 +142,7 @@ def test_stream__twenty_slices_are_twenty_rows_after_each_operator(
         Operator(Doubled, (trace,), "doubled", pool=(1, 1)),
         Operator(make_count, (("position", "twice"),), "counted"),
     ]
-    rows = list(stream(plan, pending, read, operators, StreamConfig(), location(tmp_path)))
+    rows = list(stream(pending, read, operators, StreamConfig()))
     assert keys(iter(rows)) == [slice.key for slice in pending]
     assert {slice.key: table["faces"][0].as_py() for slice, table in rows} == {
         slice.key: slice.faces for slice in pending
@@ -161,22 +160,22 @@ def make_count_passing(names: tuple[str, ...]) -> Transform:
 
 
 def test_stream__pending_slices_only(ray_cluster: None, tmp_path: Path) -> None:
-    plan, every = planned(tmp_path, 20)
-    pending = every[3:5] + every[11:]
-    rows = stream(plan, pending, read, [], StreamConfig(), location(tmp_path))
+    every = slices(20)
+    pending = Plan.write(location(tmp_path / "pass"), every[3:5] + every[11:])
+    rows = stream(pending, read, [], StreamConfig())
     assert keys(rows) == [slice.key for slice in pending]
 
 
 def test_stream__actor_killed_once_yields_every_slice_once(
     ray_cluster: None, tmp_path: Path
 ) -> None:
-    plan, pending = planned(tmp_path, 20)
+    pending = planned(tmp_path, 20)
     once = location(tmp_path / "killed")
     operators = [
         Operator(make_killer, (once,), "killer", pool=(1, 1)),
         Operator(make_count, (("position",),), "counted"),
     ]
-    rows = stream(plan, pending, read, operators, StreamConfig(), location(tmp_path))
+    rows = stream(pending, read, operators, StreamConfig())
     assert keys(rows) == [slice.key for slice in pending]
     assert once.exists()
 
@@ -184,11 +183,11 @@ def test_stream__actor_killed_once_yields_every_slice_once(
 def test_stream__slice_that_always_kills_its_worker_is_named(
     ray_cluster: None, tmp_path: Path
 ) -> None:
-    plan, pending = planned(tmp_path, 3)
+    pending = planned(tmp_path, 3)
     operators = [Operator(make_poisoned, (), "decoder", pool=(1, 1))]
     config = StreamConfig(no_progress_seconds=5)
     with pytest.raises(RunError, match=r"nothing moved for 5 s: .* come out: .*s0000001"):
-        list(stream(plan, pending, read, operators, config, location(tmp_path)))
+        list(stream(pending, read, operators, config))
 
 
 def read_killing(once: Location, slice: Slice) -> pa.Table:
@@ -200,10 +199,10 @@ def read_killing(once: Location, slice: Slice) -> pa.Table:
 def test_stream__reader_killed_once_yields_every_slice_once(
     ray_cluster: None, tmp_path: Path
 ) -> None:
-    plan, pending = planned(tmp_path, 20)
+    pending = planned(tmp_path, 20)
     once = location(tmp_path / "killed")
     reading = partial(read_killing, once)
-    rows = stream(plan, pending, reading, [], StreamConfig(readers=1), location(tmp_path))
+    rows = stream(pending, reading, [], StreamConfig(readers=1))
     assert keys(rows) == [slice.key for slice in pending]
     assert once.exists()
 
@@ -224,9 +223,9 @@ def test_stream__failing_operator_names_the_slice(
     text: str,
     pool: tuple[int, int] | None,
 ) -> None:
-    plan, pending = planned(tmp_path, 5)
+    pending = planned(tmp_path, 5)
     operators = [Operator(make_failing, (error,), "broken", pool=pool)]
-    rows = stream(plan, pending, read, operators, StreamConfig(), location(tmp_path))
+    rows = stream(pending, read, operators, StreamConfig())
     with pytest.raises(raised) as caught:
         list(rows)
     assert type(caught.value) is raised
@@ -238,9 +237,9 @@ def fail_to_read(slice: Slice) -> pa.Table:
 
 
 def test_stream__failing_read_keeps_its_class(ray_cluster: None, tmp_path: Path) -> None:
-    plan, pending = planned(tmp_path, 1)
+    pending = planned(tmp_path, 1)
     with pytest.raises(SourceError, match="slice s0000000 of toy, read: memory: changed since"):
-        list(stream(plan, pending, fail_to_read, [], StreamConfig(), location(tmp_path)))
+        list(stream(pending, fail_to_read, [], StreamConfig()))
 
 
 def make_broken() -> Transform:
@@ -248,10 +247,10 @@ def make_broken() -> Transform:
 
 
 def test_stream__operator_that_cannot_start_ends_the_run(ray_cluster: None, tmp_path: Path) -> None:
-    plan, pending = planned(tmp_path, 2)
+    pending = planned(tmp_path, 2)
     operators = [Operator(make_broken, (), "model", pool=(1, 1))]
     with pytest.raises(SourceError, match=r"slice s000000[01] of toy, model: no such"):
-        list(stream(plan, pending, read, operators, StreamConfig(), location(tmp_path)))
+        list(stream(pending, read, operators, StreamConfig()))
 
 
 def read_much(slice: Slice) -> pa.Table:
@@ -259,17 +258,17 @@ def read_much(slice: Slice) -> pa.Table:
 
 
 def test_stream__payload_that_would_spill_is_refused(ray_cluster: None, tmp_path: Path) -> None:
-    plan, pending = planned(tmp_path, 1)
+    pending = planned(tmp_path, 1)
     with pytest.raises(ResourceError, match=r"60,000,\d+ bytes of payload would spill, at most "):
-        list(stream(plan, pending, read_much, [], StreamConfig(), location(tmp_path)))
+        list(stream(pending, read_much, [], StreamConfig()))
 
 
 def test_stream__half_gpus_hold_at_most_four_actors(ray_cluster: None, tmp_path: Path) -> None:
-    plan, pending = planned(tmp_path, 40)
+    pending = planned(tmp_path, 40)
     trace = location(tmp_path / "trace")
     trace.mkdir()
     operators = [Operator(make_slow, (trace,), "embed", pool=(1, 4), num_gpus=0.5)]
-    rows = stream(plan, pending, read, operators, StreamConfig(), location(tmp_path))
+    rows = stream(pending, read, operators, StreamConfig())
     assert keys(rows) == [slice.key for slice in pending]
     actors = [child.uri.rsplit("-", 1)[1] for child in trace.children()]
     assert 1 <= len(actors) <= 4
@@ -277,14 +276,14 @@ def test_stream__half_gpus_hold_at_most_four_actors(ray_cluster: None, tmp_path:
 
 
 def test_stream__more_gpus_than_there_are(ray_cluster: None, tmp_path: Path) -> None:
-    plan, pending = planned(tmp_path, 2)
+    pending = planned(tmp_path, 2)
     operators = [Operator(Doubled, (location(tmp_path),), "embed", pool=(3, 3), num_gpus=1)]
     with pytest.raises(ResourceError, match="= 3 GPUs needed at once, 2 there"):
-        stream(plan, pending, read, operators, StreamConfig(), location(tmp_path))
+        stream(pending, read, operators, StreamConfig())
 
 
 def test_read_range__a_repeated_task_yields_the_same_sequence(tmp_path: Path) -> None:
-    plan, _ = planned(tmp_path, 20)
+    plan = planned(tmp_path, 20)
     task = partial(read_range, location(tmp_path / "plan"), 4, 9, read, 10**6)
     first, second = list(task()), list(task())
     assert [row["slice"][0].as_py() for row in first] == [row["slice"][0].as_py() for row in second]
@@ -337,23 +336,22 @@ def test_ranges__cover_everything_once_and_stay_few() -> None:
         assert len(ranges) <= 4096
 
 
-def test_account__missing_slices_are_named() -> None:
-    pending = slices(4)
+def test_account__missing_slices_are_named(tmp_path: Path) -> None:
+    plan, pending = planned(tmp_path, 4), slices(4)
     table = pa.table({})
     with pytest.raises(RunError, match="2 of 4 slices did not come out: s0000001, s0000003"):
-        list(account(pending, [(pending[0], table), (pending[2], table)]))
+        list(account(plan, [(pending[0], table), (pending[2], table)]))
 
 
-def test_account__a_slice_that_comes_twice_is_an_error() -> None:
-    pending = slices(2)
+def test_account__a_slice_that_comes_twice_is_an_error(tmp_path: Path) -> None:
+    plan, pending = planned(tmp_path, 2), slices(2)
     table = pa.table({})
     with pytest.raises(RunError, match="s0000000 came out twice"):
-        list(account(pending, [(pending[0], table), (pending[0], table)]))
+        list(account(plan, [(pending[0], table), (pending[0], table)]))
 
 
 def test_stream__nothing_pending_needs_no_ray(tmp_path: Path) -> None:
-    plan, _ = planned(tmp_path, 2)
-    assert list(stream(plan, [], read, [], StreamConfig(), location(tmp_path))) == []
+    assert list(stream(planned(tmp_path, 0), read, [], StreamConfig())) == []
 
 
 @pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])

@@ -96,5 +96,5 @@ def test_surveyor__commits_the_slice_and_returns_counts(tmp_path: Path) -> None:
     surveyor = Surveyor(at, {"web": (Crop(), "gray")}, 2)
     assert surveyor(piece, mixed()).to_pylist() == [{"rows": 7, "quarantined": 6}]
     ledger = Ledger(at)
-    assert ledger.pending(plan) == []
+    assert list(ledger.pending(plan)) == []
     assert ledger.read("s0000000").equals(describe(mixed(), Crop(), "gray", threads=1))

@@ -65,9 +65,14 @@ def collect(
         command: what to type to make the run again.
         show_faces: whether the page may hold recognizable faces.
         config: size of the galleries.
+
+    Raises:
+        RunError: no stage is finished.
     """
     config = config or ReportConfig()
     done = {stage: found for stage in STAGES if (found := _finished(run, stage)) is not None}
+    if not done:
+        raise RunError(f"{run.root}: no finished stage to report; run `omnifer run` first")
     metrics = _json(done.get("evaluate"), METRICS_FILE)
     point = _json(done.get("select"), POINT_FILE) or _json(done.get("search"), POINT_FILE)
     facts: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Extents: what a source can seek to, before the plan numbers them; and the fingerprint of a file.
+"""Extents: what a source can seek to, before the plan numbers them; files and their fingerprints.
 
 A fingerprint is sha256 over size, mtime (or ETag), and the first and last 64 KiB: it tells a
 changed file from the planned one at the price of two small reads per file and process.
@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import SourceError
-from pipeline.storage import Location
+from pipeline.storage import Location, location
 
 SLICE_BYTES = 64 << 20
 """Encoded bytes that one extent holds at most, unless a single part holds more."""
 
 ENDS = 64 << 10
+
+_NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Extent:
     start: int
     stop: int
     fingerprint: str
-    faces: int
+    faces: int | None  # None where only reading tells
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,54 @@ def cut(parts: Iterable[Part], faces: int) -> Iterator[tuple[int, int]]:
             stop, held = stop + part.faces, held + part.size
     if stop > start:
         yield start, stop
+
+
+def shards(path: str, suffixes: Sequence[str]) -> list[Location]:
+    """The files that a source's path means.
+
+    One file; all files below a folder whose name ends in one of `suffixes`; or a numbered pattern
+    such as `faces-{000..146}.tar`.
+
+    Raises:
+        SourceError: no such file in a folder, or numbers that fall.
+    """
+    if _NUMBERS.search(path):
+        return [location(name) for name in _numbered(path)]
+    at = location(path)
+    if not at.is_dir():
+        return [at]
+    files = list(at.files(suffixes))
+    if not files:
+        raise SourceError(f"{at}: no {' or '.join(suffixes)} file in this folder")
+    return files
+
+
+@functools.lru_cache(maxsize=64)
+def root_of(path: str) -> Location:
+    """The folder that the names of a path's files are relative to; asks the disk once."""
+    pattern = _NUMBERS.search(path)
+    if pattern:
+        folder, slash, _ = path[: pattern.start()].rpartition("/")
+        return location(folder + slash or ".")
+    at = location(path)
+    return at if at.is_dir() else at.parent
+
+
+def name_below(root: Location, at: Location) -> str:
+    """Path of a file relative to its source's root."""
+    return at.uri.removeprefix(root.uri).lstrip("/")
+
+
+def _numbered(path: str) -> Iterator[str]:
+    found = _NUMBERS.search(path)
+    if found is None:
+        yield path
+        return
+    first, last = found.groups()
+    if int(last) < int(first):
+        raise SourceError(f"{path}: {found.group()} falls; expected {{first..last}}")
+    for number in range(int(first), int(last) + 1):
+        yield from _numbered(f"{path[: found.start()]}{number:0{len(first)}}{path[found.end() :]}")
 
 
 def fingerprint(at: Location) -> str:

@@ -1,4 +1,4 @@
-"""Faces in Parquet: one file, or all files below a folder; disk or S3.
+"""Faces in Parquet: one file, a numbered pattern, or all files below a folder; disk or S3.
 
 Slices are gathered from whole row groups, and cut a row group only where it alone is larger than a
 slice. Reading one decodes the image column of the row groups it touches, from their first row to
@@ -20,8 +20,17 @@ from pipeline.errors import SourceError
 from pipeline.images import Color, Crop
 from pipeline.labeled.records import box_floats, image_bytes
 from pipeline.schema import READ, require_columns
-from pipeline.sources.extents import Extent, Part, cut, fingerprint, require_fingerprint
-from pipeline.storage import Location, location
+from pipeline.sources.extents import (
+    Extent,
+    Part,
+    cut,
+    fingerprint,
+    name_below,
+    require_fingerprint,
+    root_of,
+    shards,
+)
+from pipeline.storage import Location
 
 BATCH = 1024
 
@@ -31,7 +40,7 @@ class ParquetPool(Config):
 
     kind: Literal["parquet"] = "parquet"
     name: str | None = None
-    path: str  # file or folder
+    path: str  # file, folder, or name-{000..146}.parquet
     image_column: str = "image"  # binary, or struct<bytes, path> as Hugging Face datasets write it
     group_column: str | None = None  # opaque; serves splitting and capping only
     box_column: str | None = None  # x0 y0 x1 y1 in pixels
@@ -44,10 +53,7 @@ class ParquetPool(Config):
         Raises:
             SourceError: no such path, no Parquet file below it, a missing column, a broken file.
         """
-        root = location(self.path)
-        files = list(root.files([".parquet"])) if root.is_dir() else [root]
-        if not files:
-            raise SourceError(f"{root}: no .parquet file in this folder")
+        files = shards(self.path, [".parquet"])
         total = 0
         for at in files:
             mark = fingerprint(at)
@@ -58,7 +64,7 @@ class ParquetPool(Config):
             for start, stop in cut(parts, faces):
                 yield Extent(at.uri, start, stop, mark, stop - start)
         if not total:
-            raise SourceError(f"{root}: {len(files)} Parquet files without a row")
+            raise SourceError(f"{self.path}: {len(files)} Parquet files without a row")
 
     def read(self, extent: Extent, positions: Sequence[int] | None = None) -> pa.Table:
         """READ rows of an extent, or only those at `positions`; ids lack the source's name.
@@ -69,7 +75,7 @@ class ParquetPool(Config):
         at = Location(extent.shard)
         require_fingerprint(extent, fingerprint(at))
         rows, table = read_rows(at, self._columns(), extent, positions)
-        shard = at.uri.removeprefix(location(self.path).uri).lstrip("/") or at.name
+        shard = name_below(root_of(self.path), at)
         images = image_bytes(table[self.image_column], f"{at} column {self.image_column}")
         group, box = self.group_column, self.box_column
         return pa.table(

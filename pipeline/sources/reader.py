@@ -20,14 +20,27 @@ from pipeline.plan import GROUP, Slice
 from pipeline.sources.extents import Extent
 from pipeline.sources.folder import FolderPool
 from pipeline.sources.parquet import ParquetPool
+from pipeline.sources.recordio import RecordIOPool
 from pipeline.sources.removals import Removals
 from pipeline.sources.rest import RestPool
 from pipeline.sources.synthetic import SyntheticPool
+from pipeline.sources.tsv import MsCelebPool
+from pipeline.sources.webdataset import WebDatasetPool
+from pipeline.sources.zipped import ZipPool
 from pipeline.storage import Location
 
 PoolSource = Annotated[
-    SyntheticPool | FolderPool | ParquetPool | RestPool, Field(discriminator="kind")
+    SyntheticPool
+    | FolderPool
+    | ParquetPool
+    | WebDatasetPool
+    | RecordIOPool
+    | MsCelebPool
+    | ZipPool
+    | RestPool,
+    Field(discriminator="kind"),
 ]
+"""An item of the recipe's `pool`."""
 
 
 @dataclass(frozen=True)
@@ -50,35 +63,32 @@ def plan_slices(
     plan: Location,
     *,
     rest: Location | None = None,
-) -> list[Slice]:
+) -> Iterator[Slice]:
     """Cut all sources into slices, in the order of the recipe, under their base keys.
 
     Args:
         sources: by the recipe's name.
         slice_faces: faces per slice, at most.
-        plan: folder of the plan; folder sources store their lists of files here.
+        plan: folder of the plan; sources that need an index of their faces store it here.
         rest: the stored LABELED table, for a source of kind `rest`.
 
     Raises:
         SourceError: what is wrong with which path, file or column.
     """
-    slices: list[Slice] = []
+    number = 0
     for name, source in sources.items():
         for extent in _extents(name, source, slice_faces, plan, rest):
-            number = len(slices)
-            slices.append(
-                Slice(
-                    key=f"s{number:07d}",
-                    group=number // GROUP,
-                    source=name,
-                    shard=extent.shard,
-                    start=extent.start,
-                    stop=extent.stop,
-                    fingerprint=extent.fingerprint,
-                    faces=extent.faces,
-                )
+            yield Slice(
+                key=f"s{number:07d}",
+                group=number // GROUP,
+                source=name,
+                shard=extent.shard,
+                start=extent.start,
+                stop=extent.stop,
+                fingerprint=extent.fingerprint,
+                faces=extent.faces,
             )
-    return slices
+            number += 1
 
 
 def keyed(base: Slice, removals: Removals, earlier: Earlier | None) -> Slice:
@@ -151,14 +161,13 @@ def _read(
 
 def extent_of(slice: Slice) -> Extent:
     """What a source calls the slice."""
-    faces = slice.stop - slice.start if slice.faces is None else slice.faces
-    return Extent(slice.shard, slice.start, slice.stop, slice.fingerprint, faces)
+    return Extent(slice.shard, slice.start, slice.stop, slice.fingerprint, slice.faces)
 
 
 def _extents(
     name: str, source: PoolSource, faces: int, plan: Location, rest: Location | None
 ) -> Iterator[Extent]:
-    if isinstance(source, FolderPool):
+    if isinstance(source, FolderPool | RecordIOPool | WebDatasetPool | ZipPool):
         return source.slices(faces, plan / f"{name}.index.parquet")
     if isinstance(source, RestPool):
         if rest is None:

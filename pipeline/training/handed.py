@@ -135,7 +135,7 @@ def open_mined(handed: Handed, model: ModelConfig) -> MinedFaces:
         table for _, table in ledger.tables(plan, ["id", "soft", "weight", "source"])
     )
     if narrow.num_rows == 0:
-        raise SourceError(f"{handed.mined}: the mined set is empty; loosen the policy of select")
+        raise SourceError(f"{handed.mined}: the mined set is empty; loosen search or select")
     order, parts = [], []
     source = narrow["source"].to_numpy(zero_copy_only=False)
     for name, (crop, color) in handed.views.items():

@@ -29,8 +29,8 @@ from pipeline.training.distill import distill as distill_faces
 from pipeline.training.handed import Handed, JoinedFaces, open_labeled, open_mined
 from pipeline.training.loop import Hook, Objective, Step, Worker
 from pipeline.training.references import build_teacher
-from pipeline.training.student import StudentConfig, control, train_student
-from pipeline.training.supervised import Trained, train_supervised
+from pipeline.training.student import StudentConfig, train_student
+from pipeline.training.supervised import SupervisedConfig, Trained, train_supervised
 from pipeline.training.teacher import TeachConfig, cross_fit
 
 FOLDS_FILE = "folds.parquet"
@@ -62,9 +62,9 @@ class StudentJob(Config):
     """Settings of :func:`study`: the student, or a control of equal compute."""
 
     handed: Handed
-    student: StudentConfig
     model: str  # student | control_a | control_b
-    passes: float | None  # of control B
+    student: StudentConfig
+    control: SupervisedConfig | None  # None: train the student
     teacher: str
     out: str
     checkpoints: str
@@ -130,8 +130,6 @@ def distill(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
 
     faces = JoinedFaces([labeled.faces, mined.faces])
     labels = np.concatenate([labeled.labels, mined.soft.argmax(1)])
-    same = teacher.members[0].config
-    fits = (same.size, same.color) == (job.distill.net.size, job.distill.net.color)
     worker = replace(worker, checkpoint=Path(job.checkpoints))
     with _steps("distill", job.distill.steps, worker) as hooks:
         made = distill_faces(
@@ -141,7 +139,7 @@ def distill(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
             names,
             worker,
             seed=job.seed,
-            soften=soften if fits else None,
+            soften=soften,
             hooks=hooks,
         )
     facts: dict[str, Any] = {"passes": made.passes, "ipc": job.distill.ipc}
@@ -164,7 +162,7 @@ def study(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     data, rows = open_labeled(job.handed, job.student.model)
     names = label_names_of(rows.schema)
     worker = replace(worker, checkpoint=Path(job.checkpoints))
-    if job.model == "student":
+    if job.control is None:
         start, kd = _from_teacher(job)
         mined = open_mined(job.handed, job.student.model)
         with _steps(job.model, job.student.steps, worker) as hooks:
@@ -180,9 +178,8 @@ def study(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
                 hooks=hooks,
             )
     else:
-        config = control(job.student, job.passes)
-        with _steps(job.model, config.steps, worker) as hooks:
-            trained = train_supervised(config, data, names, worker, seed=job.seed, hooks=hooks)
+        with _steps(job.model, job.control.steps, worker) as hooks:
+            trained = train_supervised(job.control, data, names, worker, seed=job.seed, hooks=hooks)
     return _saved(trained, out, worker)
 
 

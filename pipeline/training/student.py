@@ -24,6 +24,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.augment import VIEWS, Augmentation
+from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.losses import cross_entropy, kl_divergence, softmatch_weight
 from pipeline.models import FaceModel, ModelConfig
@@ -236,13 +237,23 @@ def mix_targets(data: LabeledFaces, probs: np.ndarray, share: float) -> LabeledF
     return replace(data, soft=(1 - share) * own + share * probs)
 
 
-def control(config: StudentConfig, passes: float | None = None) -> SupervisedConfig:
+class ControlConfig(Config):
+    """How the controls of equal compute see the labels."""
+
+    augment: Augmentation | None = None
+    """None: as the student sees labeled faces. Name the better: a weak control proves little."""
+
+
+def control(
+    config: StudentConfig, passes: float | None = None, own: ControlConfig | None = None
+) -> SupervisedConfig:
     """The run on labels alone that a student is compared with.
 
     Args:
         config: the student's.
         passes: control B: all image passes of teachers, scoring and student. None: control A, the
             student's steps.
+        own: what the controls do otherwise.
     """
     batch = config.labeled_batch + config.mined_batch
     shared = {name: getattr(config, name) for name in Schedule.model_fields}
@@ -254,6 +265,6 @@ def control(config: StudentConfig, passes: float | None = None) -> SupervisedCon
         smoothing=config.smoothing,
         imbalance="sampler",
         imbalance_strength=config.labeled_power,
-        augment=config.labeled_augment,
+        augment=(own and own.augment) or config.labeled_augment,
         **shared,
     )

@@ -52,14 +52,14 @@ PATIENCE = 180.0
 
 def cells(options: argparse.Namespace) -> list[Cell]:
     """One kill per seed."""
-    identity = _identity()
+    made_of = identity()
     return [
-        Cell(f"kill{seed}", "kill -9", seed, {**identity, "kill": seed}, NAME)
+        Cell(f"kill{seed}", "kill -9", seed, {**made_of, "kill": seed}, NAME)
         for seed in range(KILLS)
     ]
 
 
-def _identity() -> dict[str, Any]:
+def identity() -> dict[str, Any]:
     """What decides the manifests of the tiny job."""
     recipe = flow.tiny()
     stages = ("labeled", "survey", "guard", "teach", "embed", "score")
@@ -70,40 +70,40 @@ def _identity() -> dict[str, Any]:
 def measure(cell: Cell, context: Context) -> dict[str, Any]:
     """Kill one driver, run again, compare with the undisturbed run."""
     home = context.cache / NAME
-    whole = _undisturbed(home, context)
+    whole = undisturbed(home, context)
     root = home / cell.name
     shutil.rmtree(root, ignore_errors=True)
     flow.copy(whole, root, without=PASS)
     log = Path(f"{root}.reads")
     log.unlink(missing_ok=True)
 
-    plan = _plan(root)
-    target = round(len(plan) * random.Random(cell.seed).uniform(0.2, 0.6))
+    there = plan(root)
+    target = round(len(there) * random.Random(cell.seed).uniform(0.2, 0.6))
     _kill_at(root, target, context)
-    ledger = Ledger(_generation(root, "embed"))
-    held = {f"{s.start}-{s.stop}" for s in plan.slices() if ledger.find(s.key) is not None}
+    ledger = Ledger(generation(root, "embed"))
+    held = {f"{s.start}-{s.stop}" for s in there.slices() if ledger.find(s.key) is not None}
     before = log.read_text().split()
-    call(_argv(root), context, home / f"{cell.name}.log", _env())
+    call(argv(root), context, home / f"{cell.name}.log", env())
     again = log.read_text().split()[len(before) :]
     return {
-        "n": len(plan),
-        "slices": len(plan),
+        "n": len(there),
+        "slices": len(there),
         "killed_at": target,
         "committed_at_kill": len(held),
         "reads_before": len(before),
         "reads_after": len(again),
         "read_again": len(held & set(again)),
-        "left_unread": len({f"{s.start}-{s.stop}" for s in plan.slices()} - held - set(again)),
-        "manifest_equal": _digests(root) == _digests(whole),
+        "left_unread": len({f"{s.start}-{s.stop}" for s in there.slices()} - held - set(again)),
+        "manifest_equal": digests(root) == digests(whole),
         "command": f"python -m tests.bench.{NAME} --only {cell.name}",
     }
 
 
-def _undisturbed(home: Path, context: Context) -> Path:
+def undisturbed(home: Path, context: Context) -> Path:
     """A finished run of the same recipe; made once, its folder named by what it is made of."""
-    whole = home / f"whole-{digest(_identity())[:8]}"
+    whole = home / f"whole-{digest(identity())[:8]}"
     if not any(whole.glob("score/g*/done*.json")):
-        call(_argv(whole), context, home / f"{whole.name}.log", _env())
+        call(argv(whole), context, home / f"{whole.name}.log", env())
     return whole
 
 
@@ -111,11 +111,11 @@ def _kill_at(root: Path, target: int, context: Context) -> None:
     """Start the driver and kill it once `target` slices are scored."""
     with Path(f"{root}.killed.log").open("wb") as out:
         driver = subprocess.Popen(
-            _argv(root), cwd=ROOT, env={**os.environ, **_env()}, stdout=out, stderr=out
+            argv(root), cwd=ROOT, env={**os.environ, **env()}, stdout=out, stderr=out
         )
         patience = time.monotonic() + PATIENCE
         try:
-            while _scored(root) < target:
+            while scored(root) < target:
                 if driver.poll() is not None:
                     raise RuntimeError(f"the driver ended by itself: see {root}.killed.log")
                 if context.left() <= 0:
@@ -129,28 +129,33 @@ def _kill_at(root: Path, target: int, context: Context) -> None:
     time.sleep(SETTLE)  # actors that outlive the driver for a moment may still commit
 
 
-def _scored(root: Path) -> int:
+def scored(root: Path) -> int:
+    """Slices whose score is committed."""
     return sum(1 for _ in root.glob("score/g*/commits/*/*.json"))
 
 
-def _argv(root: Path) -> list[str]:
+def argv(root: Path) -> list[str]:
+    """The command of a driver."""
     return python(str(DRIVER), str(root))
 
 
-def _env() -> dict[str, str]:
+def env() -> dict[str, str]:
     """Ray's workers import the logging source as the driver does."""
     return {"PYTHONPATH": str(DRIVER.parents[1]), "OMP_NUM_THREADS": "1"}
 
 
-def _generation(root: Path, stage: str) -> Any:
+def generation(root: Path, stage: str) -> Any:
+    """Folder of a stage's newest generation."""
     return location(max((root / stage).glob("g*")))
 
 
-def _plan(root: Path) -> Plan:
+def plan(root: Path) -> Plan:
+    """The pool's slices."""
     return Plan(plan_at(Run(location(root)).artifact("survey").dir))
 
 
-def _digests(root: Path) -> list[str]:
+def digests(root: Path) -> list[str]:
+    """Digests of the manifests of the pass."""
     run = Run(location(root))
     return [run.artifact(stage).digest for stage in PASS]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.bench import ferplus10, resume
+from tests.bench import ferplus10, gains, resume
 from tests.bench.harness import (
     HERE,
     RESULTS,
@@ -101,7 +101,7 @@ def _models(records: Sequence[Record]) -> list[str]:
         [
             title,
             *(spread([r["metrics"]["models"][model][key] for r in records]) for key in keys),
-            f"{ferplus10.mean_over(records, model, 'passes'):,.0f}",
+            f"{gains.mean_over(records, model, 'passes'):,.0f}",
         ]
         for model, title in TITLES.items()
     ]
@@ -109,7 +109,7 @@ def _models(records: Sequence[Record]) -> list[str]:
 
 
 def _gain(records: Sequence[Record]) -> str:
-    found = ferplus10.seed_averaged_gain(records)
+    found = gains.seed_averaged_gain(records)
     if found is None:
         return "Gain: the seeds were judged on different faces."
     value = found["accuracy"]
@@ -150,15 +150,15 @@ def _attempts() -> list[str]:
         return [*lines, "none", ""]
     rows = []
     for (attempt, method), records in groups.items():
-        gap = ferplus10.seed_averaged_gain(records)
+        gap = gains.seed_averaged_gain(records)
         accuracies = [[r["metrics"]["models"][m]["accuracy"] for r in records] for m in TITLES]
-        f1 = [ferplus10.mean_over(records, m, "macro_f1") for m in TITLES]
+        f1 = [gains.mean_over(records, m, "macro_f1") for m in TITLES]
         rows.append(
             [
                 attempt,
                 method,
                 ", ".join(_changes(records[0])) or "the recipe",
-                f"{ferplus10.mean_over(records, 'student', 'passes'):,.0f}",
+                f"{gains.mean_over(records, 'student', 'passes'):,.0f}",
                 *(spread(values) for values in accuracies),
                 f"{100 * max(f1[1:3]):.1f} / {100 * f1[3]:.1f}",
                 "-" if gap is None else f"{100 * gap['accuracy']['value']:+.2f}",

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.bench import ferplus10, tables
+from tests.bench import ferplus10, gains, tables
 from tests.bench.harness import (
     Bench,
     Cell,
@@ -121,9 +121,9 @@ def _record(seed, student, control_b, f1=(0.5, 0.4)):
     right = {"teacher": 600, "control_a": 650, "control_b": control_b, "student": student}
     models = {}
     for name, count in right.items():
-        said = dict.fromkeys(ferplus10.HEADLINE, count / 1000)
+        said = dict.fromkeys(gains.HEADLINE, count / 1000)
         said |= {"macro_f1": f1[name != "student"], "macro_f1_large": f1[name != "student"]}
-        packed = ferplus10._pack(np.arange(1000) < count)
+        packed = gains.pack(np.arange(1000) < count)
         models[name] = {**said, "correct": packed, "passes": 300}
     found = {"models": models, "faces": "same", "made": ["teach"], "teacher": "g001"}
     return {
@@ -140,36 +140,36 @@ def _seeds(*pairs, **more):
 
 def test_judge_gain__passes_only_where_every_condition_holds():
     good = _seeds((720, 700), (725, 700), (730, 700))
-    assert ferplus10.judge_gain(good) == []
-    assert ferplus10.judge_gain({"both-s0": good["both-s0"]}) is None
-    small = ferplus10.judge_gain(_seeds((705, 700), (705, 700), (706, 700)))
+    assert gains.judge_gain(good) == []
+    assert gains.judge_gain({"both-s0": good["both-s0"]}) is None
+    small = gains.judge_gain(_seeds((705, 700), (705, 700), (706, 700)))
     assert any("not 1.0" in fault for fault in small)
-    mixed = ferplus10.judge_gain(_seeds((760, 700), (760, 700), (690, 700)))
+    mixed = gains.judge_gain(_seeds((760, 700), (760, 700), (690, 700)))
     assert any("sign" in fault for fault in mixed)
-    unfair = ferplus10.judge_gain(_seeds((720, 700), (725, 700), (730, 700), f1=(0.3, 0.4)))
+    unfair = gains.judge_gain(_seeds((720, 700), (725, 700), (730, 700), f1=(0.3, 0.4)))
     assert sum("lower than" in fault for fault in unfair) == 2
 
 
 def test_judge_compute__both_controls_by_definition():
     record = _record(0, 700, 700)
-    assert ferplus10.judge_compute({"a": record}) == []
+    assert gains.judge_compute({"a": record}) == []
     record["metrics"]["models"]["control_a"]["passes"] = 299
     record["metrics"]["models"]["control_b"]["passes"] = 304
-    assert len(ferplus10.judge_compute({"a": record})) == 2
+    assert len(gains.judge_compute({"a": record})) == 2
 
 
 def test_judge_sharing__a_teacher_trained_twice_is_a_fault():
     first, second = _record(0, 700, 700), _record(0, 700, 700)
-    assert len(ferplus10.judge_sharing({"a": first, "b": second})) == 1
+    assert len(gains.judge_sharing({"a": first, "b": second})) == 1
     second["metrics"]["made"] = ["student"]
-    assert ferplus10.judge_sharing({"a": first, "b": second}) == []
+    assert gains.judge_sharing({"a": first, "b": second}) == []
     second["metrics"]["made_again"] = ["teach/g002/done.json"]
-    assert len(ferplus10.judge_sharing({"a": first, "b": second})) == 1
+    assert len(gains.judge_sharing({"a": first, "b": second})) == 1
 
 
 def test_unpack__inverts_packing():
     right = np.random.default_rng(0).random(1003) < 0.7
-    assert (ferplus10.unpack(ferplus10._pack(right), 1003) == right).all()
+    assert (gains.unpack(gains.pack(right), 1003) == right).all()
 
 
 def test_spread__marks_one_seed():

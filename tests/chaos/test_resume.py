@@ -34,7 +34,7 @@ def committed(root: Path, stage: str, job: flow.LoggedJob) -> set[str]:
     """Keys of the committed slices of a stage that may not be finished."""
     plan, found = pool.pool_plan(job), set()
     for generation in root.glob(f"{stage}/g*"):
-        found |= set(Ledger(location(generation)).committed(plan))
+        found |= {c.key for c in Ledger(location(generation)).committed(plan)}
     return found
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from pipeline.errors import RunError
 from pipeline.evaluation import evaluate
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan, Slice
@@ -200,11 +201,9 @@ def test_collect__its_facts_make_a_page(run: Run) -> None:
     assert "--show-faces was given" in text
 
 
-def test_collect__an_empty_run_is_an_empty_page(tmp_path: Path) -> None:
-    facts = collect(Run(location(tmp_path / "new")), "demo", "c", False)
-    assert facts.models == ()
-    assert facts.pool == {}
-    assert "No comparison" in render(facts)
+def test_collect__an_empty_run_has_nothing_to_report(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no finished stage to report; run `omnifer run` first"):
+        collect(Run(location(tmp_path / "new")), "demo", "c", False)
 
 
 def test_collect__without_truth_purity_is_unknown(run: Run) -> None:

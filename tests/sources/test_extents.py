@@ -12,7 +12,10 @@ from pipeline.sources.extents import (
     content_fingerprint,
     cut,
     fingerprint,
+    name_below,
     require_fingerprint,
+    root_of,
+    shards,
 )
 from pipeline.storage import location
 
@@ -55,3 +58,24 @@ def test_fingerprint__sees_content_size_and_time(tmp_path):
 def test_require_fingerprint__names_the_shard():
     with pytest.raises(SourceError, match=r"/d/a.parquet: changed since it was planned"):
         require_fingerprint(Extent("/d/a.parquet", 0, 1, "f" * 32, 1), "0" * 32)
+
+
+def test_shards__file_folder_and_numbered_pattern(tmp_path):
+    for name in ("a/f-08.x", "a/f-09.x", "a/f-10.x", "b/f-08.x", "b/note.txt"):
+        location(tmp_path / name).write_bytes(b"1")
+
+    def names(path):
+        root = root_of(f"{tmp_path}/{path}")
+        return [name_below(root, at) for at in shards(f"{tmp_path}/{path}", [".x"])]
+
+    assert names("a/f-08.x") == ["f-08.x"]
+    assert names("b") == ["f-08.x"]
+    assert names("") == ["a/f-08.x", "a/f-09.x", "a/f-10.x", "b/f-08.x"]
+    assert names("a/f-{08..10}.x") == ["f-08.x", "f-09.x", "f-10.x"]
+    assert names("{8..9}/f-{1..2}.x") == ["8/f-1.x", "8/f-2.x", "9/f-1.x", "9/f-2.x"]
+    assert root_of("s3://bucket/deep/f-{0..9}.x").uri == "s3://bucket/deep"
+    assert root_of("s3://bucket/{0..9}.x").uri == "s3://bucket"
+    with pytest.raises(SourceError, match=r"\{9\.\.1\} falls"):
+        names("a/f-{9..1}.x")
+    with pytest.raises(SourceError, match=r"b: no .y or .z file in this folder"):
+        shards(str(tmp_path / "b"), [".y", ".z"])

@@ -80,6 +80,40 @@ def test_read__group_box_and_struct_images(tmp_path):
     assert found["box"].to_pylist() == [[1, 2, 3, 4], None, [5, 6, 7, 8]]
 
 
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+def test_read__every_type_of_bytes(tmp_path, kind):
+    images = [b"x" * i for i in range(20)]
+    bare = pa.array(images, kind)
+    paths = pa.array([f"{i}.jpg" for i in range(20)])
+    inside = pa.StructArray.from_arrays([bare, paths], ["bytes", "path"])
+    for i, column in enumerate((bare, inside)):
+        pq.write_table(pa.table({"image": column}), tmp_path / f"{i}.parquet", row_group_size=6)
+        pool = ParquetPool(path=str(tmp_path / f"{i}.parquet"))
+        table = pa.concat_tables([pool.read(extent) for extent in pool.slices(7)])
+        assert table.schema.equals(READ)
+        assert table["image"].to_pylist() == images
+
+
+def test_read__only_paths(tmp_path):
+    """A Hugging Face data set that was saved without its pictures: rows with a reason."""
+    for bytes_type in (pa.binary(), pa.null()):
+        column = pa.StructArray.from_arrays(
+            [pa.nulls(3, bytes_type), pa.array(["a.jpg", "b.jpg", "c.jpg"])], ["bytes", "path"]
+        )
+        pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet")
+        (table,) = map((pool := ParquetPool(path=str(tmp_path))).read, pool.slices(10))
+        assert table["image"].null_count == 3
+        assert table["reason"].to_pylist() == ["empty"] * 3
+
+
+def test_read__numbered_pattern(tmp_path):
+    for i in range(3):
+        write(tmp_path / f"train-{i:05d}-of-00003.parquet", n=2)
+    pool = ParquetPool(path=f"{tmp_path}/train-{{00000..00002}}-of-00003.parquet")
+    ids = [i for extent in pool.slices(10) for i in pool.read(extent)["id"].to_pylist()]
+    assert ids == [f"train-{i:05d}-of-00003.parquet#{row}" for i in range(3) for row in range(2)]
+
+
 def test_slices__faults_name_place_and_columns(tmp_path):
     with pytest.raises(SourceError, match=r"gone: no such file"):
         list(ParquetPool(path=str(tmp_path / "gone")).slices(10))

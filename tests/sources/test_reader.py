@@ -55,16 +55,16 @@ def survey(slices, sources, removals):
 
 
 def test_plan_slices__keys_sources_and_faces(sources, at):
-    slices = plan_slices(sources, 5, at)
+    slices = list(plan_slices(sources, 5, at))
     assert [s.key for s in slices] == [f"s{i:07d}" for i in range(9)]
     assert [s.source for s in slices] == ["table"] * 4 + ["photos"] * 2 + ["drawn"] * 3
     assert [s.faces for s in slices] == [5, 5, 5, 5, 5, 2, 4, 4, 4]
-    assert plan_slices(sources, 5, at) == slices
+    assert list(plan_slices(sources, 5, at)) == slices
     assert Plan.write(at / "plan.parquet", slices).slices() == slices
 
 
 def test_read_slice__ids_name_source_shard_and_position(sources, at):
-    slices = plan_slices(sources, 5, at)
+    slices = list(plan_slices(sources, 5, at))
     ids = [read_slice(s, sources)["id"][0].as_py() for s in slices]
     assert ids[1] == "table/a.parquet#5"
     assert ids[4] == "photos/0.png"
@@ -74,7 +74,7 @@ def test_read_slice__ids_name_source_shard_and_position(sources, at):
 
 
 def test_read_slice__sources_travel(sources, at):
-    slices = plan_slices(sources, 5, at)
+    slices = list(plan_slices(sources, 5, at))
     travelled = pickle.loads(pickle.dumps(sources))
     assert read_slice(slices[4], travelled).equals(read_slice(slices[4], sources))
 
@@ -88,13 +88,13 @@ def test_fetch__same_bytes_as_the_slice(sources, at):
 
 
 def test_fetch__position_of_another_slice(sources, at):
-    for s in plan_slices(sources, 5, at)[1::3]:
+    for s in list(plan_slices(sources, 5, at))[1::3]:
         with pytest.raises(SourceError, match=f"position {s.stop} asked for; it holds {s.start}-"):
             fetch(s, [s.start, s.stop], sources)
 
 
 def test_read_slice__removed_faces_do_not_appear(sources, at):
-    slices = plan_slices(sources, 5, at)
+    slices = list(plan_slices(sources, 5, at))
     photo = read_slice(slices[4], sources)["image"][1].as_py()
     removals = Removals(
         ids=frozenset(["drawn/seed1#4"]),
@@ -106,7 +106,7 @@ def test_read_slice__removed_faces_do_not_appear(sources, at):
 
 
 def test_keyed__a_removal_renames_only_what_it_hits(sources, at):
-    slices = plan_slices(sources, 5, at)
+    slices = list(plan_slices(sources, 5, at))
     earlier = survey(slices, sources, Removals())
     removals = Removals(groups=frozenset(["g1"]))
     now = [keyed(s, removals, earlier) for s in slices]
@@ -118,7 +118,7 @@ def test_keyed__a_removal_renames_only_what_it_hits(sources, at):
 
 
 def test_keyed__a_grown_list_keeps_what_it_had_removed(sources, at):
-    slices = plan_slices(sources, 5, at)
+    slices = list(plan_slices(sources, 5, at))
     first = Removals(groups=frozenset(["g1"]))
     then = [keyed(s, first, survey(slices, sources, Removals())) for s in slices]
     second = Removals(groups=frozenset(["g1"]), ids=frozenset(["drawn/seed1#4"]))
@@ -128,14 +128,14 @@ def test_keyed__a_grown_list_keeps_what_it_had_removed(sources, at):
 
 
 def test_keyed__the_same_list_keeps_every_key(sources, at):
-    slices = plan_slices(sources, 5, at)
+    slices = list(plan_slices(sources, 5, at))
     removals = Removals(groups=frozenset(["g1"]))
     then = [keyed(s, removals, survey(slices, sources, Removals())) for s in slices]
     assert [keyed(s, removals, survey(then, sources, removals)) for s in slices] == then
 
 
 def test_keyed__faces_that_come_back_rename_their_slice(sources, at):
-    slices = plan_slices(sources, 5, at)
+    slices = list(plan_slices(sources, 5, at))
     first = Removals(groups=frozenset(["g1"]))
     earlier = survey(slices, sources, first)  # a first plan that already had a list: base keys
     now = [keyed(s, Removals(), earlier) for s in slices]
@@ -144,7 +144,7 @@ def test_keyed__faces_that_come_back_rename_their_slice(sources, at):
 
 
 def test_keyed__never_surveyed_or_changed_keeps_the_base_key(sources, at):
-    slices = plan_slices(sources, 5, at)
+    slices = list(plan_slices(sources, 5, at))
     removals = Removals(groups=frozenset(["g1"]))
     assert keyed(slices[0], removals, None) == slices[0]
     assert keyed(slices[0], removals, Earlier(Removals(), lambda key: None)) == slices[0]
@@ -164,7 +164,7 @@ def test_read_slice__from_s3(sources, at, tmp_path):
 
 
 def test_read_slice__changed_shard(sources, at, tmp_path):
-    slices = plan_slices(sources, 5, at)
+    slices = list(plan_slices(sources, 5, at))
     pq.write_table(pa.table({"image": [b"x"] * 20, "who": ["g"] * 20}), tmp_path / "a.parquet")
     with pytest.raises(SourceError, match=r"a.parquet: changed since it was planned"):
         read_slice(slices[0], sources)
@@ -174,11 +174,11 @@ def test_read_slice__changed_shard(sources, at, tmp_path):
 
 
 def test_read_slice__unknown_source(sources, at):
-    slices = plan_slices(sources, 5, at)
+    slices = list(plan_slices(sources, 5, at))
     with pytest.raises(SourceError, match=r"source 'drawn' is not in the recipe; found: table"):
         read_slice(slices[8], {"table": sources["table"]})
 
 
 def test_plan_slices__rest_needs_a_labeled_set(at):
     with pytest.raises(SourceError, match="pool source 'left': kind 'rest' needs"):
-        plan_slices({"left": RestPool()}, 5, at)
+        list(plan_slices({"left": RestPool()}, 5, at))

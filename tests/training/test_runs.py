@@ -10,6 +10,7 @@ from pipeline import flow
 from pipeline.artifacts import load_any, load_teacher
 from pipeline.storage import location, read_table
 from pipeline.training import runs
+from pipeline.training.student import control
 from pipeline.training.worker import local
 
 WORKER = local(dtype=torch.float32)
@@ -27,7 +28,7 @@ def settings(job: tiny.LoggedJob, model: str, passes: float | None, out: Path) -
         handed=flow.handed(job, mined=True),
         student=job.recipe.student,
         model=model,
-        passes=passes,
+        control=None if model == "student" else control(job.recipe.student, passes),
         teacher=job.run.artifact("teach").dir.uri,
         out=str(out),
         checkpoints=str(out / "checkpoints"),

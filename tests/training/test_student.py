@@ -11,7 +11,14 @@ from torch.nn import functional as F
 from pipeline.errors import ConfigError
 from pipeline.training.data import Batches, MinedFaces
 from pipeline.training.loop import Objective, Step, fit, local
-from pipeline.training.student import Student, StudentConfig, control, mix_targets, train_student
+from pipeline.training.student import (
+    ControlConfig,
+    Student,
+    StudentConfig,
+    control,
+    mix_targets,
+    train_student,
+)
 from pipeline.training.supervised import Supervised, new_model, predict_logits
 
 WORKER = local(dtype=torch.float32)
@@ -172,6 +179,9 @@ def test_control__differs_in_nothing_but_the_pool() -> None:
     for made in (same_steps, same_passes):
         assert made.model == student.model
         assert (made.lr, made.ema, made.smoothing) == (student.lr, 0.9, 0.1)
+    assert control(student, own=ControlConfig(augment="strong")) == same_steps.model_copy(
+        update={"augment": "strong"}
+    )
     data, model = labeled(16), new_model(CONVNET, NAMES, 0)
     ours = Student(model, student, data, mined()).streams()[0]
     theirs = Supervised(model, same_steps, data).streams()[0]

@@ -1,0 +1,363 @@
+"""inspect: what is at a path, told before a recipe is written for it.
+
+Recognizes labeled sets and pools by the names and columns they are distributed with, counts them
+(against the official counts where those are known), looks at a sample of faces, audits the order of
+the labels against a model, and draws captioned samples. Nothing is guessed from numbers: a folder
+of classes named 0 to 6 is not recognized, since every data set counts its emotions differently.
+
+Cost: a labeled set is read whole, as a run would; of a pool the plan and one slice.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from PIL import Image, ImageDraw
+from pydantic import TypeAdapter
+
+from pipeline import images, metrics
+from pipeline.artifacts import Teacher
+from pipeline.errors import LabelError, RecordError, SourceError
+from pipeline.images import Crop
+from pipeline.labeled.folder import IMAGE_SUFFIXES
+from pipeline.labeled.reader import LabeledData
+from pipeline.labeled.records import Records, split_role
+from pipeline.schema import EMOTIONS, OTHER, READ, emotion
+from pipeline.sources.reader import PoolSource, plan_slices, read_slice
+from pipeline.storage import Location, location, open_table
+from pipeline.survey import describe
+
+Role = Literal["labeled", "pool"]
+
+SIGNS: Sequence[tuple[Role, str, tuple[tuple[str, ...], ...]]] = (
+    ("labeled", "ferplus", (("fer2013new.csv",), ("fer2013.csv", "icml_face_data.csv"))),
+    ("labeled", "fer2013", (("fer2013.csv", "icml_face_data.csv"),)),
+)
+"""Role and kind of folders that hold one name out of each of these groups."""
+
+SUFFIXES: Mapping[str, tuple[Role, str]] = {
+    ".tsv": ("pool", "msceleb_tsv"),
+    ".rec": ("pool", "recordio"),
+    ".tar": ("pool", "webdataset"),
+    ".tar.gz": ("pool", "webdataset"),
+    ".tgz": ("pool", "webdataset"),
+    ".zip": ("pool", "zip"),
+    ".parquet": ("pool", "parquet"),
+}
+VOTES = {"usage", "neutral", "contempt", "NF"}
+"""Columns of FERPlus votes beside FER2013 pixels."""
+IMAGE_COLUMNS = ("image", "img", "jpg", "face")
+LISTED = 2000  # names that recognition looks at
+FACES = 64  # of a sample
+SIDE, CAPTION, COLUMNS = 96, 28, 8  # of the contact sheet: pixels, pixels, faces
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is at a path.
+
+    Attributes:
+        role: of the recipe's `labeled` or `pool`.
+        config: what to write there.
+        why: what gave it away.
+    """
+
+    role: Role
+    config: dict[str, Any]
+    why: str
+
+
+@dataclass
+class Inspection:
+    """What there is to say of a path.
+
+    Attributes:
+        found: how it was recognized.
+        faces: how many; None where only reading all would tell.
+        slices: how many a pass would have, of 1,024 faces; None for labeled sets.
+        classes: faces per role and emotion ("-" for none), of labeled sets.
+        rules: as readers print them.
+        states: faces of the sample by "ok" or reason.
+        sizes: width, height and count of the commonest picture sizes of the sample.
+        groups: different groups in the sample.
+        order: the audit, where a model was given.
+        sheet: captioned samples, uint8 (H, W, 3).
+    """
+
+    found: Found
+    faces: int | None = None
+    slices: int | None = None
+    classes: dict[str, Counter[str]] = field(default_factory=dict)
+    rules: dict[str, Any] = field(default_factory=dict)
+    states: Counter[str] = field(default_factory=Counter)
+    sizes: list[tuple[int, int, int]] = field(default_factory=list)
+    groups: int = 0
+    order: metrics.LabelOrder | None = None
+    sheet: np.ndarray | None = None
+
+
+def recognize(path: str) -> Found:
+    """Tell what kind of labeled set or pool a path holds.
+
+    Raises:
+        SourceError: nothing there, or nothing that any reader knows; names what was seen.
+    """
+    at = location(path)
+    if not at.is_dir():
+        if not at.exists():
+            raise SourceError(f"{at}: no such file or folder")
+        return _file(at)
+    names = {child.name for child in at.children()}
+    for role, kind, groups in SIGNS:
+        held = [next((name for name in group if name in names), None) for group in groups]
+        if all(held):
+            return Found(
+                role, {"kind": kind, "path": path}, f"holds {' and '.join(map(str, held))}"
+            )
+    suffixes = (*SUFFIXES, *IMAGE_SUFFIXES)
+    listed = [file.uri for file in itertools.islice(at.files(suffixes), LISTED)]
+    containers = Counter(s for uri in listed for s in SUFFIXES if uri.lower().endswith(s))
+    if 2 * containers.total() > len(listed):
+        suffix = max(containers, key=lambda s: (containers[s], len(s)))
+        first = next(uri for uri in listed if uri.lower().endswith(suffix))
+        found = _file(Location(first))
+        config = {**found.config, "path": path}
+        return Found(found.role, config, f"{containers[suffix]:,} {suffix} files; {found.why}")
+    listed = [uri for uri in listed if uri.lower().endswith(IMAGE_SUFFIXES)]
+    if not listed:
+        seen = ", ".join(sorted(names)[:5]) or "nothing"
+        raise SourceError(f"{at}: no format that is known; it holds {seen}")
+    return _folder(at, path, listed)
+
+
+def inspect(path: str, work: Location, model: Teacher | None = None) -> Inspection:
+    """Look at a path.
+
+    Args:
+        path: file or folder, local or on S3.
+        work: folder for the index that some pools need.
+        model: judges the order of the labels of a labeled set.
+
+    Raises:
+        SourceError: as :func:`recognize`, or what its reader says.
+    """
+    found = recognize(path)
+    return (_labeled if found.role == "labeled" else _pool)(found, work, model)
+
+
+def said(seen: Inspection) -> list[str]:
+    """The inspection in plain lines, and what to write into a recipe."""
+    found = seen.found
+    config = ", ".join(f"{key}: {value}" for key, value in found.config.items())
+    lead = f"labeled: {{{config}}}" if found.role == "labeled" else f"pool: [{{{config}}}]"
+    faces = "faces counted when they are read" if seen.faces is None else f"{seen.faces:,} faces"
+    slices = "" if seen.slices is None else f" in {seen.slices:,} slices"
+    lines = [f"{found.config['kind']} ({found.why}): {faces}{slices}", f"recipe: {lead}"]
+    for role, counts in seen.classes.items():
+        names = [name for name in (*EMOTIONS, OTHER, "-") if counts[name]]
+        each = ", ".join(f"{'no label' if n == '-' else n} {counts[n]:,}" for n in names)
+        lines.append(f"{role}: {counts.total():,} ({each})")
+    lines += [f"rule {rule}: {counts}" for rule, counts in seen.rules.items()]
+    states = ", ".join(f"{state} {n:,}" for state, n in seen.states.most_common())
+    sizes = ", ".join(f"{width}x{height} ({n})" for width, height, n in seen.sizes)
+    lines.append(f"sample of {seen.states.total():,}: {states}; {sizes}; {seen.groups} groups")
+    if seen.order is not None:
+        before, after = seen.order.accuracy, seen.order.accuracy_permuted
+        verdict = "SUSPICIOUS, look at the names" if seen.order.suspicious else "as named"
+        lines.append(
+            f"label order: {verdict}; the model agrees with {before:.1%}, "
+            f"with {after:.1%} under the best exchange of names"
+        )
+    return lines
+
+
+def _file(at: Location) -> Found:
+    suffix = max((s for s in SUFFIXES if at.name.lower().endswith(s)), key=len, default=None)
+    if suffix is None:
+        raise SourceError(f"{at}: no format that is known; expected {', '.join(SUFFIXES)}")
+    role, kind = SUFFIXES[suffix]
+    config: dict[str, Any] = {"kind": kind, "path": at.uri}
+    if kind != "parquet":
+        return Found(role, config, f"{suffix} file")
+    with open_table(at) as file:
+        schema = file.schema_arrow
+    if set(schema.names) >= VOTES:
+        return Found("labeled", {"kind": "ferplus", "path": at.uri}, "columns of FERPlus votes")
+    column = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
+    if column is None:
+        raise SourceError(f"{at}: no column of images; found: {', '.join(schema.names)}")
+    config |= {} if column == "image" else {"image_column": column}
+    if {"label", "emotion", "expression"} & set(schema.names):
+        name = next(n for n in ("label", "emotion", "expression") if n in schema.names)
+        table = {"kind": "table", "path": at.uri, "image_column": column, "label_column": name}
+        return Found("labeled", table, f"columns {column} and {name}")
+    return Found(role, config, f"column {column} of type {schema.field(column).type}")
+
+
+def _folder(at: Location, path: str, listed: Sequence[str]) -> Found:
+    parts = [uri.removeprefix(at.uri).strip("/").split("/") for uri in listed]
+    depth = 1 if all(len(p) > 2 and split_role(p[0]) for p in parts) else 0
+    classes = sorted({p[depth] for p in parts if len(p) > depth + 1})
+    if classes and all(len(p) > depth + 1 for p in parts) and all(map(_is_emotion, classes)):
+        said = f"folders {', '.join(classes[:9])}"
+        return Found("labeled", {"kind": "folder", "path": path}, said)
+    config: dict[str, Any] = {"kind": "folder", "path": path}
+    if classes and len(classes) > len(EMOTIONS):
+        config["group_from"] = "parent"
+    return Found(
+        "pool", config, f"image files, in {len(classes) or 'no'} folders of no known class"
+    )
+
+
+def _is_emotion(name: str) -> bool:
+    try:
+        emotion(name)
+    except LabelError:
+        return False
+    return True
+
+
+def _labeled(found: Found, work: Location, model: Teacher | None) -> Inspection:
+    source: Any = TypeAdapter(LabeledData).validate_python(found.config)
+    records: Records = source.records(found.config["kind"])
+    table = records.table
+    classes: dict[str, Counter[str]] = {}
+    roles, labels = table["role"].to_pylist(), table["label"].to_pylist()
+    for role, label in zip(roles, labels, strict=True):
+        classes.setdefault(role or "no split", Counter())[label or "-"] += 1
+    chosen = _spread(labels, FACES)
+    sample = _as_read(table.take(pa.array(chosen)))
+    crop = Crop(box=True) if sample["box"].null_count < sample.num_rows else Crop()
+    seen = Inspection(found, faces=table.num_rows, classes=classes, rules=records.rules)
+    captions = [labels[row] or "no label" for row in chosen]
+    _sample(seen, sample, crop, captions)
+    if model is not None:
+        seen.order = audit(records, model, crop)
+    return seen
+
+
+def _pool(found: Found, work: Location, model: Teacher | None) -> Inspection:
+    source: Any = TypeAdapter(PoolSource).validate_python(found.config)
+    sources = {"pool": source}
+    first, count, faces = None, 0, 0
+    known = True
+    for slice in plan_slices(sources, 1024, work):
+        first = first or slice
+        count, faces = count + 1, faces + (slice.faces or 0)
+        known = known and slice.faces is not None
+    assert first is not None, "a source without a face raises"
+    sample = read_slice(first, sources).slice(0, FACES)
+    seen = Inspection(found, faces=faces if known else None, slices=count)
+    _sample(
+        seen, sample, source.crop, [str(i).rpartition("/")[2] for i in sample["id"].to_pylist()]
+    )
+    return seen
+
+
+def _sample(seen: Inspection, sample: pa.Table, crop: Crop, captions: Sequence[str]) -> None:
+    faces = describe(sample, crop, "rgb", threads=2)
+    seen.states = Counter(reason or "ok" for reason in faces["reason"].to_pylist())
+    pairs = zip(faces["width"].to_pylist(), faces["height"].to_pylist(), strict=True)
+    sizes = Counter(pair for pair in pairs if pair[0] is not None)
+    seen.sizes = [(width, height, n) for (width, height), n in sizes.most_common(3)]
+    seen.groups = pc.count_distinct(sample["group"]).as_py()
+    said = [
+        f"{caption}\n{reason}" if reason else caption
+        for caption, reason in zip(captions, faces["reason"].to_pylist(), strict=True)
+    ]
+    seen.sheet = contact_sheet(sample, crop, said)
+
+
+def audit(records: Records, model: Teacher, crop: Crop, most: int = 2000) -> metrics.LabelOrder:
+    """Whether a model agrees with the labels better if their names are exchanged.
+
+    Raises:
+        SourceError: no labeled face of the model's classes decodes.
+    """
+    names = model.label_names
+    labels = [label if label in names else None for label in records.table["label"].to_pylist()]
+    chosen = [row for row in _spread(labels, most) if labels[row] is not None]
+    rows = records.table.take(pa.array(chosen, pa.int64()))
+    net = model.members[0].config
+    pixels, codes = [], []
+    for row in rows.to_pylist():
+        try:
+            one = images.face(
+                row["image"], crop=crop, color=net.color, size=net.size, box=row["box"]
+            )
+        except RecordError:
+            continue
+        pixels.append(one)
+        codes.append(names.index(row["label"]))
+    if not pixels:
+        raise SourceError(f"label-order audit: no labeled face of {', '.join(names)} decodes")
+    said = []
+    with torch.no_grad():
+        for first in range(0, len(pixels), 256):
+            batch = torch.from_numpy(np.stack(pixels[first : first + 256]))
+            said.append(model.probs(model.represent(batch)[1]).argmax(1).numpy())
+    predicted = np.concatenate(said)
+    return metrics.label_order(metrics.confusion_matrix(predicted, np.array(codes), len(names)))
+
+
+def contact_sheet(sample: pa.Table, crop: Crop, captions: Sequence[str]) -> np.ndarray:
+    """Faces of a READ table with a caption under each, uint8 (H, W, 3); bad ones stay dark."""
+    count = max(sample.num_rows, 1)
+    rows = -(-count // COLUMNS)
+    sheet = Image.new("RGB", (COLUMNS * SIDE, rows * (SIDE + CAPTION)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, (data, box) in enumerate(zip(sample["image"], sample["box"], strict=True)):
+        left, top = i % COLUMNS * SIDE, i // COLUMNS * (SIDE + CAPTION)
+        try:
+            encoded = data.as_py() or b""
+            face = images.face(encoded, crop=crop, color="rgb", size=SIDE - 4, box=box.as_py())
+            picture = Image.fromarray(np.ascontiguousarray(face.transpose(1, 2, 0)))
+        except RecordError:
+            picture = Image.new("RGB", (SIDE - 4, SIDE - 4), "dimgray")
+        sheet.paste(picture, (left + 2, top + 2))
+        lines = [line[-15:] for line in captions[i].split("\n")]
+        pen.multiline_text((left + 3, top + SIDE), "\n".join(lines), fill="black", spacing=1)
+    return np.asarray(sheet)
+
+
+def save_sheet(sheet: np.ndarray, out: Path) -> None:
+    """Write a contact sheet as PNG."""
+    Image.fromarray(sheet).save(out, "PNG")
+
+
+def _as_read(table: pa.Table) -> pa.Table:
+    count = table.num_rows
+    columns = {
+        "id": table["id"],
+        "position": pa.array(range(count), pa.int64()),
+        "group": table["group"],
+        "image": table["image"],
+        "box": table["box"],
+        "reason": pa.nulls(count, pa.string()),
+    }
+    return pa.table(columns, schema=READ)
+
+
+def _spread(labels: Sequence[str | None], most: int) -> list[int]:
+    """Up to `most` rows, classes in turn, each class's rows evenly over the set."""
+    order = {name: i for i, name in enumerate((*EMOTIONS, OTHER))}
+    by_class: dict[str | None, list[int]] = {}
+    for row, label in enumerate(labels):
+        by_class.setdefault(label, []).append(row)
+    names = sorted(by_class, key=lambda name: order.get(name or "", len(order)))
+    each = max(1, most // max(len(names), 1))
+    chosen: list[int] = []
+    for name in names:
+        rows = by_class[name]
+        picked = np.linspace(0, len(rows) - 1, min(each, len(rows))).astype(int)
+        chosen += [rows[i] for i in picked]
+    return chosen[:most]

@@ -1,0 +1,154 @@
+"""Proves that one driver works on a part of a run, and that a dead one's place is taken."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from helpers.s3 import s3_bucket
+
+from pipeline import claim
+from pipeline.claim import WHOLE, Part, claimed
+from pipeline.errors import ConfigError, RunError
+from pipeline.storage import Location, location
+
+HOLD = """
+import sys, time
+from pipeline.claim import Part, claimed
+from pipeline.storage import location
+with claimed(location(sys.argv[1]), Part(1, 2)):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def records(run: Location, part: str) -> list[dict]:
+    return [child.read_json() for child in (run / "drivers" / part).children()]
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2", "1/0"])
+def test_parse__refuses_what_is_no_part(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected i/n with 1 <= i <= n"):
+        Part.parse(text)
+
+
+def test_part__every_slice_has_one_owner() -> None:
+    parts = [Part.parse(f"{i}/3") for i in (1, 2, 3)]
+    for number in range(20):
+        assert [part.owns(number) for part in parts].count(True) == 1
+
+
+def test_overlaps__as_counted() -> None:
+    parts = [Part(i, n) for n in range(1, 5) for i in range(1, n + 1)]
+    for a in parts:
+        for b in parts:
+            common = any(a.owns(k) and b.owns(k) for k in range(12))
+            assert a.overlaps(b) == common
+
+
+def test_claimed__a_living_driver_is_named_and_a_killed_one_replaced(tmp_path: Path) -> None:
+    run = location(tmp_path)
+    driver = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert driver.stdout is not None
+    assert driver.stdout.readline() == "held\n"
+    taken = f"is being worked on by process {driver.pid} on "
+    with pytest.raises(RunError, match=f"part 1/2 of this run {taken}"), claimed(run, Part(1, 2)):
+        pass
+    with pytest.raises(RunError, match=f"part 1/2 of this run {taken}"), claimed(run, WHOLE):
+        pass
+    with claimed(run, Part(2, 2)):
+        pass
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    driver.stdout.close()
+    with claimed(run, Part(1, 2)):
+        assert [r["pid"] for r in records(run, "1of2")] == [driver.pid, os.getpid()]
+    assert [r["beat"] for r in records(run, "1of2")] == [0, None]
+    with claimed(run, WHOLE):
+        pass
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_claimed__another_machine_is_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: bool
+) -> None:
+    monkeypatch.setattr(claim, "WATCH", 0.6)
+    run = location(tmp_path)
+    at = run / "drivers" / "1of1" / "000001.json"
+    theirs = {"host": "far", "machine": "far 1", "pid": 7, "started": "1", "time": "t", "beat": 3}
+    at.write_json(theirs)
+    stop = threading.Event()
+
+    def beat() -> None:
+        count = 3
+        while alive and not stop.wait(0.1):
+            count += 1
+            at.write_json({**theirs, "beat": count})
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    try:
+        if alive:
+            with pytest.raises(RunError, match="by process 7 on far"), claimed(run, WHOLE):
+                pass
+        else:
+            with claimed(run, WHOLE):
+                assert len(records(run, "1of1")) == 2
+    finally:
+        stop.set()
+        beating.join()
+
+
+def race(run: Location) -> list[bool]:
+    """Whether each of eight threads got the run; who did holds it until all have tried."""
+    tried = threading.Barrier(8)
+
+    def attempt(_: int) -> bool:
+        try:
+            with claimed(run, WHOLE):
+                tried.wait(60)
+                return True
+        except RunError:
+            tried.wait(60)
+            return False
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(attempt, range(8)))
+
+
+def test_claimed__one_of_eight_wins(tmp_path: Path) -> None:
+    assert race(location(tmp_path)).count(True) == 1
+
+
+def test_claimed__one_of_eight_wins_on_s3() -> None:
+    with s3_bucket() as root:
+        assert race(root).count(True) == 1
+
+
+def test_claimed__beats_while_the_block_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim, "BEAT", 0.02)
+    run = location(tmp_path)
+    with claimed(run, WHOLE):
+        until = time.monotonic() + 20
+        while records(run, "1of1")[0]["beat"] < 3:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+
+def test_claimed__is_given_back_after_an_error(tmp_path: Path) -> None:
+    run = location(tmp_path)
+    with pytest.raises(ValueError, match="inside"), claimed(run, WHOLE):
+        raise ValueError("inside")
+    assert json.loads((tmp_path / "drivers/1of1/000001.json").read_text())["beat"] is None
