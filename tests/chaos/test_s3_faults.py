@@ -75,12 +75,9 @@ def test_create__gives_up_on_lasting_conflicts(
     bucket: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "WAITS", (0.0, 0.0))
-    with (
-        bad_day(lambda method, path: "409" if method == "PUT" else None),
-        pytest.raises(
-            SourceError, match=r"conflict/a: conditional write conflicts persist \(409\)"
-        ),
-    ):
+    line = r"conflict/a: conditional write conflicts persist \(409\)"
+    conflict = bad_day(lambda method, path, conditional: "409" if conditional else None)
+    with conflict, pytest.raises(SourceError, match=line):
         (bucket / "conflict/a").create(b"1")
 
 
