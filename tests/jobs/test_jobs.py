@@ -91,9 +91,20 @@ def test_jobs__a_real_submission(head: tuple[str, dict[str, str]], tmp_path: Pat
     job = ["python", "jobs/run.py", "jobs/recipes/demo.yaml", "--until", "survey"]
     options = [f"--run={tmp_path / 'run'}", *(f"--set={item}" for item in sets)]
     submit = [RAY, "job", "submit", "--address", address, "--working-dir", ".", "--"]
-    done = subprocess.run(
-        [*submit, *job, *options], cwd=ROOT, env=env, capture_output=True, text=True, timeout=500
-    )
+    until = time.monotonic() + 120
+    while True:
+        done = subprocess.run(
+            [*submit, *job, *options],
+            cwd=ROOT,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
+        # The job server answers some seconds before the agent that runs jobs is there.
+        if "No available agent" not in done.stderr or time.monotonic() > until:
+            break
+        time.sleep(2)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "survey: 600/600 faces" in done.stdout
     assert list((tmp_path / "run" / "survey").glob("g001-*/done-*.json"))
