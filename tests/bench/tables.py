@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.bench import ferplus10, gains, resume
+from tests.bench import chaos, ferplus10, gains, odd_files, resume
 from tests.bench.harness import (
     HERE,
     RESULTS,
@@ -51,7 +51,12 @@ def write() -> None:
 
 def render() -> str:
     """RESULTS.md as text."""
-    return "\n".join([HEAD, *_ferplus10(), *_attempts(), *_resume()]).rstrip() + "\n"
+    return (
+        "\n".join(
+            [HEAD, *_ferplus10(), *_attempts(), *_resume(), *_chaos(), *_odd_files()]
+        ).rstrip()
+        + "\n"
+    )
 
 
 def spread(values: Sequence[float]) -> str:
@@ -204,6 +209,46 @@ def _resume() -> list[str]:
     if rows:
         head = ("kill", "slices", "committed at the kill", "of them read again", "manifest equal")
         lines += [*table(head, rows), ""]
+    return [*lines, *_gates(bench, records)]
+
+
+def _chaos() -> list[str]:
+    bench = chaos.BENCH
+    states, records = _current(bench, _defaults(bench))
+    lines = ["## chaos: who dies by SIGKILL in the middle of a pass", "", *_states(states)]
+    groups: dict[str, list[Record]] = {}
+    for record in records.values():
+        groups.setdefault(record["method"], []).append(record)
+    rows = [
+        [
+            who,
+            str(len(found)),
+            ", ".join(str(r["metrics"]["scored_at_death"]) for r in found),
+            str(sum(r["metrics"]["runs"] - 1 for r in found)),
+            f"{sum(r['metrics']['manifest_equal'] for r in found)} of {len(found)}",
+        ]
+        for who, found in groups.items()
+    ]
+    if rows:
+        head = ("who", "deaths", "slices scored then (of 10)", "started again", "manifests equal")
+        lines += [*table(head, rows), ""]
+    return [*lines, *_gates(bench, records)]
+
+
+def _odd_files() -> list[str]:
+    bench = odd_files.BENCH
+    states, records = _current(bench, _defaults(bench))
+    lines = ["## odd_files: broken and unusual pictures through survey and embedding", ""]
+    lines += _states(states)
+    for record in records.values():
+        found = record["metrics"]
+        lines += [
+            f"{found['files']} files, {found['pictures']} of them pictures by their names; largest "
+            f"process {found['largest_mb']:,} MB.",
+            "",
+        ]
+        lines += table(("outcome", "files"), [[k, str(n)] for k, n in found["reasons"].items()])
+        lines.append("")
     return [*lines, *_gates(bench, records)]
 
 
