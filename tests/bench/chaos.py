@@ -82,7 +82,7 @@ def _disturbed(cell: Cell, root: Path, target: int, context: Context) -> tuple[i
         )
     try:
         if fault:
-            died_at = _wait(lambda: _repeated(root), driver, context, root)
+            died_at = _wait(lambda: _felt(fault, root), driver, context, root)
         else:
             died_at = _wait(lambda: scored(root) >= target, driver, context, root)
             if cell.method != "driver":
@@ -106,8 +106,14 @@ def _wait(met: Any, driver: subprocess.Popen[bytes], context: Context, root: Pat
     return scored(root)
 
 
-def _repeated(root: Path) -> bool:
-    """Whether some slice is at its second attempt: its first worker has died of the fault."""
+def _felt(step: str, root: Path) -> bool:
+    """Whether workers have died of the fault; at the steps of sealing it is the driver that dies.
+
+    Who dies before its commit leaves the slice to a second attempt; who dies after it leaves it
+    done, and the next one dies at the next slice.
+    """
+    if step == "after-commit":
+        return sum(1 for _ in root.glob("embed/g*/commits/*/*.json")) >= 2
     return any(root.glob("embed/g*/attempts/*/*-2"))
 
 
