@@ -26,7 +26,6 @@ from pipeline.config import Config
 from pipeline.errors import LabelError
 from pipeline.labeled.files import ListedFace, child, lines_of, read_listed
 from pipeline.labeled.records import HeldOut, LabelPolicy, Records, labels_present, resolve_labels
-from pipeline.schema import emotion
 from pipeline.storage import Location, location
 
 SETS = {"train": "Train_Set", "validation": "Validation_Set"}
@@ -73,19 +72,17 @@ class Affwild2Set(Config):
     ) -> list[ListedFace]:
         """Faces of one video; line k below the header is frame k."""
         (where, header), *frames = lines_of(video) or [(f"{video} line 1", "")]
-        classes = [emotion(part, where) for part in header.split(",")]
+        classes = resolve_labels(header.split(","), {}, self.label_policy, lambda _: where)
         name = video.name.removesuffix(".txt")
         folder = images / name
         there = {file.name for file in folder.children()}
         group = re.sub(r"_(left|right)$", "", name)
         faces = []
-        for k, (at, code) in list(enumerate(frames, start=1))[:: self.every]:
-            native = _class(code.strip(), classes, at)
-            label = resolve_labels([native], {}, self.label_policy, lambda _, at=at: at)[0]
-            if native is None:
-                dropped["no_emotion"] += 1
-            elif label is None:
-                dropped["other"] += 1
+        for k in range(1, len(frames) + 1, self.every):
+            code = _code(*frames[k - 1], len(classes))
+            label = None if code is None else classes[code]
+            if label is None:
+                dropped["no_emotion" if code is None else "other"] += 1
             elif f"{k:05d}.jpg" not in there:
                 dropped["no_face"] += 1
             else:
@@ -93,9 +90,11 @@ class Affwild2Set(Config):
         return faces
 
 
-def _class(code: str, classes: list[str], where: str) -> str | None:
+def _code(where: str, text: str, classes: int) -> int | None:
+    """The code of a frame; None for the one that says that there is no emotion."""
+    code = text.strip()
     if code == NO_EMOTION:
         return None
-    if not code.isdecimal() or int(code) >= len(classes):
-        raise LabelError(f"{where}: emotion code {code}; expected -1 to {len(classes) - 1}")
-    return classes[int(code)]
+    if not code.isdecimal() or int(code) >= classes:
+        raise LabelError(f"{where}: emotion code {code!r}; expected -1 to {classes - 1}")
+    return int(code)

@@ -53,13 +53,12 @@ class CkplusSet(Config):
 
     def _frames(self, sequence: Location, label: str | None, person: str) -> list[ListedFace]:
         """The first frame is never taken for the emotion, however short the sequence."""
-        first, *later = [at for at in sequence.children() if at.name.lower().endswith(".png")] or [
-            None
+        pictures = [at for at in sequence.children() if at.name.lower().endswith(".png")]
+        neutral = pictures[:1] if self.neutral and label is not None else []
+        return [
+            *(ListedFace(at, "train", "neutral", person) for at in neutral),
+            *(ListedFace(at, "train", label, person) for at in pictures[1:][-self.frames :]),
         ]
-        faces = [ListedFace(at, "train", label, person) for at in later[-self.frames :]]
-        if self.neutral and label is not None and first is not None:
-            faces.insert(0, ListedFace(first, "train", "neutral", person))
-        return faces
 
 
 def _emotion(folder: Location) -> str | None:

@@ -73,13 +73,13 @@ def child(root: Location, *names: str) -> Location:
 
 
 def lines_of(file: Location) -> list[tuple[str, str]]:
-    """Lines of a text file that are not blank, each behind `file line N` for messages."""
+    """Lines of a text file, less blank ones at its end, each behind `file line N` for messages."""
     try:
         text = file.read_text()
     except UnicodeDecodeError as err:
         raise SourceError(f"{file}: expected text: {err.reason}") from err
-    lines = enumerate(text.removeprefix("\ufeff").splitlines(), start=1)
-    return [(f"{file} line {number}", line) for number, line in lines if line.strip()]
+    lines = text.removeprefix("\ufeff").rstrip().splitlines()
+    return [(f"{file} line {number}", line) for number, line in enumerate(lines, start=1)]
 
 
 def _id(name: str, root: Location, face: ListedFace) -> str:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pipeline.config import Config
 from pipeline.errors import SourceError
 from pipeline.images import Color, Crop
-from pipeline.labeled.folder import IMAGE_SUFFIXES
+from pipeline.labeled.files import IMAGE_SUFFIXES
 from pipeline.schema import READ
 from pipeline.sources.extents import Extent, Part, cut, require_fingerprint
 from pipeline.sources.parquet import read_rows
