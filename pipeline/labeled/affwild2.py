@@ -1,6 +1,6 @@
 """Aff-Wild2 as the ABAW challenge gives it for expressions: one code per frame of a video.
 
-    EXPR_Recognition_Challenge/{Train_Set,Validation_Set}/<video>.txt   header, then frames 1, 2, ...
+    EXPR_Recognition_Challenge/{Train_Set,Validation_Set}/<video>.txt   header, frames 1, 2...
     cropped_aligned/<video>/00001.jpg                                   faces of 112 x 112
 
 The header names the classes, whose number changed between the years. Frames without a face have no

@@ -61,11 +61,10 @@ class Fer2013Set(Config):
             emotion_of(str(code), "fer2013", f"{at.parent}/{key.replace('#', ' row ')}")
             for key, code in zip(rows.keys, rows.values[:, 0], strict=True)
         ]
-        table = records_table(rows.ids(name), rows.roles(), labels, rows.image)
+        roles = rows.roles()
+        table = records_table(rows.ids(name), roles, labels, rows.image)
         official = {
-            role: {"faces": OFFICIAL[usage]}
-            for usage, role in ROLES.items()
-            if self.split in (None, usage) and role in rows.roles()
+            role: {"faces": OFFICIAL[usage]} for usage, role in ROLES.items() if role in roles
         }
         return Records(table, names, official=official)
 

@@ -1,7 +1,8 @@
 """Labeled faces in folders named by class, below folders named by split where there are any.
 
     root/train/happy/0001.jpg        root/happy/0001.jpg
-    root/test/Angry/x/17.png         root/4/17.png      with names: {4: happiness, ...} or names: rafdb
+    root/test/Angry/x/17.png         root/4/17.png      with names: {4: happiness, ...}
+                                                        or names: rafdb
 
 Cost: every file is read whole, one after the other.
 """
