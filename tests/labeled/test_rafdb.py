@@ -66,7 +66,9 @@ def test_records__shares_in_another_order_are_refused(tmp_path):
 def test_records__mirror_of_numbered_folders(tmp_path):
     writers.pictures(tmp_path, ["train/1/a.jpg", "train/7/b.jpg", "test/4/c.jpg"])
     for config in (RafdbSet(path=str(tmp_path)), FolderSet(path=str(tmp_path), names="rafdb")):
-        rows = {row["id"]: (row["role"], row["label"]) for row in config.records("m").table.to_pylist()}
+        rows = {
+            row["id"]: (row["role"], row["label"]) for row in config.records("m").table.to_pylist()
+        }
         assert rows == {
             "m/train/1/a.jpg": ("train", "surprise"),
             "m/train/7/b.jpg": ("train", "neutral"),

@@ -62,8 +62,7 @@ def affectnet_2017(
     """`rows`: path of a picture, face x y width height, code."""
     landmarks = ";".join(["1.5"] * 136)
     lines = [
-        f"{path},{','.join(map(str, box))},{landmarks},{code},-2,0.25\n"
-        for path, box, code in rows
+        f"{path},{','.join(map(str, box))},{landmarks},{code},-2,0.25\n" for path, box, code in rows
     ]
     file = root / "Manually_Annotated_file_lists" / f"{split}.csv"
     text(file, (AFFECTNET_HEADER if header else "") + "".join(lines))
@@ -93,7 +92,9 @@ def fer2013_csv(
     return faces
 
 
-def ferplus_pictures(root: Path, folder: str, votes: Mapping[int, Sequence[int]]) -> dict[str, bytes]:
+def ferplus_pictures(
+    root: Path, folder: str, votes: Mapping[int, Sequence[int]]
+) -> dict[str, bytes]:
     """`votes`: row -> ten counts in the order of the file."""
     lines = [
         f'fer{row:07d}.png,"(0, 0, 48, 48)",{",".join(map(str, counts))}\n'
