@@ -144,7 +144,9 @@ def read_csv(at: Location) -> Rows:
     else:
         require_columns(table.column_names, ["Usage"], at.uri)
         usage = strings(table["Usage"])
-    pixels = (_pixels(text, row, at) for row, text in enumerate(table["pixels"].to_pylist()))
+    pixels = (
+        _pixels(text, row, at) for row, text in enumerate(map(str, table["pixels"].to_pylist()))
+    )
     return Rows(
         keys=[f"{at.name}#{row}" for row in range(len(table))],
         usage=usage,
@@ -178,7 +180,10 @@ def strings(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _pixels(text: str, row: int, at: Location) -> np.ndarray:
-    values = np.array(text.split(), dtype=np.int64)
+    try:
+        values = np.array(text.split(), dtype=np.int64)
+    except ValueError as err:
+        raise SourceError(f"{at} row {row}: pixels; expected numbers of 0-255: {err}") from err
     if len(values) != SIDE * SIDE or values.min() < 0 or values.max() > 255:
         raise SourceError(f"{at} row {row}: {len(values)} pixels; expected {SIDE * SIDE} of 0-255")
     return values.astype(np.uint8).reshape(SIDE, SIDE)

@@ -81,7 +81,7 @@ class FerplusSet(Config):
         codes, soft = RULES[self.rule](rows.values)
         labels = [EMOTIONS[code] if code >= 0 else None for code in codes]
         table = records_table(rows.ids(name), rows.roles(), labels, rows.image, soft=soft)
-        sizes = {rule: _sizes(rows, rule) for rule in RULES}
+        sizes = {str(rule): _sizes(rows, rule) for rule in RULES}
         wanted = {role for usage, role in ROLES.items() if self.split in (None, usage)}
         official = {
             role: counts

@@ -61,12 +61,10 @@ class RafdbSet(Config):
         """
         root = location(self.path)
         official = {role: n for role, n in OFFICIAL.items() if self.split in (None, role)}
-        if not (root / "EmoLabel").is_dir():
-            if self.soft:
-                raise SourceError(f"{root}: raters' shares asked for; expected EmoLabel in it")
+        folder = child(root, "EmoLabel") if self.soft else child(root, "EmoLabel", *OFFICIAL)
+        if folder.name in OFFICIAL:
             mirror = FolderSet(path=self.path, split=self.split, names=dict(SCHEMES["rafdb"]))
             return Records(mirror.records(name).table, NAMES, official=official)
-        folder = root / "EmoLabel"
         listed = _listed(child(folder, "list_patition_label.txt", "list_partition_label.txt"))
         listed = {
             picture: label

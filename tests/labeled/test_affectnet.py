@@ -4,8 +4,8 @@ import pickle
 
 import numpy as np
 import pytest
-from labeled import writers
 
+from labeled import writers
 from pipeline.errors import LabelError, SourceError
 from pipeline.labeled.affectnet import AffectnetSet
 from pipeline.schema import EMOTIONS

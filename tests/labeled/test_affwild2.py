@@ -1,8 +1,8 @@
 """Aff-Wild2: line k is frame k, frames without a face or an emotion are left out and counted."""
 
 import pytest
-from labeled import writers
 
+from labeled import writers
 from pipeline.errors import LabelError, SourceError
 from pipeline.labeled.affwild2 import Affwild2Set
 

@@ -1,8 +1,8 @@
 """CK+: the last frames show the emotion, the first is neutral, no file means no label."""
 
 import pytest
-from labeled import writers
 
+from labeled import writers
 from pipeline.errors import LabelError, SourceError
 from pipeline.labeled.ckplus import CkplusSet
 from pipeline.schema import EMOTIONS

@@ -1,8 +1,8 @@
 """ExpW: boxes are top left right bottom, faces of one photograph are one group."""
 
 import pytest
-from labeled import writers
 
+from labeled import writers
 from pipeline.errors import LabelError, SourceError
 from pipeline.labeled.expw import ExpwSet
 

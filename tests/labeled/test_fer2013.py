@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from labeled import writers
 
+from labeled import writers
 from pipeline.errors import LabelError, SourceError
 from pipeline.images import decode
 from pipeline.labeled.codes import FER2013
@@ -64,9 +64,15 @@ def test_records__bad_input(tmp_path):
     writers.fer2013_csv(file, [0, 7], ["Training"] * 2, "emotion,pixels,Usage")
     with pytest.raises(LabelError, match=r"fer2013.csv row 1: emotion code 7; expected 0-6"):
         Fer2013Set(path=str(tmp_path)).records("f")
-    file.write_text("emotion,pixels,Usage\n0,1 2 3,Training\n")
-    with pytest.raises(SourceError, match=r"fer2013.csv row 0: 3 pixels; expected 2304"):
-        Fer2013Set(path=str(file)).records("f")
+    for row, message in (
+        ("0,1 2 3,Training", r"row 0: 3 pixels; expected 2304"),
+        ("0,17,Training", r"row 0: 1 pixels; expected 2304"),
+        ("0,1 x 3,Training", r"row 0: pixels; expected numbers"),
+        ("angry,1 2 3,Training", r"column 'emotion'; expected a whole number in every row"),
+    ):
+        file.write_text(f"emotion,pixels,Usage\n{row}\n")
+        with pytest.raises(SourceError, match=message):
+            Fer2013Set(path=str(file)).records("f")
 
 
 # -- FERPlus as pictures --------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """KDEF: names by position, a person in both sessions, angles of one letter or two, defects."""
 
 import pytest
-from labeled import writers
 
+from labeled import writers
 from pipeline.errors import LabelError, SourceError
 from pipeline.labeled.kdef import KdefSet
 

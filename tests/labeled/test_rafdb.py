@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from labeled import writers
 
+from labeled import writers
 from pipeline.errors import LabelError, SourceError
 from pipeline.labeled.folder import FolderSet
 from pipeline.labeled.rafdb import RafdbSet
@@ -55,7 +55,7 @@ def test_records__shares_in_another_order_are_refused(tmp_path):
     shares(file, {name: np.eye(7)[code % 7] for name, code in CODES.items()})
     with pytest.raises(LabelError, match=r"label's in 0% of the lines; the columns are not in"):
         RafdbSet(path=str(tmp_path), soft=True).records("raf")
-    shares(file, dict.fromkeys(CODES, [0.5, 0.1, 0, 0, 0, 0, 0]))
+    shares(file, {name: [0.5, 0.1, 0, 0, 0, 0, 0] for name in CODES})
     with pytest.raises(SourceError, match=r"basic.txt line 1: 7 shares, sum 0.6; expected 7, sum"):
         RafdbSet(path=str(tmp_path), soft=True).records("raf")
     shares(file, {"train_00001.jpg": np.eye(7)[4]})
@@ -85,8 +85,10 @@ def test_records__counts_are_compared_with_the_published_ones(tmp_path):
 
 
 def test_records__bad_input(tmp_path):
-    with pytest.raises(SourceError, match="no such folder"):
+    with pytest.raises(SourceError, match="gone: expected EmoLabel or train or test in it"):
         RafdbSet(path=str(tmp_path / "gone")).records("raf")
+    with pytest.raises(SourceError, match="expected EmoLabel in it"):
+        RafdbSet(path=str(tmp_path), soft=True).records("raf")
     writers.rafdb(tmp_path, {"train_00001.jpg": 1, "train_00002.jpg": 0})
     with pytest.raises(LabelError, match=r"label.txt line 2: emotion code 0; expected 1-7 \(rafdb"):
         RafdbSet(path=str(tmp_path)).records("raf")

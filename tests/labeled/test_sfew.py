@@ -1,8 +1,8 @@
 """SFEW: class folders by name, whole frames or aligned faces, the unlabeled test set stays out."""
 
 import pytest
-from labeled import writers
 
+from labeled import writers
 from pipeline.errors import LabelError, SourceError
 from pipeline.labeled.sfew import SfewSet
 
