@@ -28,7 +28,7 @@ from pipeline import images, metrics
 from pipeline.artifacts import Teacher
 from pipeline.errors import LabelError, RecordError, SourceError
 from pipeline.images import Crop
-from pipeline.labeled.folder import IMAGE_SUFFIXES
+from pipeline.labeled.files import IMAGE_SUFFIXES
 from pipeline.labeled.reader import LabeledData
 from pipeline.labeled.records import Records, split_role
 from pipeline.schema import EMOTIONS, OTHER, READ, emotion
@@ -41,6 +41,14 @@ Role = Literal["labeled", "pool"]
 SIGNS: Sequence[tuple[Role, str, tuple[tuple[str, ...], ...]]] = (
     ("labeled", "ferplus", (("fer2013new.csv",), ("fer2013.csv", "icml_face_data.csv"))),
     ("labeled", "fer2013", (("fer2013.csv", "icml_face_data.csv"),)),
+    ("labeled", "ferplus", (("FER2013Train",), ("FER2013Valid",))),
+    ("labeled", "rafdb", (("EmoLabel",), ("Image",))),
+    ("labeled", "affectnet", (("Manually_Annotated_file_lists",),)),
+    ("labeled", "affectnet", (("train_set",), ("val_set",))),
+    ("labeled", "ckplus", (("cohn-kanade-images",), ("Emotion",))),
+    ("labeled", "kdef", (("AF01",), ("AM01", "BF01"))),
+    ("labeled", "expw", (("label.lst",), ("origin",))),
+    ("labeled", "affwild2", (("EXPR_Recognition_Challenge",),)),
 )
 """Role and kind of folders that hold one name out of each of these groups."""
 

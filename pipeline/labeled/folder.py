@@ -2,6 +2,7 @@
 
     root/train/happy/0001.jpg        root/happy/0001.jpg
     root/test/Angry/x/17.png         root/4/17.png      with names: {4: happiness, ...}
+                                                        or names: rafdb
 
 Cost: every file is read whole, one after the other.
 """
@@ -15,6 +16,7 @@ from pydantic import Field
 
 from pipeline.config import Config
 from pipeline.errors import LabelError, SourceError
+from pipeline.labeled.files import IMAGE_SUFFIXES
 from pipeline.labeled.records import (
     ClassNames,
     LabelPolicy,
@@ -25,8 +27,6 @@ from pipeline.labeled.records import (
     split_role,
 )
 from pipeline.storage import Location, location
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 
 class FolderSet(Config):

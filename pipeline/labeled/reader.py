@@ -18,9 +18,17 @@ from pydantic import Field
 from pipeline.config import Config
 from pipeline.errors import SourceError
 from pipeline.images import Color, Crop
-from pipeline.labeled.ferplus import Fer2013Set, FerplusSet
+from pipeline.labeled.affectnet import AffectnetSet
+from pipeline.labeled.affwild2 import Affwild2Set
+from pipeline.labeled.ckplus import CkplusSet
+from pipeline.labeled.expw import ExpwSet
+from pipeline.labeled.fer2013 import Fer2013Set
+from pipeline.labeled.ferplus import FerplusSet
 from pipeline.labeled.folder import FolderSet
-from pipeline.labeled.records import RECORDS, Records
+from pipeline.labeled.kdef import KdefSet
+from pipeline.labeled.rafdb import RafdbSet
+from pipeline.labeled.records import RECORDS, Records, unlike_official
+from pipeline.labeled.sfew import SfewSet
 from pipeline.labeled.splits import ROLES, DevelopmentConfig, split
 from pipeline.labeled.synthetic import SyntheticSet
 from pipeline.labeled.table import TableSet
@@ -29,7 +37,19 @@ from pipeline.schema import LABELED, TRUTH, with_label_names
 _ROLE = RECORDS.get_field_index("role")
 
 LabeledData = Annotated[
-    FerplusSet | Fer2013Set | FolderSet | TableSet | SyntheticSet, Field(discriminator="kind")
+    FerplusSet
+    | Fer2013Set
+    | RafdbSet
+    | AffectnetSet
+    | SfewSet
+    | ExpwSet
+    | Affwild2Set
+    | KdefSet
+    | CkplusSet
+    | FolderSet
+    | TableSet
+    | SyntheticSet,
+    Field(discriminator="kind"),
 ]
 """A data set as such: where and how to read it, no split."""
 
@@ -54,6 +74,34 @@ class LabeledFer2013(Fer2013Set, LabeledConfig):
     """FER2013, split."""
 
 
+class LabeledRafdb(RafdbSet, LabeledConfig):
+    """RAF-DB, split."""
+
+
+class LabeledAffectnet(AffectnetSet, LabeledConfig):
+    """AffectNet, split."""
+
+
+class LabeledSfew(SfewSet, LabeledConfig):
+    """SFEW, split."""
+
+
+class LabeledExpw(ExpwSet, LabeledConfig):
+    """ExpW, split."""
+
+
+class LabeledAffwild2(Affwild2Set, LabeledConfig):
+    """Aff-Wild2, split."""
+
+
+class LabeledKdef(KdefSet, LabeledConfig):
+    """KDEF, split."""
+
+
+class LabeledCkplus(CkplusSet, LabeledConfig):
+    """CK+, split."""
+
+
 class LabeledFolder(FolderSet, LabeledConfig):
     """Class folders, split."""
 
@@ -67,7 +115,18 @@ class LabeledSynthetic(SyntheticSet, LabeledConfig):
 
 
 LabeledSource = Annotated[
-    LabeledFerplus | LabeledFer2013 | LabeledFolder | LabeledTable | LabeledSynthetic,
+    LabeledFerplus
+    | LabeledFer2013
+    | LabeledRafdb
+    | LabeledAffectnet
+    | LabeledSfew
+    | LabeledExpw
+    | LabeledAffwild2
+    | LabeledKdef
+    | LabeledCkplus
+    | LabeledFolder
+    | LabeledTable
+    | LabeledSynthetic,
     Field(discriminator="kind"),
 ]
 """The recipe's `labeled`."""
@@ -88,7 +147,8 @@ class LabeledSet:
     table: pa.Table  # LABELED: train, validation, test, rest in this order; label_names in metadata
     label_names: tuple[str, ...]
     truth: pa.Table  # TRUTH: rest faces that have a label
-    counts: dict[str, Any]  # rules, roles (n per class), left_out (n per reason); JSON-able
+    counts: dict[str, Any]
+    """Rules, roles (n per class), left_out (n per reason), unlike_official (lines); JSON-able."""
 
 
 def read_labeled(
@@ -108,7 +168,7 @@ def read_labeled(
     """
     name = config.name or config.kind
     data = config.records(name)
-    left_out: Counter[str] = Counter()
+    left_out = Counter(data.dropped)
     table = _without_removed(data.table, removals, left_out)
     if config.validation is not None and "validation" in table["role"].to_pylist():
         raise SourceError(f"labeled: {name} has a validation split of its own; drop `validation`")
@@ -199,6 +259,7 @@ def _assemble(
             "rules": data.rules,
             "roles": _role_counts(named, labels),
             "left_out": {why: n for why, n in sorted(left_out.items()) if n},
+            "unlike_official": unlike_official(data),
         },
     )
 

@@ -6,8 +6,9 @@ name that neither knows is an error, never a new class and never an order of sor
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from pydantic import BeforeValidator
 
 from pipeline.config import Config
 from pipeline.errors import LabelError, SourceError
+from pipeline.labeled.codes import SCHEMES
 from pipeline.schema import EMOTIONS, OTHER, emotion
 
 RECORDS = pa.schema(
@@ -47,12 +49,25 @@ class MapOther(Config):
     map: str
 
 
-def _text_keys(value: Any) -> Any:
+def _class_names(value: Any) -> Any:
+    if isinstance(value, str):
+        if value not in SCHEMES:
+            raise ValueError(f"no scheme of codes; known: {', '.join(SCHEMES)}")
+        return dict(SCHEMES[value])
     return {str(k): v for k, v in value.items()} if isinstance(value, dict) else value
 
 
-ClassNames = Annotated[dict[str, str | None], BeforeValidator(_text_keys)]
-"""What a data set's own class names or codes mean; YAML reads the codes as numbers."""
+ClassNames = Annotated[dict[str, str | None], BeforeValidator(_class_names)]
+"""What a data set's own class names or codes mean, or the data set whose codes they are (`rafdb`).
+
+YAML reads codes as numbers; here they are text.
+"""
+
+HeldOut = Literal["test", "validation"]
+"""Role of a published validation set whose test labels are not public.
+
+Papers report on it, so it is the test set by default; `validation` frees it for choosing.
+"""
 
 LabelPolicy = Literal["keep", "drop"] | MapOther
 """What becomes of faces of the class `other`; has no default where a set holds such faces."""
@@ -64,9 +79,31 @@ class Records:
 
     table: pa.Table  # RECORDS
     label_names: tuple[str, ...]
-    rules: dict[
-        str, Any
-    ]  # faces that get a label, per vote rule and native split; {} without votes
+    rules: dict[str, Any] = field(default_factory=dict)
+    """Faces that get a label, per vote rule and native split; `protocol` where a split differs."""
+    dropped: Mapping[str, int] = field(default_factory=dict)  # faces not in the table, by why
+    official: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Published numbers for these settings: role -> `faces` and, where known, each emotion."""
+
+
+def unlike_official(records: Records) -> list[str]:
+    """Where a set differs from the published one; a subset is no error.
+
+    Returns:
+        One line per number, such as `train: 3 faces; published: 12,271`.
+    """
+    rows = zip(records.table["role"].to_pylist(), records.table["label"].to_pylist(), strict=True)
+    found = Counter(row for row in rows if row[1] is not None)
+    lines = []
+    for role, published in records.official.items():
+        counts = {label: n for (own, label), n in found.items() if own == role}
+        counts["faces"] = sum(counts.values())
+        lines += [
+            f"{role}: {counts.get(name, 0):,} {name}; published: {n:,}"
+            for name, n in published.items()
+            if counts.get(name, 0) != n
+        ]
+    return lines
 
 
 def labels_present(labels: Sequence[str | None]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pipeline.config import Config
 from pipeline.errors import SourceError
 from pipeline.images import Color, Crop
-from pipeline.labeled.folder import IMAGE_SUFFIXES
+from pipeline.labeled.files import IMAGE_SUFFIXES
 from pipeline.sources.extents import Extent, name_below
 from pipeline.sources.index import (
     Entry,

@@ -20,7 +20,7 @@ import pyarrow as pa
 from pipeline.config import Config
 from pipeline.errors import RecordError, SourceError
 from pipeline.images import MAX_BYTES, Color, Crop
-from pipeline.labeled.folder import IMAGE_SUFFIXES
+from pipeline.labeled.files import IMAGE_SUFFIXES
 from pipeline.sources.extents import Extent, root_of
 from pipeline.sources.index import Entry, read_faces, slices
 from pipeline.sources.rows import folder_group, is_hidden, member_tail

@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pipeline.labeled.folder import IMAGE_SUFFIXES
+from pipeline.labeled.files import IMAGE_SUFFIXES
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan
 from pipeline.pool import plan_at

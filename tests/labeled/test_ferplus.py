@@ -10,7 +10,9 @@ import pytest
 
 from pipeline.errors import LabelError, SourceError
 from pipeline.images import decode
-from pipeline.labeled.ferplus import CODES, VOTES, Fer2013Set, FerplusSet
+from pipeline.labeled.codes import FER2013 as CODES
+from pipeline.labeled.fer2013 import Fer2013Set
+from pipeline.labeled.ferplus import VOTES, FerplusSet
 from pipeline.labeled.reader import LabeledFerplus, read_labeled
 from pipeline.labeled.splits import DevelopmentConfig
 from pipeline.schema import EMOTIONS

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
 
+from labeled import writers
 from pipeline.config import Config, parse
 from pipeline.errors import ConfigError, SourceError
 from pipeline.labeled.reader import LabeledFolder, LabeledSource, LabeledSynthetic, read_labeled
@@ -139,6 +140,17 @@ def test_labeled_source__faults_are_config_errors():
         parse(Holder, {"labeled": {**SMALL, "fraction": 3}})
     with pytest.raises(ConfigError, match=r"'labeled.synthetic.fractoin'; did you mean"):
         parse(Holder, {"labeled": {**SMALL, "fractoin": 0.1}})
+
+
+def test_read_labeled__left_out_by_the_reader_and_unlike_the_published_set(tmp_path):
+    for split, rows in (("training", ["a.jpg", "b.jpg"]), ("validation", ["c.jpg"])):
+        boxes = [(name, (0, 0, 9 if name != "b.jpg" else -1, 9), 2) for name in rows]
+        writers.affectnet_2017(tmp_path, split, boxes)
+    config = {"kind": "affectnet", "path": str(tmp_path)}
+    found = read_labeled(TypeAdapter(LabeledSource).validate_python(config))
+    assert found.counts["roles"] == {"train": {"sadness": 1}, "test": {"sadness": 1}}
+    assert found.counts["left_out"] == {"no_face_box": 1}
+    assert "test: 1 faces; published: 4,000" in found.counts["unlike_official"]
 
 
 def test_synthetic__roles_votes_and_people():
