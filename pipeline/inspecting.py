@@ -30,7 +30,7 @@ from pipeline.errors import LabelError, RecordError, SourceError
 from pipeline.images import Crop
 from pipeline.labeled.files import IMAGE_SUFFIXES
 from pipeline.labeled.reader import LabeledData
-from pipeline.labeled.records import Records, split_role
+from pipeline.labeled.records import Records, split_role, unlike_official
 from pipeline.schema import EMOTIONS, OTHER, READ, emotion
 from pipeline.sources.reader import PoolSource, plan_slices, read_slice
 from pipeline.storage import Location, location, open_table
@@ -47,7 +47,8 @@ SIGNS: Sequence[tuple[Role, str, tuple[tuple[str, ...], ...]]] = (
     ("labeled", "affectnet", (("train_set",), ("val_set",))),
     ("labeled", "ckplus", (("cohn-kanade-images",), ("Emotion",))),
     ("labeled", "kdef", (("AF01",), ("AM01", "BF01"))),
-    ("labeled", "expw", (("label.lst",), ("origin",))),
+    ("labeled", "expw", (("label", "label.lst"), ("origin",))),
+    ("labeled", "sfew", (("Train",), ("Val",), ("Test", "Train_Aligned_Faces"))),
     ("labeled", "affwild2", (("EXPR_Recognition_Challenge",),)),
 )
 """Role and kind of folders that hold one name out of each of these groups."""
@@ -94,6 +95,8 @@ class Inspection:
         slices: how many a pass would have, of 1,024 faces; None for labeled sets.
         classes: faces per role and emotion ("-" for none), of labeled sets.
         rules: as readers print them.
+        dropped: faces that the reader leaves out, by why.
+        unlike: where the counts differ from the published ones; None where none are known.
         states: faces of the sample by "ok" or reason.
         sizes: width, height and count of the commonest picture sizes of the sample.
         groups: different groups in the sample.
@@ -106,6 +109,8 @@ class Inspection:
     slices: int | None = None
     classes: dict[str, Counter[str]] = field(default_factory=dict)
     rules: dict[str, Any] = field(default_factory=dict)
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    unlike: list[str] | None = None
     states: Counter[str] = field(default_factory=Counter)
     sizes: list[tuple[int, int, int]] = field(default_factory=list)
     groups: int = 0
@@ -175,6 +180,9 @@ def said(seen: Inspection) -> list[str]:
         each = ", ".join(f"{'no label' if n == '-' else n} {counts[n]:,}" for n in names)
         lines.append(f"{role}: {counts.total():,} ({each})")
     lines += [f"rule {rule}: {counts}" for rule, counts in seen.rules.items()]
+    lines += [f"left out: {n:,} ({why})" for why, n in seen.dropped.items() if n]
+    if seen.unlike is not None:
+        lines += seen.unlike or ["counts are the published ones"]
     states = ", ".join(f"{state} {n:,}" for state, n in seen.states.most_common())
     sizes = ", ".join(f"{width}x{height} ({n})" for width, height, n in seen.sizes)
     lines.append(f"sample of {seen.states.total():,}: {states}; {sizes}; {seen.groups} groups")
@@ -245,7 +253,14 @@ def _labeled(found: Found, work: Location, model: Teacher | None) -> Inspection:
     chosen = _spread(labels, FACES)
     sample = _as_read(table.take(pa.array(chosen)))
     crop = Crop(box=True) if sample["box"].null_count < sample.num_rows else Crop()
-    seen = Inspection(found, faces=table.num_rows, classes=classes, rules=records.rules)
+    seen = Inspection(
+        found,
+        faces=table.num_rows,
+        classes=classes,
+        rules=records.rules,
+        dropped=records.dropped,
+        unlike=unlike_official(records) if records.official else None,
+    )
     captions = [labels[row] or "no label" for row in chosen]
     _sample(seen, sample, crop, captions)
     if model is not None:

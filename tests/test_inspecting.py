@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from labeled import writers as sets
 from sources.writers import insightface, tar_bytes, tsv_line, write_rec
 
 from pipeline import inspecting, synthetic
@@ -66,6 +67,34 @@ def test_inspect__pools_are_recognized_and_counted(tmp_path: Path, kind: str) ->
     if kind != "folder":
         (file,) = (at for at in data.iterdir() if at.suffix != ".idx")
         assert inspect(str(file), work).found.config["kind"] == kind
+
+
+LABELED = {
+    "rafdb": lambda at: sets.rafdb(at, {"train_00001.jpg": 4, "test_0001.jpg": 7}),
+    "affectnet": lambda at: sets.affectnet_2017(at, "training", [("a/b.jpg", (0, 0, 9, 9), 1)]),
+    "kdef": lambda at: sets.kdef(at, ["AF01AFS", "AF01HAS", "AM01SAS"]),
+    "ckplus": lambda at: sets.ckplus(at, {"S005/001": (4, 3)}),
+    "expw": lambda at: sets.expw(at, ["a.jpg 0 1 1 9 9 0.9 3"]),
+    "affwild2": lambda at: sets.affwild2(at, "Train_Set", "v1", [0, 4], [1, 2]),
+    "ferplus": lambda at: [
+        sets.ferplus_pictures(at, folder, {row: [9, 1, 0, 0, 0, 0, 0, 0, 0, 0]})
+        for row, folder in enumerate(("FER2013Train", "FER2013Valid"))
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", LABELED)
+def test_recognize__labeled_sets_as_distributed(tmp_path: Path, kind: str) -> None:
+    LABELED[kind](tmp_path)
+    found = recognize(str(tmp_path))
+    assert (found.role, found.config["kind"]) == ("labeled", kind)
+
+
+def test_inspect__says_where_a_set_differs_from_the_published_one(tmp_path: Path) -> None:
+    LABELED["rafdb"](tmp_path)
+    lines = said(inspect(str(tmp_path), location(tmp_path / "work")))
+    assert "train: 1 (happiness 1)" in lines
+    assert "train: 1 faces; published: 12,271" in lines
 
 
 def test_recognize__class_folders_are_labeled_and_numbers_are_not(tmp_path: Path) -> None:
