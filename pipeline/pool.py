@@ -19,9 +19,11 @@ from pipeline.errors import BudgetError, PartDone
 from pipeline.images import DECODER
 from pipeline.job import Job
 from pipeline.ledger import Ledger
+from pipeline.parquet import Writer
 from pipeline.plan import CHUNK, Plan, Slice, number_of
 from pipeline.progress import meter
 from pipeline.run import Artifact, Stage
+from pipeline.schema import QUARANTINE
 from pipeline.sources.reader import Earlier, extent_of, keyed, plan_slices
 from pipeline.sources.removals import Removals
 from pipeline.sources.synthetic import SyntheticPool
@@ -31,6 +33,7 @@ from pipeline.training.handed import LABELED_FILE
 
 TRUTH_FILE = "truth.parquet"
 PLAN_FILE = "plan.json"
+QUARANTINE_FILE = "quarantine.parquet"
 NO_YIELD = ("rows", "quarantined", "key")
 """What operators return beside counts per class."""
 
@@ -164,6 +167,8 @@ def from_ledger(slice: Slice) -> pa.Table:
 def seal(stage: Stage, plan: Plan, *, budget: float | None = None, **facts: Any) -> Artifact:
     """Pack and seal a streaming stage; its digest is that of the canonical manifest.
 
+    With a budget the bad faces are written to a table of their own first.
+
     Raises:
         BudgetError: a larger share of the faces than `budget` is quarantined.
     """
@@ -173,13 +178,28 @@ def seal(stage: Stage, plan: Plan, *, budget: float | None = None, **facts: Any)
     manifest = ledger.manifest(plan)
     (stage.dir / "manifest.json").write_json(manifest)
     rows, bad = manifest["rows"], manifest["quarantined"]
+    if budget is not None:
+        _write_quarantine(ledger, plan, stage.dir / QUARANTINE_FILE)
     if budget is not None and bad > budget * max(rows, 1):
         first = _first_bad(ledger, plan)
         raise BudgetError(
             f"{stage.name}: {bad:,} of {rows:,} faces are quarantined, more than the budget of "
-            f"{budget:.1%}; first: {first}"
+            f"{budget:.1%}; first: {first}; all: {stage.dir / QUARANTINE_FILE}"
         )
     return stage.finish(digest(manifest), rows=rows, quarantined=bad, **facts)
+
+
+def _write_quarantine(ledger: Ledger, plan: Plan, at: Location) -> None:
+    """QUARANTINE rows of all slices, one slice in memory at a time."""
+    columns = [name for name in QUARANTINE.names if name not in ("source", "shard")]
+    with at.replacing() as sink, Writer(sink, QUARANTINE) as writer:
+        for slice, table in ledger.tables(plan, columns):
+            bad = table.filter(pc.is_valid(table["reason"]))
+            if bad.num_rows:
+                named = {"source": slice.source, "shard": slice.shard}
+                for name, value in named.items():
+                    bad = bad.append_column(name, pa.array([value] * bad.num_rows, pa.string()))
+                writer.write(bad.select(QUARANTINE.names).cast(QUARANTINE))
 
 
 def _first_bad(ledger: Ledger, plan: Plan, count: int = 3) -> str:

@@ -123,9 +123,28 @@ FACES = pa.schema(
         pa.field("brightness", pa.float32()),  # mean gray level, 0-255
         pa.field("contrast", pa.float32()),  # standard deviation of the gray level, 0-255
         pa.field("sharpness", pa.float32()),  # variance of the Laplacian at 48 px
+        pa.field("detail", pa.string()),  # of a quarantined face: what the decoder said
+        pa.field("head", pa.binary()),  # of a quarantined face: its first HEAD bytes
     ]
 )
 """survey: one row per face."""
+
+HEAD = 32
+"""Bytes that tell what a file is that is no picture."""
+
+QUARANTINE = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("position", pa.int64(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string()),
+        pa.field("sha256", pa.binary(32)),
+        pa.field("head", pa.binary()),
+    ]
+)
+"""survey: the faces that cannot be used, and enough to find out why."""
 
 GUARD = pa.schema(
     [

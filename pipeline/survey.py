@@ -22,7 +22,7 @@ from pipeline.config import Config
 from pipeline.errors import RecordError
 from pipeline.images import Color, Crop
 from pipeline.ledger import Ledger, Slice
-from pipeline.schema import FACES, OK, QUARANTINED
+from pipeline.schema import FACES, HEAD, OK, QUARANTINED
 from pipeline.screening import MOST_ATTEMPTS, screen
 from pipeline.storage import Location
 
@@ -76,21 +76,21 @@ def describe(table: pa.Table, crop: Crop, color: Color, *, threads: int) -> pa.T
     """What is to know about the faces of a READ table, as FACES, row by row in the same order.
 
     Where `color` is gray the pixel digest is of the luma, so that a picture and its gray copy are
-    twins. Bad faces keep their row: quarantined, with the reason, and their sha256 if they have
-    bytes. A face that is all one gray level is quarantined as blank.
+    twins. Bad faces keep their row: quarantined, with the reason, what the decoder said, and their
+    sha256 and first bytes if they have any. A face all of one gray level is quarantined as blank.
     """
     encoded = table["image"].to_pylist()
     boxes = table["box"].to_pylist()
     reasons = table["reason"].to_pylist()
 
-    def look(row: int) -> _Seen | str:
+    def look(row: int) -> _Seen | RecordError:
         data = encoded[row]
         if reasons[row] is not None or data is None:
-            return reasons[row] or "unreadable"
+            return RecordError(reasons[row] or "unreadable")
         try:
             return _look(data, crop, color, boxes[row])
         except RecordError as err:
-            return err.reason
+            return err
 
     with ThreadPoolExecutor(threads) as pool:
         seen = list(pool.map(look, range(len(table))))
@@ -101,14 +101,17 @@ def describe(table: pa.Table, crop: Crop, color: Color, *, threads: int) -> pa.T
     flipped = iter(images.hash_bits(squares[:, :, ::-1]).tolist())
 
     rows: list[tuple[Any, ...]] = []
-    for face, digest in zip(seen, sha256, strict=True):
-        if isinstance(face, str):
-            rows.append((QUARANTINED, face, digest, *([None] * 9)))
+    for face, digest, data in zip(seen, sha256, encoded, strict=True):
+        head = None if data is None else data[:HEAD]
+        if isinstance(face, RecordError):
+            said = (face.detail or None, head)
+            rows.append((QUARANTINED, face.reason, digest, *([None] * 9), *said))
             continue
         blank = face.quality[1] < BLANK_CONTRAST
         status = (QUARANTINED, "blank") if blank else (OK, None)
         found = (face.pixel_sha256, next(hashes), next(flipped), face.thumbnail)
-        rows.append((*status, digest, *found, face.width, face.height, *face.quality))
+        facts = (*found, face.width, face.height, *face.quality)
+        rows.append((*status, digest, *facts, None, head if blank else None))
     made = list(zip(*rows, strict=True)) if rows else [()] * (len(FACES) - 3)
     kept = [table[name].combine_chunks() for name in ("id", "position", "group")]
     columns = [pa.array(v, f.type) for v, f in zip(made, list(FACES)[3:], strict=True)]

@@ -11,7 +11,7 @@ from pipeline.errors import BudgetError
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan, Slice
 from pipeline.run import Run
-from pipeline.schema import EMOTIONS
+from pipeline.schema import EMOTIONS, FACES
 from pipeline.storage import location, read_table
 
 
@@ -61,9 +61,15 @@ def test_seal__more_bad_faces_than_the_budget(
     slices = [Slice(f"s{i:07d}", 0, "web", "memory", 4 * i, 4 * i + 4, "f", 4) for i in range(2)]
     plan, ledger = Plan.write(stage.dir / "plan.parquet", slices), Ledger(stage.dir)
     for slice in slices:
-        ids = [f"web/{i}" for i in range(slice.start, slice.stop)]
-        reasons = pa.array(["truncated", None, None, None])
-        ledger.commit(slice, pa.table({"id": ids, "reason": reasons}), quarantined=1)
+        positions = range(slice.start, slice.stop)
+        rows = [{"id": f"web/{i}", "position": i, "status": "ok"} for i in positions]
+        rows[0] |= {
+            "status": "quarantined",
+            "reason": "truncated",
+            "detail": "9 of 90",
+            "head": b"x",
+        }
+        ledger.commit(slice, pa.Table.from_pylist(rows, schema=FACES), quarantined=1)
     if enough:
         facts = pool.seal(stage, plan, budget=budget).facts
         assert (facts["rows"], facts["quarantined"]) == (8, 2)
@@ -71,3 +77,12 @@ def test_seal__more_bad_faces_than_the_budget(
         with pytest.raises(BudgetError, match=r"2 of 8 .* web/0 \(truncated\), web/4"):
             pool.seal(stage, plan, budget=budget)
         assert stage.done is None
+    if budget is None:
+        return
+    bad = read_table(stage.dir / pool.QUARANTINE_FILE).to_pylist()
+    assert [(row["id"], row["position"]) for row in bad] == [("web/0", 0), ("web/4", 4)]
+    (first, *_) = bad
+    assert {first[name] for name in ("source", "shard", "reason", "detail")} == {
+        "web", "memory", "truncated", "9 of 90"
+    }  # fmt: skip
+    assert first["head"] == b"x"

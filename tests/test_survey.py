@@ -50,6 +50,17 @@ def test_describe__one_row_per_record_with_its_reason() -> None:
     assert faces["status"].to_pylist() == ["ok"] + ["quarantined"] * 6
     assert faces["thumbnail"].is_valid().to_pylist() == [True, True] + [False] * 5
     assert faces["sha256"].is_valid().to_pylist() == [True] * 5 + [False, True]
+    heads = faces["head"].to_pylist()
+    assert heads[:1] + heads[2:6] == [
+        None,
+        b"",
+        mixed()["image"][3].as_py()[:32],
+        b"not an image",
+        None,
+    ]
+    details = faces["detail"].to_pylist()
+    assert details[:2] == [None, None]
+    assert details[2] == "0 bytes"
 
 
 def test_describe__columns_are_those_of_the_cropped_face() -> None:
