@@ -65,6 +65,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
         "dashboard-host": "127.0.0.1",
         "port": port,
         "dashboard-port": dashboard,
+        # Its default is one fixed port: beside another Ray no agent would come up to run jobs.
+        "dashboard-agent-listen-port": _free_port(),
         "num-cpus": 2,
         "object-store-memory": 300_000_000,
         # Sockets lie in here, and their paths may hold 107 characters.
