@@ -18,7 +18,7 @@ from pipeline.sources.removals import Removals
 from pipeline.storage import Location, location
 from pipeline.tracking import Tracker
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 1
 """Part of every identity; raise it when a stage's output changes meaning."""
 
 SETTINGS: Mapping[str, tuple[str, ...]] = {
