@@ -4,9 +4,8 @@ A write is seen whole or not at all: local files are written beside their target
 renamed, and the folder is fsynced; S3 objects appear when their upload completes. `create` lets
 exactly one of many writers win, which every commit in this package rests on.
 
-Cost: an atomic local write is two fsyncs (file and folder). s3fs is imported at the first use of
-an s3:// location (about half a second); the endpoint and the credentials come from the usual AWS
-environment, never from a uri.
+Cost: an atomic local write is two fsyncs (file and folder). Endpoint and credentials of S3 come
+from the usual AWS environment, never from a uri.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import os
 import re
 import secrets
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +24,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import posix
+from pipeline import posix, s3
 from pipeline.errors import SourceError
 from pipeline.parquet import Reader, Writer, open_file, table_writer
 from pipeline.schema import require_columns
@@ -92,16 +90,20 @@ class Location:
 
     def exists(self) -> bool:
         """True for a file, a folder or a prefix that holds keys."""
-        return os.path.exists(self.uri) if self.is_local else bool(_s3().exists(self._key))
+        return (
+            os.path.exists(self.uri) if self.is_local else bool(s3.filesystem().exists(self._key))
+        )
 
     def is_dir(self) -> bool:
         """True for a folder or a prefix that holds keys."""
-        return os.path.isdir(self.uri) if self.is_local else bool(_s3().isdir(self._key))
+        return os.path.isdir(self.uri) if self.is_local else bool(s3.filesystem().isdir(self._key))
 
     def size(self) -> int:
         """Bytes; SourceError if there is no such file."""
         with _explained(self.uri):
-            return os.stat(self.uri).st_size if self.is_local else int(_s3().size(self._key))
+            return (
+                os.stat(self.uri).st_size if self.is_local else int(s3.filesystem().size(self._key))
+            )
 
     def stamp(self) -> str:
         """Changes when the content does: size and mtime in ns, or the ETag, without reading."""
@@ -109,12 +111,16 @@ class Location:
             if self.is_local:
                 stat = os.stat(self.uri)
                 return f"{stat.st_size}-{stat.st_mtime_ns}"
-            return str(_s3().info(self._key)["ETag"]).strip('"')
+            return str(s3.filesystem().info(self._key)["ETag"]).strip('"')
 
     def children(self) -> list[Location]:
         """Files and folders right below, sorted by name; [] if missing. Unfinished writes hide."""
         try:
-            paths = os.listdir(self.uri) if self.is_local else _s3().ls(self._key, detail=False)
+            paths = (
+                os.listdir(self.uri)
+                if self.is_local
+                else s3.filesystem().ls(self._key, detail=False)
+            )
         except (FileNotFoundError, NotADirectoryError):
             return []
         names = sorted(path.rstrip("/").rpartition("/")[2] for path in paths if path != self._key)
@@ -128,7 +134,7 @@ class Location:
         """
         ends = tuple(suffix.lower() for suffix in suffixes)
         local = self.is_local
-        found = posix.walk(self.uri) if local else sorted(_s3().find(self._key))
+        found = posix.walk(self.uri) if local else sorted(s3.filesystem().find(self._key))
         for path in found:
             uri = path if local else _S3 + path
             if uri.lower().endswith(ends) and "/." not in uri[len(self.uri) :]:
@@ -140,7 +146,7 @@ class Location:
         """A binary file object. "wb" is not atomic on disk: see :meth:`replacing`."""
         with _explained(self.uri):
             if not self.is_local:
-                return _s3().open(self._key, mode)
+                return s3.filesystem().open(self._key, mode)
             if "r" not in mode:
                 posix.make_folder(os.path.dirname(self.uri))
             return open(self.uri, mode)
@@ -150,7 +156,7 @@ class Location:
         with _explained(self.uri):
             if not self.is_local:
                 # one GET; more would ask for the size first, and most files read whole are small
-                return bytes(_s3().cat_file(self._key, max_concurrency=1))
+                return bytes(s3.filesystem().cat_file(self._key, max_concurrency=1))
             with open(self.uri, "rb") as file:
                 return file.read()
 
@@ -184,9 +190,9 @@ class Location:
                     file.seek(start)
                     return file.read(stop - start)
             try:
-                return bytes(_s3().cat_file(self._key, start=start, end=stop))
+                return bytes(s3.filesystem().cat_file(self._key, start=start, end=stop))
             except OSError as err:
-                if _code(err) in ("InvalidRange", "416"):
+                if s3.code(err) in ("InvalidRange", "416"):
                     return b""
                 raise
 
@@ -202,7 +208,7 @@ class Location:
             with posix.replacing(self.uri) as file:
                 yield file
             return
-        upload = _s3().open(self._key, "wb")
+        upload = s3.filesystem().open(self._key, "wb")
         finished = False
         try:
             yield upload
@@ -237,7 +243,7 @@ class Location:
         Raises:
             SourceError: the file system has no hard links.
         """
-        return posix.create(self.uri, data) if self.is_local else _create_s3(self._key, data)
+        return posix.create(self.uri, data) if self.is_local else s3.create(self._key, data)
 
     def mkdir(self) -> None:
         """Make the folder and its parents; nothing to do on S3."""
@@ -248,7 +254,7 @@ class Location:
         """Remove a file or a folder with all it holds; nothing there is fine."""
         with contextlib.suppress(FileNotFoundError):
             if not self.is_local:
-                _s3().rm(self._key, recursive=True)
+                s3.filesystem().rm(self._key, recursive=True)
             elif os.path.isdir(self.uri) and not os.path.islink(self.uri):
                 shutil.rmtree(self.uri)
             else:
@@ -340,18 +346,6 @@ def _parquet_source(at: Location) -> Iterator[str | IO[bytes]]:
             yield file
 
 
-# -- S3 -------------------------------------------------------------------------------------------
-
-
-WAITS = (0.1, 0.2, 0.4, 0.8, 1.6)
-"""Seconds between repeats of a conditional write that met another one."""
-_CLIENT = {
-    "retries": {"max_attempts": 8, "mode": "standard"},  # 503, timeouts, broken connections
-    "connect_timeout": 10,
-    "read_timeout": 60,
-}
-
-
 def probe(root: Location) -> None:
     """Refuse a store on which two writers can both create a file: commits would not be exclusive.
 
@@ -370,33 +364,6 @@ def probe(root: Location) -> None:
             f"{root}: two writers both created one file; the store ignores If-None-Match, which "
             f"commits rest on"
         )
-
-
-def _s3() -> Any:
-    import s3fs
-
-    # fsspec keeps one instance per thread; its listings cache would hide other writers' files
-    return s3fs.S3FileSystem(use_listings_cache=False, config_kwargs=_CLIENT)
-
-
-def _create_s3(key: str, data: bytes) -> bool:
-    for wait in WAITS:
-        try:
-            _s3().pipe_file(key, data, mode="create")  # If-None-Match: *
-            return True
-        except OSError as err:
-            if isinstance(err, FileExistsError) or _code(err) in ("PreconditionFailed", "412"):
-                return False
-            if _code(err) not in ("ConditionalRequestConflict", "409"):
-                raise
-            time.sleep(wait)  # another conditional write to this key is under way
-    raise SourceError(f"{_S3}{key}: conditional write conflicts persist (409)")
-
-
-def _code(err: BaseException) -> str:
-    """The S3 error code behind an OSError of s3fs, or ""."""
-    response = getattr(err.__cause__, "response", None)
-    return str(response["Error"].get("Code", "")) if response else ""
 
 
 @contextlib.contextmanager

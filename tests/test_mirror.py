@@ -11,6 +11,7 @@ ELSEWHERE = {
     "placement.py": "tests/test_streaming.py",
     "policy.py": "tests/test_selection.py",
     "posix.py": "tests/test_storage.py",
+    "s3.py": "tests/chaos/test_s3_faults.py",
     "labeled/files.py": "the readers of sets of files, tests/labeled/test_expw.py first",
     "labeled/records.py": "tests/labeled/test_folder.py, tests/labeled/test_table.py",
     "labeled/synthetic.py": "tests/test_synthetic.py, tests/sources/test_synthetic.py",

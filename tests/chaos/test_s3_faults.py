@@ -14,7 +14,7 @@ import pytest
 from helpers.faults import Fault, bad_day
 from helpers.s3 import s3_bucket
 
-from pipeline import storage
+from pipeline import s3
 from pipeline.errors import SourceError
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan, Slice
@@ -74,7 +74,7 @@ def test_commit__exactly_once_on_a_bad_day(bucket: Location, kinds: tuple[Fault,
 def test_create__gives_up_on_lasting_conflicts(
     bucket: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(s3, "WAITS", (0.0, 0.0))
     line = r"conflict/a: conditional write conflicts persist \(409\)"
     conflict = bad_day(lambda method, path, conditional: "409" if conditional else None)
     with conflict, pytest.raises(SourceError, match=line):

@@ -1,0 +1,54 @@
+"""Buckets through s3fs: patient clients, nothing cached, exclusive creates by conditional writes.
+
+s3fs is imported at the first use (about half a second); the endpoint and the credentials come from
+the usual AWS environment. Throttling (503), timeouts and broken connections are repeated by the
+client, conflicts of conditional writes (409) here.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from pipeline.errors import SourceError
+
+WAITS = (0.1, 0.2, 0.4, 0.8, 1.6)
+"""Seconds between repeats of a conditional write that met another one."""
+_CLIENT = {
+    "retries": {"max_attempts": 8, "mode": "standard"},  # 503, timeouts, broken connections
+    "connect_timeout": 10,
+    "read_timeout": 60,
+}
+
+
+def filesystem() -> Any:
+    """The file system of this thread; nothing it lists is kept."""
+    import s3fs
+
+    # fsspec keeps one instance per thread; its listings cache would hide other writers' files
+    return s3fs.S3FileSystem(use_listings_cache=False, config_kwargs=_CLIENT)
+
+
+def create(key: str, data: bytes) -> bool:
+    """Write `key` (bucket and path) unless it exists; see :meth:`storage.Location.create`.
+
+    Raises:
+        SourceError: other conditional writes to it go on.
+    """
+    for wait in WAITS:
+        try:
+            filesystem().pipe_file(key, data, mode="create")  # If-None-Match: *
+            return True
+        except OSError as err:
+            if isinstance(err, FileExistsError) or code(err) in ("PreconditionFailed", "412"):
+                return False
+            if code(err) not in ("ConditionalRequestConflict", "409"):
+                raise
+            time.sleep(wait)  # another conditional write to this key is under way
+    raise SourceError(f"s3://{key}: conditional write conflicts persist (409)")
+
+
+def code(err: BaseException) -> str:
+    """The S3 error code behind an OSError of s3fs, or ""."""
+    response = getattr(err.__cause__, "response", None)
+    return str(response["Error"].get("Code", "")) if response else ""
