@@ -13,7 +13,7 @@ from pipeline.training.faces import Faces
 from pipeline.training.handed import Handed, pack_rows
 from pipeline.training.runs import TrainConfig
 from pipeline.training.supervised import predict_logits
-from pipeline.training.worker import Worker, local, prepare_cpu
+from pipeline.training.worker import Worker, local, precision, prepare_cpu
 
 BATCH = 256
 
@@ -21,9 +21,8 @@ BATCH = 256
 def examiner(config: TrainConfig) -> Worker:
     """The one worker that judges, on the device that trained."""
     prepare_cpu(config.threads)
-    return local(
-        "cuda" if config.use_gpu else "cpu", torch.bfloat16 if config.bf16 else torch.float32
-    )
+    device = "cuda" if config.use_gpu else "cpu"
+    return local(device, precision(config.bf16, device))
 
 
 def probabilities(folder: Location, rows: pa.Table, handed: Handed, worker: Worker) -> np.ndarray:

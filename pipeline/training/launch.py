@@ -20,7 +20,7 @@ from pipeline.config import digest
 from pipeline.errors import ResourceError, RunError, UserError
 from pipeline.storage import Location
 from pipeline.streaming import StreamConfig, start_ray
-from pipeline.training.loop import Worker, distributed, local, prepare_cpu
+from pipeline.training.loop import Worker, distributed, local, precision, prepare_cpu
 
 RESTARTS = 2
 """Times that a group of workers is started again after one of them failed."""
@@ -39,7 +39,7 @@ def launch(
     use_gpu: bool,
     storage: Location,
     name: str,
-    bf16: bool = True,
+    bf16: bool | None = None,
     threads: int | None = None,
     checkpoint_every: int = 500,
 ) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def launch(
         use_gpu: whether to train on GPUs.
         storage: folder that all nodes can write to.
         name: of the run; with the digest of `config` the name of Ray Train's folder there.
-        bf16: autocast to bfloat16, else float32.
+        bf16: autocast to bfloat16, else float32; None: what is faster, see `precision`.
         threads: torch threads of a worker; None leaves torch's choice: all cores in this process,
             one in a worker.
         checkpoint_every: steps between two checkpoints.
@@ -67,12 +67,11 @@ def launch(
     from ray.train.torch import TorchTrainer
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    dtype = torch.bfloat16 if bf16 else torch.float32
     settings = {
         "loop": loop,
         "config": config,
-        "place": {"use_gpu": use_gpu, "threads": threads},
-        "worker": {"dtype": dtype, "checkpoint_every": checkpoint_every},
+        "place": {"use_gpu": use_gpu, "threads": threads, "bf16": bf16},
+        "worker": {"checkpoint_every": checkpoint_every},
     }
     if workers == 0:
         if use_gpu and not torch.cuda.is_available():
@@ -111,18 +110,21 @@ def ray_train(**worker: Any) -> Worker:
 
 def _here(settings: dict[str, Any]) -> dict[str, Any]:
     """Body of a run in this process."""
-    prepare_cpu(settings["place"]["threads"])
-    device = "cuda" if settings["place"]["use_gpu"] else "cpu"
-    found: dict[str, Any] = settings["loop"](
-        settings["config"], local(device, **settings["worker"])
-    )
+    place = settings["place"]
+    prepare_cpu(place["threads"])
+    device = "cuda" if place["use_gpu"] else "cpu"
+    worker = local(device, precision(place["bf16"], device), **settings["worker"])
+    found: dict[str, Any] = settings["loop"](settings["config"], worker)
     return found
 
 
 def _on_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """Body of a worker of Ray Train."""
-    prepare_cpu(settings["place"]["threads"])
-    found: dict[str, Any] = settings["loop"](settings["config"], ray_train(**settings["worker"]))
+    place = settings["place"]
+    prepare_cpu(place["threads"])
+    dtype = precision(place["bf16"], "cuda" if place["use_gpu"] else "cpu")
+    worker = ray_train(dtype=dtype, **settings["worker"])
+    found: dict[str, Any] = settings["loop"](settings["config"], worker)
     return found
 
 

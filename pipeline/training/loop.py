@@ -25,7 +25,7 @@ from pipeline.errors import IdentityError, RunError
 from pipeline.training import checkpoint
 from pipeline.training.data import Batch, Batches, Stream, seed_of
 from pipeline.training.optimizer import Schedule, Trainee, under
-from pipeline.training.worker import Worker, distributed, local, prepare_cpu
+from pipeline.training.worker import Worker, distributed, local, precision, prepare_cpu
 
 __all__ = [
     "FORWARD",
@@ -39,6 +39,7 @@ __all__ = [
     "distributed",
     "fit",
     "local",
+    "precision",
     "prepare_cpu",
 ]
 

@@ -84,6 +84,21 @@ def distributed(
     )
 
 
+def precision(bf16: bool | None, device: str) -> torch.dtype:
+    """bfloat16 for autocast, or float32.
+
+    Args:
+        bf16: as the recipe says. None: where it is faster: on GPUs, and on CPUs with AMX. A CPU
+            that multiplies bfloat16 without AMX trained a small network at three quarters of its
+            speed in float32 (compact_resnet, one thread, batch 192: 343 against 449 img/s).
+        device: cpu or cuda.
+    """
+    if bf16 is None:
+        ask = getattr(torch.cpu, "get_capabilities", None)  # not in the oldest torch we run on
+        bf16 = device != "cpu" or ask is None or bool(ask().get("amx_bf16"))
+    return torch.bfloat16 if bf16 else torch.float32
+
+
 def prepare_cpu(threads: int | None) -> None:
     """Settings of this process that training on a CPU wants.
 

@@ -32,6 +32,7 @@ from pipeline.recipe import Recipe, load
 from pipeline.run import Run
 from pipeline.stages import METRICS_FILE, PREDICTIONS_FILE
 from pipeline.storage import location, read_table
+from pipeline.training.worker import precision
 from tests.bench.gains import (
     HEADLINE,
     MODELS,
@@ -116,7 +117,7 @@ def _cell(
     with _portable():
         recipe = load(ROOT / RECIPE, sets)
     identity = {name: settings(recipe, name) for name in SETTINGS}
-    identity |= {"schema": SCHEMA_VERSION, "bf16": recipe.train.bf16}
+    identity |= {"schema": SCHEMA_VERSION}
     labels = "all" if pool == "omni" else "part"
     return Cell(
         name=f"{attempt}-{pool}-s{seed}" if attempt else f"{pool}-s{seed}",
@@ -202,6 +203,7 @@ def measure(cell: Cell, context: Context) -> dict[str, Any]:
     return {
         **found,
         "made": made,
+        "trained_in": str(precision(None, "cpu")).removeprefix("torch."),
         "readings": 0 if developing or context.options.quick else 1,
         "command": _command(cell),
     }
@@ -282,7 +284,7 @@ def speed(threads: int) -> float:
     for steps in (3, 20):  # the first run pays for compilation
         start = time.perf_counter()
         short = config.model_copy(update={"steps": steps})
-        train_supervised(short, data, names, local("cpu", torch.bfloat16), seed=0)
+        train_supervised(short, data, names, local("cpu", precision(None, "cpu")), seed=0)
         seconds = time.perf_counter() - start
     return 20 * config.batch / seconds
 

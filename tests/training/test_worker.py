@@ -1,8 +1,9 @@
 """Proves the precision that a worker runs in and that a lone worker adds up nothing."""
 
+import pytest
 import torch
 
-from pipeline.training.worker import local, prepare_cpu
+from pipeline.training.worker import local, precision, prepare_cpu
 
 
 def test_autocast__is_the_workers_precision() -> None:
@@ -28,3 +29,14 @@ def test_prepare_cpu__flushes_denormals_and_sets_threads() -> None:
     finally:
         torch.set_flush_denormal(False)
         torch.set_num_threads(before)
+
+
+def test_precision__follows_the_recipe_and_else_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert precision(True, "cpu") == torch.bfloat16
+    assert precision(False, "cuda") == torch.float32
+    assert precision(None, "cuda") == torch.bfloat16
+    for amx, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda amx=amx: {"amx_bf16": amx})
+        assert precision(None, "cpu") == expected
