@@ -38,8 +38,11 @@ class EmbedConfig(Config):
     batch: int = Field(default=64, ge=1)  # faces per micro-batch
     dtype: Literal["fp32", "bf16"] = "fp32"
     flip: bool = True  # average with the mirror image; twice the forward passes
-    threads: int = Field(default=1, ge=1)  # torch threads of one actor
-    decode_threads: int = Field(default=1, ge=1)
+    compile: bool = False  # torch.compile: needs a C++ compiler, 15 to 30 s per actor to start
+    threads: int = Field(default=1, ge=1)  # torch threads of one forward stream
+    streams: int = Field(default=2, ge=1)  # slices that one actor works on at a time
+    decode_threads: int = Field(default=1, ge=1)  # of one actor
+    read_in: Literal["task", "actor"] = "actor"  # task: Ray moves the encoded faces to the actor
     pool: tuple[int, int] = (1, 1)  # fewest and most actors
     num_cpus: float = Field(default=1.0, gt=0)  # of one actor
     num_gpus: float = Field(default=0.0, ge=0)
@@ -52,6 +55,7 @@ def profile(config: EmbedConfig) -> dict[str, Any]:
         "dtype": config.dtype,
         "batch": config.batch,
         "flip": config.flip,
+        "compile": config.compile,
         "threads": config.threads,
         "decoder": DECODER,
         "torch": torch.__version__,
@@ -149,12 +153,20 @@ class Forward:
         self._teacher = teacher.to(self.device)
         self._flip = config.flip
         self._bf16 = config.dtype == "bf16"
+        if config.compile:
+            self._teacher.compile()
+            self._warm_up(config.batch)
 
     def __call__(self, pixels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, C, S, S) uint8 -> unit embedding (B, D) and logits (B, M, K), on the device."""
         x = torch.from_numpy(pixels).to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
             return self._teacher.represent(x, flip=self._flip)
+
+    def _warm_up(self, batch: int) -> None:
+        """Compile now, in one thread, for the one shape that there will be."""
+        seen = self._teacher.members[0].config
+        self(np.zeros((batch, seen.channels, seen.size, seen.size), np.uint8))
 
 
 class Embedder:

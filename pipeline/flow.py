@@ -7,6 +7,7 @@ does and not where things lie.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,17 @@ from pipeline.job import Job, file_stamp
 from pipeline.labeled.reader import read_labeled
 from pipeline.ledger import Ledger
 from pipeline.packs import content_digest
-from pipeline.plan import Plan
+from pipeline.placement import Operator, chain
+from pipeline.plan import Plan, Slice
 from pipeline.policy import SCORE_COLUMNS
-from pipeline.pool import TRUTH_FILE, ledger, plan_at, pool_plan
+from pipeline.pool import TRUTH_FILE, ledger, nothing, plan_at, pool_plan
 from pipeline.run import Artifact, Stage
 from pipeline.schema import label_names_of
 from pipeline.scoring import Scorer
 from pipeline.selection import FACE_COLUMNS, GUARD_COLUMNS, join
+from pipeline.sources.reader import SliceReader, read_slice
 from pipeline.storage import Location, read_table, write_table
-from pipeline.streaming import Operator, start_ray
+from pipeline.streaming import start_ray
 from pipeline.survey import describe
 from pipeline.training import exam, runs, student
 from pipeline.training.handed import FACES_FILE, LABELED_FILE, Handed, labeled_rows, usable
@@ -42,6 +45,7 @@ from pipeline.training.supervised import SupervisedConfig
 
 POINTS_FILE = "labeled.parquet"
 MODEL = "model"
+PLACES = ("score.run_in", "score.pool", "score.num_cpus")
 TEST_FIELDS = ("labeled.test", "labeled.development.role")
 
 
@@ -124,17 +128,34 @@ def training_digest(job: Job) -> str:
     return content_digest(rows.select(["id", "label", "soft", "image"]))
 
 
-def embedder(job: Job, teacher: Artifact, into: Location) -> Operator:
-    """Actors that decode and run the teacher."""
+def embed_and_score(
+    job: Job, teacher: Artifact, embedded: Location, scored: Location
+) -> tuple[Callable[[Slice], pa.Table], list[Operator]]:
+    """What read tasks do and what actors do after them: read, embed, score.
+
+    Read tasks and scoring actors of their own keep an accelerator busy. A host of few cores runs
+    faster with fewer processes: one actor that reads, embeds and scores several slices at a time.
+    """
     config = job.recipe.embed
-    return Operator(
+    embed = Operator(
         Embedder,
-        (teacher.dir / runs.TEACHER, into, job.views, config),
+        (teacher.dir / runs.TEACHER, embedded, job.views, config),
         "embed",
         pool=config.pool,
         num_cpus=config.num_cpus,
         num_gpus=config.num_gpus,
+        calls=config.streams,
     )
+    score = scorer(job, teacher, embedded, scored)
+    read: Callable[[Slice], pa.Table] = nothing
+    together, apart = [embed], [score]
+    if config.read_in == "actor":
+        together.insert(0, Operator(SliceReader, (job.sources, job.removals), "read"))
+    else:
+        read = partial(read_slice, sources=job.sources, removals=job.removals)
+    if job.recipe.score.run_in == "embed":
+        together, apart = [*together, score], []
+    return read, [chain(together, home=embed), *apart]
 
 
 def scorer(job: Job, teacher: Artifact, embedded: Location, into: Location) -> Operator:
@@ -153,7 +174,7 @@ def open_scores(job: Job, embedded: Location, teacher: Artifact, plan: Plan) -> 
     """The score stage that belongs to embeddings which may not be complete yet."""
     identity = (embedded / "identity.json").read_json()
     inputs = {"embed": digest(identity), "teacher": teacher.digest}
-    return job.open("score", inputs, plan=plan.digest)
+    return job.open("score", inputs, hide=PLACES, plan=plan.digest)
 
 
 def forward_passes(job: Job, plan: Plan, into: Ledger) -> float:

@@ -190,15 +190,16 @@ class Ledger:
 
     def find(self, key: str) -> Commit | None:
         """The commit of a slice, or None."""
-        if key not in self._commits:
+        known = self._commits.get(key)
+        if known is None:
             record = self._record(key)
             data = record.find_bytes()
             if data is None:
                 return None
             if len(self._commits) >= GROUP:
-                self._commits.clear()
-            self._commits[key] = _parse(record, data)
-        return self._commits[key]
+                self._commits.clear()  # another thread may do so at any time
+            self._commits[key] = known = _parse(record, data)
+        return known
 
     def committed(self, plan: Plan) -> Iterator[Commit]:
         """Commits of the plan's slices, in plan order; lists seals and open groups only.
@@ -312,10 +313,12 @@ class Ledger:
         return {child.name.removesuffix(".json") for child in (self.at / "seals").children()}
 
     def _seal(self, name: str) -> list[tuple[Commit, int]]:
-        if name not in self._seals:
+        known = self._seals.get(name)
+        if known is None:
             entries = (self.at / "seals" / f"{name}.json").read_json()["slices"]
-            self._seals = {name: [(Commit(**e["commit"]), e["first"]) for e in entries]}
-        return self._seals[name]
+            known = [(Commit(**e["commit"]), e["first"]) for e in entries]
+            self._seals = {name: known}
+        return known
 
     def _missing(self, slices: Sequence[Slice]) -> list[Slice]:
         """Slices of one group without a commit record: one listing."""

@@ -7,7 +7,7 @@ fit its object store. Both are sums that can be done first. Pure: no Ray in here
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -41,6 +41,28 @@ class Operator:
     num_cpus: float = 0.25
     num_gpus: float = 0.0
     calls: int = 1
+
+
+class Chained:
+    """Transforms one after the other in one place: nothing crosses the object store between them.
+
+    With `calls` above one several slices are under way at a time, so that one is read and decoded
+    while another is computed.
+    """
+
+    def __init__(self, *steps: Operator) -> None:
+        self._transforms = [step.make(*step.args) for step in steps]
+
+    def __call__(self, slice: Slice, table: pa.Table) -> pa.Table:
+        """What the last transform returns."""
+        for transform in self._transforms:
+            table = transform(slice, table)
+        return table
+
+
+def chain(steps: Sequence[Operator], home: Operator) -> Operator:
+    """All steps in the actors of one of them, `home`."""
+    return home if len(steps) == 1 else replace(home, make=Chained, args=tuple(steps))
 
 
 class StreamConfig(Config):

@@ -159,8 +159,8 @@ def stream_pool(
         )
 
 
-def from_ledger(slice: Slice) -> pa.Table:
-    """Nothing: what a pass reads whose operators open ledgers themselves."""
+def nothing(slice: Slice) -> pa.Table:
+    """What read tasks read in a pass whose operators open the sources or ledgers themselves."""
     return pa.table({})
 
 

@@ -8,6 +8,7 @@ memory speed, so new prototypes or another temperature re-score a pool without a
 from __future__ import annotations
 
 import time
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +33,8 @@ class ScoreConfig(Config):
     neighbors: int = Field(default=10, ge=1)  # labeled faces that vote
     neighbor_tau: float = Field(default=0.07, gt=0)  # weight of a vote: exp(cosine / tau)
     threads: int = Field(default=1, ge=1)  # FAISS and torch threads of one actor
-    pool: tuple[int, int] = (1, 1)  # fewest and most actors
+    run_in: Literal["actor", "embed"] = "embed"  # embed: in the embedding actor
+    pool: tuple[int, int] = (1, 1)  # fewest and most actors of its own
     num_cpus: float = Field(default=0.25, gt=0)  # of one actor
 
 

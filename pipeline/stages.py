@@ -86,11 +86,7 @@ def embed(job: Job) -> Artifact:
     if stage.done is None:
         ledger = Ledger(stage.dir)
         scores = flow.open_scores(job, stage.dir, teacher, plan)
-        read = partial(read_slice, sources=job.sources, removals=job.removals)
-        operators = [
-            flow.embedder(job, teacher, stage.dir),
-            flow.scorer(job, teacher, stage.dir, scores.dir),
-        ]
+        read, operators = flow.embed_and_score(job, teacher, stage.dir, scores.dir)
         pool.stream_pool(job, "embed", plan, ledger, read, operators)
         pool.seal(stage, plan, passes=flow.forward_passes(job, plan, ledger))
     return pool.done(stage)
@@ -104,7 +100,7 @@ def score(job: Job) -> Artifact:
     if stage.done is None:
         ledger = Ledger(stage.dir)
         operators = [flow.scorer(job, teacher, embedded.dir, stage.dir)]
-        pool.stream_pool(job, "score", plan, ledger, pool.from_ledger, operators)
+        pool.stream_pool(job, "score", plan, ledger, pool.nothing, operators)
         flow.write_points(job, stage, teacher)
         pool.seal(stage, plan)
     return pool.done(stage)

@@ -1,6 +1,7 @@
 """Padding and slices do not change a face, bad faces are rows, a missing GPU is an error."""
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -177,6 +178,26 @@ def test_forward__bf16_stays_near_fp32():
     assert ((full * half).sum(dim=1) > 0.999).all()
 
 
+def test_forward__compiled_agrees_with_eager():
+    x = np.random.default_rng(0).integers(0, 256, (4, 1, 16, 16), dtype=np.uint8)
+    eager, logits = Forward(tiny_teacher(), EmbedConfig(batch=4))(x)
+    fused, others = Forward(tiny_teacher(), EmbedConfig(batch=4, compile=True))(x)
+    torch.testing.assert_close(fused, eager, atol=1e-5, rtol=0)
+    torch.testing.assert_close(others, logits, atol=1e-4, rtol=0)
+
+
+def test_embedder__streams_side_by_side_give_the_bytes_of_one(teacher_at, tmp_path):
+    slices = [unit_of_work(i) for i in range(8)]
+    tables = [read_table([png(10 * i + j) for j in range(5)]) for i in range(8)]
+    alone, one = embedder(teacher_at, tmp_path, "one", streams=1)
+    for slice, table in zip(slices, tables, strict=True):
+        alone(slice, table)
+    shared, many = embedder(teacher_at, tmp_path, "many", streams=4)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(shared, slices, tables))
+    assert [many.find(s.key).sha256 for s in slices] == [one.find(s.key).sha256 for s in slices]
+
+
 def test_resolve_device__a_gpu_that_is_not_there_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device(0) == torch.device("cpu")
@@ -192,11 +213,18 @@ def test_profile__names_what_changes_bits_and_nothing_else():
         {"batch": 8},
         {"dtype": "bf16"},
         {"flip": False},
+        {"compile": True},
         {"threads": 2},
         {"num_gpus": 1},
     ):
         assert profile(EmbedConfig(**change)) != base, change
-    for change in ({"decode_threads": 4}, {"pool": (2, 4)}, {"num_cpus": 2}):
+    for change in (
+        {"decode_threads": 4},
+        {"pool": (2, 4)},
+        {"num_cpus": 2},
+        {"streams": 4},
+        {"read_in": "task"},
+    ):
         assert profile(EmbedConfig(**change)) == base, change
 
 

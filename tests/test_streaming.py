@@ -17,7 +17,7 @@ import pytest
 
 from pipeline import streaming
 from pipeline.errors import ResourceError, RunError, SourceError
-from pipeline.placement import Capacity, Operator, StreamConfig, Transform, lay_out
+from pipeline.placement import Capacity, Operator, StreamConfig, Transform, chain, lay_out
 from pipeline.plan import Plan, Slice
 from pipeline.storage import Location, location
 from pipeline.streaming import account, read_range, stream
@@ -147,6 +147,37 @@ def test_stream__twenty_slices_are_twenty_rows_after_each_operator(
     assert {slice.key: table["faces"][0].as_py() for slice, table in rows} == {
         slice.key: slice.faces for slice in pending
     }
+
+
+def test_stream__a_chain_runs_in_one_actor_and_several_slices_at_a_time(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    pending = planned(tmp_path, 20)
+    trace = location(tmp_path / "trace")
+    trace.mkdir()
+    home = Operator(Doubled, (trace,), "doubled", pool=(1, 1), calls=2)
+    steps = [
+        Operator(make_read, (), "read"),
+        home,
+        Operator(make_count, (("position", "twice"),), "counted"),
+    ]
+    rows = list(stream(pending, nothing, [chain(steps, home)], StreamConfig()))
+    assert {slice.key: table["faces"][0].as_py() for slice, table in rows} == {
+        slice.key: slice.faces for slice in pending
+    }
+    assert len(list(trace.children())) == 1  # one actor, though two slices were under way
+
+
+def nothing(slice: Slice) -> pa.Table:
+    return pa.table({})
+
+
+def make_read() -> Transform:
+    def reading(slice: Slice, table: pa.Table) -> pa.Table:
+        assert not table.column_names
+        return read(slice)
+
+    return reading
 
 
 def make_count_passing(names: tuple[str, ...]) -> Transform:

@@ -128,6 +128,17 @@ def read_slice(
     return table.filter(pa.array(~removals.hits(table)))
 
 
+class SliceReader:
+    """Reads slices where they are used, so that no pixel crosses the object store."""
+
+    def __init__(self, sources: Mapping[str, PoolSource], removals: Removals) -> None:
+        self._sources, self._removals = sources, removals
+
+    def __call__(self, slice: Slice, _: pa.Table) -> pa.Table:
+        """As :func:`read_slice`; the table that comes in is empty."""
+        return read_slice(slice, self._sources, self._removals)
+
+
 def fetch(slice: Slice, positions: Sequence[int], sources: Mapping[str, PoolSource]) -> pa.Table:
     """READ rows of the faces at `positions` of a slice, sorted by position.
 

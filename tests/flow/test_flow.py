@@ -136,6 +136,23 @@ def test_run_all__a_second_call_does_nothing(tiny_run: Path, tmp_path: Path) -> 
     assert (root / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("read_in", "run_in", "streams"), [("task", "actor", 1), ("actor", "actor", 2)]
+)
+def test_embed__where_reading_and_scoring_run_changes_no_byte(
+    tiny_run: Path, tmp_path: Path, read_in: str, run_in: str, streams: int
+) -> None:
+    places = [f"embed.read_in={read_in}", f"score.run_in={run_in}", f"embed.streams={streams}"]
+    before = opened(tiny_run)
+    config = before.recipe
+    assert (config.embed.read_in, config.score.run_in) == ("actor", "embed")
+    root = flow.copy(tiny_run, tmp_path / "run", without=("embed", "score"))
+    job = opened(root, *places)
+    conduct.run_all(job, "score")
+    assert flow.digests(job, SCORED) == flow.digests(before, SCORED)
+    assert len(flow.reads(job)) == 10
+
+
 def test_run_all__another_test_set_scores_nothing_again(tiny_run: Path, tmp_path: Path) -> None:
     root = flow.copy(tiny_run, tmp_path / "run")
     before, digests = flow.finished(root), flow.digests(opened(root), SCORED)
