@@ -7,7 +7,6 @@ does and not where things lie.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import scoring
 from pipeline.artifacts import load_teacher
 from pipeline.config import digest
-from pipeline.embedding import Embedder
 from pipeline.errors import RunError
 from pipeline.evaluation import CONTROLS, STUDENT
 from pipeline.job import Job, file_stamp
 from pipeline.labeled.reader import read_labeled
 from pipeline.ledger import Ledger
 from pipeline.packs import content_digest
-from pipeline.placement import Operator, chain
+from pipeline.placement import Operator
 from pipeline.plan import Plan, Slice
 from pipeline.policy import SCORE_COLUMNS
-from pipeline.pool import TRUTH_FILE, ledger, nothing, plan_at, pool_plan
+from pipeline.pool import TRUTH_FILE, ledger, plan_at, pool_plan
 from pipeline.run import Artifact, Stage
 from pipeline.schema import label_names_of
-from pipeline.scoring import Scorer
 from pipeline.selection import FACE_COLUMNS, GUARD_COLUMNS, join
-from pipeline.sources.reader import SliceReader, read_slice
 from pipeline.storage import Location, read_table, write_table
 from pipeline.streaming import start_ray
 from pipeline.survey import describe
@@ -131,43 +128,19 @@ def training_digest(job: Job) -> str:
 def embed_and_score(
     job: Job, teacher: Artifact, embedded: Location, scored: Location
 ) -> tuple[Callable[[Slice], pa.Table], list[Operator]]:
-    """What read tasks do and what actors do after them: read, embed, score.
-
-    Read tasks and scoring actors of their own keep an accelerator busy. A host of few cores runs
-    faster with fewer processes: one actor that reads, embeds and scores several slices at a time.
-    """
-    config = job.recipe.embed
-    embed = Operator(
-        Embedder,
-        (teacher.dir / runs.TEACHER, embedded, job.views, config),
-        "embed",
-        pool=config.pool,
-        num_cpus=config.num_cpus,
-        num_gpus=config.num_gpus,
-        calls=config.streams,
+    """What read tasks read, and the actors of the pass: read, embed, score."""
+    return scoring.embed_and_score(
+        teacher.dir / runs.TEACHER,
+        job.sources,
+        job.removals,
+        (job.recipe.embed, job.recipe.score),
+        (embedded, scored),
     )
-    score = scorer(job, teacher, embedded, scored)
-    read: Callable[[Slice], pa.Table] = nothing
-    together, apart = [embed], [score]
-    if config.read_in == "actor":
-        together.insert(0, Operator(SliceReader, (job.sources, job.removals), "read"))
-    else:
-        read = partial(read_slice, sources=job.sources, removals=job.removals)
-    if job.recipe.score.run_in == "embed":
-        together, apart = [*together, score], []
-    return read, [chain(together, home=embed), *apart]
 
 
 def scorer(job: Job, teacher: Artifact, embedded: Location, into: Location) -> Operator:
-    """Actors that compare with prototypes and neighbors."""
-    config = job.recipe.score
-    return Operator(
-        Scorer,
-        (teacher.dir / runs.TEACHER, into, embedded, config),
-        "score",
-        pool=config.pool,
-        num_cpus=config.num_cpus,
-    )
+    """Actors that compare stored embeddings with prototypes and neighbors."""
+    return scoring.scorer(teacher.dir / runs.TEACHER, embedded, into, job.recipe.score)
 
 
 def open_scores(job: Job, embedded: Location, teacher: Artifact, plan: Plan) -> Stage:

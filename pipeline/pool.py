@@ -159,11 +159,6 @@ def stream_pool(
         )
 
 
-def nothing(slice: Slice) -> pa.Table:
-    """What read tasks read in a pass whose operators open the sources or ledgers themselves."""
-    return pa.table({})
-
-
 def seal(stage: Stage, plan: Plan, *, budget: float | None = None, **facts: Any) -> Artifact:
     """Pack and seal a streaming stage; its digest is that of the canonical manifest.
 

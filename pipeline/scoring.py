@@ -8,6 +8,8 @@ memory speed, so new prototypes or another temperature re-score a pool without a
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -18,12 +20,15 @@ from pydantic import Field
 
 from pipeline.artifacts import Teacher, load_teacher, on_node
 from pipeline.config import Config
-from pipeline.embedding import spread
+from pipeline.embedding import EmbedConfig, Embedder, spread
 from pipeline.errors import LedgerError, ModelError
 from pipeline.ledger import Ledger
+from pipeline.placement import Operator, chain
 from pipeline.plan import Slice
 from pipeline.schema import OK, scores_schema, with_label_names
 from pipeline.similarity import Neighbors, nearest_prototypes, unit, vote
+from pipeline.sources.reader import PoolSource, SliceReader, read_slice
+from pipeline.sources.removals import Removals
 from pipeline.storage import Location
 
 
@@ -170,3 +175,60 @@ class Scorer:
         labels = scores.column("pseudo_label").to_pylist()
         counts = {name: [labels.count(name)] for name in self._teacher.label_names}
         return pa.table({"rows": [scores.num_rows], "quarantined": [quarantined], **counts})
+
+
+def embed_and_score(
+    teacher_at: Location,
+    sources: Mapping[str, PoolSource],
+    removals: Removals,
+    configs: tuple[EmbedConfig, ScoreConfig],
+    ledgers: tuple[Location, Location],
+) -> tuple[Callable[[Slice], pa.Table], list[Operator]]:
+    """The pass that reads, embeds and scores a pool once.
+
+    Read tasks and scoring actors of their own keep an accelerator busy. A host of few cores runs
+    faster with fewer processes: one actor that reads, embeds and scores several slices at a time.
+
+    Args:
+        teacher_at: teacher folder.
+        sources: by the recipe's name.
+        removals: faces that are not read.
+        configs: of embedding and of scoring; they say what runs where.
+        ledgers: of the embeddings and of the scores.
+
+    Returns:
+        What the pass's read tasks read, and its operators.
+    """
+    embed, score = configs
+    views = {name: (source.crop, source.color) for name, source in sources.items()}
+    home = Operator(
+        Embedder,
+        (teacher_at, ledgers[0], views, embed),
+        "embed",
+        pool=embed.pool,
+        num_cpus=embed.num_cpus,
+        num_gpus=embed.num_gpus,
+        calls=embed.streams,
+    )
+    read: Callable[[Slice], pa.Table] = nothing
+    together, apart = [home], [scorer(teacher_at, *ledgers, score)]
+    if embed.read_in == "actor":
+        together.insert(0, Operator(SliceReader, (sources, removals), "read"))
+    else:
+        read = partial(read_slice, sources=sources, removals=removals)
+    if score.run_in == "embed":
+        together, apart = [*together, *apart], []
+    return read, [chain(together, home), *apart]
+
+
+def scorer(
+    teacher_at: Location, embedded: Location, into: Location, config: ScoreConfig
+) -> Operator:
+    """Actors that score what is embedded."""
+    args = (teacher_at, into, embedded, config)
+    return Operator(Scorer, args, "score", pool=config.pool, num_cpus=config.num_cpus)
+
+
+def nothing(slice: Slice) -> pa.Table:
+    """What read tasks read in a pass whose operators open the sources or ledgers themselves."""
+    return pa.table({})

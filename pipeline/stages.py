@@ -24,6 +24,7 @@ from pipeline.policy import SCORE_COLUMNS, OperatingPoint
 from pipeline.report import collect, write_report
 from pipeline.run import Artifact
 from pipeline.schema import label_codes
+from pipeline.scoring import nothing
 from pipeline.sources.reader import read_slice
 from pipeline.storage import read_table, write_table
 from pipeline.streaming import Operator, start_ray
@@ -100,7 +101,7 @@ def score(job: Job) -> Artifact:
     if stage.done is None:
         ledger = Ledger(stage.dir)
         operators = [flow.scorer(job, teacher, embedded.dir, stage.dir)]
-        pool.stream_pool(job, "score", plan, ledger, pool.nothing, operators)
+        pool.stream_pool(job, "score", plan, ledger, nothing, operators)
         flow.write_points(job, stage, teacher)
         pool.seal(stage, plan)
     return pool.done(stage)
