@@ -41,8 +41,10 @@ from pipeline.sources.parquet import ParquetPool
 from pipeline.sources.reader import plan_slices
 from pipeline.sources.removals import Removals
 from pipeline.sources.synthetic import SyntheticPool
-from pipeline.storage import Location, location
+from pipeline.storage import location
+from tests.bench import watch
 
+TICKS = os.sysconf("SC_CLK_TCK")
 BANK = 2_477
 """Labeled faces that the pool is compared with: a tenth of FERPlus."""
 
@@ -171,7 +173,10 @@ def run(spec: Spec) -> dict[str, Any]:
         for _, counts in streaming.stream(plan, read, operators, config):
             stamps.append(time.monotonic())
             rows.append(counts["rows"][0].as_py())
-        cpu = cpu_seconds()
+            if len(rows) == 3:
+                before, since = cpu_seconds(), stamps[-1]
+        now = cpu_seconds()
+    window = stamps[-1] - since
     found = {
         "faces": sum(rows),
         "slices": len(rows),
@@ -179,7 +184,7 @@ def run(spec: Spec) -> dict[str, Any]:
         "first_commit": stamps[0] - ready,
         "seconds": stamps[-1] - ready,
         "rate": steady(stamps, rows),
-        "cpu": cpu,
+        "cores_busy": {name: (now[name] - before[name]) / window for name in now},
         "spilled_mb": spilled_mb(),
         "driver_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
@@ -217,31 +222,28 @@ def parts(at: Location, plan: Plan, score: ScoreConfig, repeats: int = 8) -> dic
 # -- processes ------------------------------------------------------------------------------------
 
 
-def processes() -> dict[int, tuple[str, float, float]]:
-    """This process and all below it: name, CPU seconds, resident MB; by pid."""
-    fields = ["ps", "-eo", "pid,ppid,rss,cputimes,args", "--no-headers"]
-    rows = []
-    for line in subprocess.run(fields, capture_output=True, text=True, check=True).stdout.split(
-        "\n"
-    ):
-        if line.strip():
-            pid, parent, rss, cpu, args = line.split(None, 4)
-            rows.append((int(pid), int(parent), float(rss) / 1024, float(cpu), args))
-    ours, grown = {os.getpid()}, True
-    while grown:
-        more = {row[0] for row in rows if row[1] in ours} - ours
-        ours |= more
-        grown = bool(more)
-    return {pid: (args, cpu, rss) for pid, _, rss, cpu, args in rows if pid in ours}
+def processes() -> dict[int, tuple[str, float]]:
+    """This process and all below it: command line and CPU seconds so far, by pid."""
+    known, todo, found = watch.children(), [os.getpid()], {}
+    while todo:
+        pid = todo.pop()
+        todo += known.get(pid, [])
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            args = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:  # it has ended
+            continue
+        found[pid] = (args, (int(stat[11]) + int(stat[12])) / TICKS)
+    return found
 
 
 def cpu_seconds() -> dict[str, float]:
-    """CPU seconds so far of the driver, the actors and readers, and Ray's own processes."""
-    took = {"driver": 0.0, "workers": 0.0, "raylet": 0.0, "gcs": 0.0, "others": 0.0}
-    for pid, (args, cpu, _) in processes().items():
+    """CPU seconds so far of the driver, of actors and tasks, and of Ray's own processes."""
+    took = dict.fromkeys(("driver", "workers", "raylet", "gcs", "others"), 0.0)
+    for pid, (args, cpu) in processes().items():
         if pid == os.getpid():
             took["driver"] += cpu
-        elif args.startswith("ray::"):
+        elif args.startswith("ray::Map"):
             took["workers"] += cpu
         elif "/raylet/raylet" in args:
             took["raylet"] += cpu
