@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import selection
 from pipeline.artifacts import load_teacher
 from pipeline.config import digest
 from pipeline.embedding import Embedder
@@ -24,12 +25,10 @@ from pipeline.labeled.reader import read_labeled
 from pipeline.ledger import Ledger
 from pipeline.packs import content_digest
 from pipeline.plan import Plan
-from pipeline.policy import SCORE_COLUMNS
 from pipeline.pool import TRUTH_FILE, ledger, plan_at, pool_plan
 from pipeline.run import Artifact, Stage
 from pipeline.schema import label_names_of
 from pipeline.scoring import Scorer
-from pipeline.selection import FACE_COLUMNS, GUARD_COLUMNS, join
 from pipeline.storage import Location, read_table, write_table
 from pipeline.streaming import Operator, start_ray
 from pipeline.survey import describe
@@ -187,16 +186,9 @@ def score_columns(job: Job, columns: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def pool_rows(job: Job) -> Iterator[pa.Table]:
-    """What select decides on, one table per slice: scores, guard and survey side by side."""
-    plan = pool_plan(job)
-    streams = zip(
-        ledger(job, "score").tables(plan, SCORE_COLUMNS),
-        ledger(job, "twins").tables(plan, GUARD_COLUMNS),
-        ledger(job, "survey").tables(plan, FACE_COLUMNS),
-        strict=True,
-    )
-    for (_, scores), (_, guard), (_, faces) in streams:
-        yield join(scores, guard, faces)
+    """What select decides on, in plan order: scores, guard and survey side by side."""
+    stages = (ledger(job, name) for name in ("score", "twins", "survey"))
+    return selection.pool_rows(pool_plan(job), *stages)
 
 
 def checkpoints(stage: Stage, model: str = "") -> str:
