@@ -185,10 +185,10 @@ def score_columns(job: Job, columns: Sequence[str]) -> Iterator[pa.Table]:
         yield table
 
 
-def pool_rows(job: Job) -> Iterator[pa.Table]:
-    """What select decides on, in plan order: scores, guard and survey side by side."""
+def pool_rows(job: Job) -> selection.Pool:
+    """Opens what select decides on, in plan order: scores, guard and survey side by side."""
     stages = (ledger(job, name) for name in ("score", "twins", "survey"))
-    return selection.pool_rows(pool_plan(job), *stages)
+    return selection.Pool(pool_plan(job), *stages)
 
 
 def checkpoints(stage: Stage, model: str = "") -> str:

@@ -24,10 +24,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from pipeline.config import Config
+from pipeline.copies import components
 from pipeline.images import THUMBNAIL
 from pipeline.likeness import (
     FAR,
@@ -185,7 +184,7 @@ class Duplicates:
         digest = table["pixel_sha256"].combine_chunks().dictionary_encode().indices.to_numpy()
         first = np.unique(digest, return_index=True)[1]  # by first appearance: smallest id
         pairs = [np.stack([first[digest], np.arange(len(digest))], 1), *self._near(table, first)]
-        group = _components(len(table), np.concatenate(pairs))
+        group = components(len(table), np.concatenate(pairs))
         ids = table["id"].to_pylist()
         size = np.bincount(group, minlength=len(ids))
         return {ids[i]: ids[group[i]] for i in np.flatnonzero(size[group] > 1).tolist()}
@@ -272,10 +271,3 @@ def _thumbnails(faces: pa.Table) -> np.ndarray:
     values = faces["thumbnail"].to_pylist()
     joined = b"".join(bytes(size) if v is None else v for v in values)
     return np.frombuffer(joined, np.uint8).reshape(-1, size)
-
-
-def _components(count: int, pairs: np.ndarray) -> np.ndarray:
-    """Smallest member (count,) of each node's component."""
-    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), (count, count))
-    label = connected_components(graph, directed=False)[1]
-    return np.unique(label, return_index=True)[1][label]

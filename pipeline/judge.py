@@ -52,7 +52,8 @@ class Competitors:
 
     def take(self, here: Mask) -> Competitors:
         """The faces in a mask."""
-        return Competitors(*(column[here] for column in self.columns()))
+        rows = np.flatnonzero(here)  # a mask would be counted through for every column
+        return Competitors(*(column[rows] for column in self.columns()))
 
     def columns(self) -> tuple[NDArray[Any], ...]:
         """All columns, in the order of the fields."""

@@ -203,8 +203,8 @@ def _per_class(values: Mapping[str, float] | None, point: OperatingPoint) -> NDA
 
 def codes_of(column: pa.ChunkedArray, names: tuple[str, ...]) -> NDArray[np.int64]:
     """Codes (N,) of class names, -1 for null; LabelError for a name that is not in `names`."""
-    found, valid = _places(column, names)
-    unknown = (found < 0) & valid
+    found = _places(column, names)
+    unknown = found == _UNKNOWN
     if unknown.any():
         name = column[int(np.flatnonzero(unknown)[0])].as_py()
         raise LabelError(f"scores: class {name!r} is not one of {', '.join(names)}")
@@ -213,28 +213,32 @@ def codes_of(column: pa.ChunkedArray, names: tuple[str, ...]) -> NDArray[np.int6
 
 def is_value(column: pa.ChunkedArray, value: str) -> Mask:
     """Rows (N,) of a text column that hold `value`; null does not."""
-    return _places(column, (value,))[0] == 0
+    return _places(column, (value,)) == 0
 
 
-def _places(column: pa.ChunkedArray, values: tuple[str, ...]) -> tuple[NDArray[np.int64], Mask]:
-    """Place (N,) of each text among `values`, -1 for none; and which rows are not null.
+_UNKNOWN = -2
+
+
+def _places(column: pa.ChunkedArray, values: tuple[str, ...]) -> NDArray[np.int64]:
+    """Place (N,) of each text among `values`, -1 for null, _UNKNOWN for another text.
 
     A dictionary is looked up once, not row by row: 30 times as fast.
     """
     known = pa.array(values, pa.string())
-    valid = mask_of(pc.is_valid(column))
     if not pa.types.is_dictionary(column.type):
-        return _or_none(pc.index_in(column, value_set=known)), valid
+        found = _filled(pc.index_in(column, value_set=known), _UNKNOWN).astype(np.int64)
+        found[~mask_of(pc.is_valid(column))] = -1
+        return found
     coded = column.combine_chunks()
     if isinstance(coded, pa.ChunkedArray):  # of no chunk, or too long for one
         coded = pa.concat_arrays([pa.array([], column.type), *coded.chunks])
-    table = np.append(_or_none(pc.index_in(coded.dictionary, value_set=known)), -1)
-    return table[_or_none(coded.indices)], valid
+    places = _filled(pc.index_in(coded.dictionary, value_set=known), _UNKNOWN)
+    return np.append(places, -1).astype(np.int64)[_filled(coded.indices, -1)]
 
 
-def _or_none(codes: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
-    """Codes (N,) as int64, -1 for null."""
-    return pc.fill_null(codes, -1).to_numpy().astype(np.int64)
+def _filled(codes: pa.Array | pa.ChunkedArray, null: int) -> NDArray[np.integer[Any]]:
+    """Codes (N,) with a number in the place of null."""
+    return (pc.fill_null(codes, null) if codes.null_count else codes).to_numpy()
 
 
 def _floats(column: pa.ChunkedArray) -> NDArray[np.float32]:

@@ -9,6 +9,7 @@ Both are mergeable: rows may be added to several of them, which are then merged 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -51,13 +52,14 @@ def stable_hash(column: pa.Array | pa.ChunkedArray) -> Hashes:
     state = np.full(len(binary), 0xCBF29CE484222325, dtype=np.uint64)
     for first in range(0, len(binary), _BLOCK):
         length, start = lengths[first : first + _BLOCK], offsets[first : first + _BLOCK]
-        for size in np.unique(length).tolist():
+        shortest, longest = int(length.min()), int(length.max())
+        if shortest == longest:  # such strings lie side by side
+            letters = data[start[0] : start[0] + longest * len(length)]
+            state[first : first + _BLOCK] = _fnv(letters.reshape(len(length), longest))
+            continue
+        for size in np.flatnonzero(np.bincount(length - shortest)) + shortest:
             rows = np.flatnonzero(length == size)
-            if len(rows) == len(length):  # bytes of equal length lie side by side
-                letters = data[start[0] : start[0] + size * len(rows)].reshape(len(rows), size)
-            else:
-                letters = data[start[rows, None] + np.arange(size)]
-            state[first + rows] = _fnv(letters)
+            state[first + rows] = _fnv(data[start[rows, None] + np.arange(size)])
     state ^= state >> np.uint64(30)
     state *= np.uint64(0xBF58476D1CE4E5B9)
     state ^= state >> np.uint64(27)
@@ -117,20 +119,37 @@ class Best:
         last_keys, last_scores, last_ties = self._last
         if not len(keys):
             return np.zeros(0, dtype=bool)
-        place = np.searchsorted(last_keys, keys)
+        order = np.argsort(keys)  # neighbors in the order are neighbors in the cache
+        place = np.empty_like(order)
+        place[order] = np.searchsorted(last_keys, keys[order])
         return _beats(scores, last_scores[place], ties, last_ties[place])
 
     def _compact(self) -> None:
         """Drop all but the best of each key."""
         if self._waiting:
             columns = [np.concatenate(column) for column in zip(*self._parts, strict=True)]
-            order, group = _ranked(*columns[:3])
-            starts = np.flatnonzero(np.append(True, group[1:] != group[:-1])[: len(group)])
-            place = np.arange(len(group)) - starts[group]
-            order = order[place < self.size]
+            order = _best(columns[0], columns[1], columns[2], self.size)
             self._parts = [tuple(column[order] for column in columns)]
         self._held = len(self._parts[0][0]) if self._parts else 0
         self._waiting = 0
+
+
+def _best(keys: Hashes, scores: Scores, ties: Hashes, size: int) -> NDArray[np.int64]:
+    """Rows of the best `size` of every key, in the order of the keys.
+
+    Keys are hashes: by their first bits they fall into shares that are sorted in the cache.
+    """
+    share = (keys >> np.uint64(58)).astype(np.uint8)
+    order = np.argsort(share, kind="stable")  # by counting
+    bounds = np.append(0, np.cumsum(np.bincount(share, minlength=64)))
+    found = []
+    for first, last in itertools.pairwise(bounds.tolist()):
+        rows = order[first:last]
+        ranked, group = _ranked(keys[rows], scores[rows], ties[rows])
+        starts = np.flatnonzero(np.append(True, group[1:] != group[:-1])[: len(group)])
+        place = np.arange(len(group)) - starts[group]
+        found.append(rows[ranked[place < size]])
+    return np.concatenate(found)
 
 
 def _ranked(

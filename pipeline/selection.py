@@ -47,11 +47,11 @@ from pipeline.schema import (
 
 __all__ = [
     "Judge",
+    "Pool",
     "SelectConfig",
     "cut",
     "join",
     "operating_point",
-    "pool_rows",
     "select",
     "yield_by_class",
 ]
@@ -103,15 +103,31 @@ def operating_point(config: SelectConfig, points: pa.Table) -> OperatingPoint:
     return point.model_copy(update={"estimates": estimates})
 
 
-def pool_rows(plan: Plan, scores: Ledger, guard: Ledger, faces: Ledger) -> Iterator[pa.Table]:
-    """Chunks of the pool in plan order, a row group of a pack at a time; see :func:`join`."""
-    streams = [
-        scores.blocks(plan, SCORE_COLUMNS, coded=("status", *LABEL_COLUMNS)),
-        guard.blocks(plan, GUARD_COLUMNS, coded=("twin_role",)),
-        faces.blocks(plan, FACE_COLUMNS, coded=("status",)),
-    ]
-    for tables in _aligned(streams):
-        yield join(*tables)
+class Pool:
+    """Opens the pool in plan order, a row group of a pack at a time; see :func:`join`.
+
+    The ids of the three stages are compared once: what is sealed or committed never changes.
+    """
+
+    def __init__(self, plan: Plan, scores: Ledger, guard: Ledger, faces: Ledger) -> None:
+        self._plan = plan
+        self._scores, self._guard, self._faces = scores, guard, faces
+        self._compared = False
+
+    def __call__(self) -> Iterator[pa.Table]:
+        """The chunks from the start; LedgerError where the stages do not line up."""
+        from_row = 1 if self._compared else 0  # the id comes first
+        text = ("status", *LABEL_COLUMNS)
+        streams = [
+            self._scores.blocks(self._plan, SCORE_COLUMNS, coded=text),
+            self._guard.blocks(self._plan, GUARD_COLUMNS[from_row:], coded=("twin_role",)),
+            self._faces.blocks(self._plan, FACE_COLUMNS[from_row:], coded=("status",)),
+        ]
+        for scores, guard, faces in _aligned(streams):
+            if not self._compared:
+                _compare_ids(scores, guard, faces)
+            yield _joined(scores, guard, faces)
+        self._compared = True
 
 
 def _aligned(streams: Sequence[Iterator[pa.Table]]) -> Iterator[list[pa.Table]]:
@@ -133,6 +149,11 @@ def _aligned(streams: Sequence[Iterator[pa.Table]]) -> Iterator[list[pa.Table]]:
 
 def join(scores: pa.Table, guard: pa.Table, faces: pa.Table) -> pa.Table:
     """One chunk from tables of the same faces; LedgerError where they do not line up."""
+    _compare_ids(scores, guard, faces)
+    return _joined(scores, guard, faces)
+
+
+def _compare_ids(scores: pa.Table, guard: pa.Table, faces: pa.Table) -> None:
     for table, need, what in (
         (scores, SCORE_COLUMNS, "scores"),
         (guard, GUARD_COLUMNS, "guard"),
@@ -143,6 +164,9 @@ def join(scores: pa.Table, guard: pa.Table, faces: pa.Table) -> pa.Table:
             raise LedgerError(
                 f"select: ids of {what} ({len(table)}) and scores ({len(scores)}) differ"
             )
+
+
+def _joined(scores: pa.Table, guard: pa.Table, faces: pa.Table) -> pa.Table:
     bad = ~(is_value(scores["status"], OK) & is_value(faces["status"], OK))
     status = pa.DictionaryArray.from_arrays(pa.array(bad.astype(np.int8)), [OK, QUARANTINED])
     chunk = scores.select(list(SCORE_COLUMNS)).set_column(1, "status", status)
@@ -204,12 +228,15 @@ def yield_by_class(selections: Iterable[pa.Table]) -> dict[str, dict[str, int]]:
 def _in_order(
     work: Callable[[pa.Table], Result], tables: Iterable[pa.Table], threads: int
 ) -> Iterator[Result]:
-    """Results in the order of the tables, which are read in this thread a few ahead."""
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[Result]] = deque()
-        for table in tables:
+    """Results in the order of the tables, which a thread of their own reads a few ahead."""
+    rest = iter(tables)
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(threads) as pool:
+        coming = reader.submit(next, rest, None)
+        while (table := coming.result()) is not None:
+            coming = reader.submit(next, rest, None)
             waiting.append(pool.submit(work, table))
-            if len(waiting) > threads:
+            if len(waiting) > 2 * threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -63,7 +63,7 @@ def test_points__one_row_per_training_face(job: tiny.LoggedJob) -> None:
 
 
 def test_pool_rows__faces_of_all_stages_side_by_side(job: tiny.LoggedJob) -> None:
-    rows = pa.concat_tables(flow.pool_rows(job))
+    rows = pa.concat_tables(flow.pool_rows(job)())
     scores = pa.concat_tables(flow.score_columns(job, SCORE_COLUMNS))
     assert len(rows) == 600
     for name in ("id", "confidence"):

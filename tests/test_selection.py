@@ -18,11 +18,11 @@ from pipeline.plan import Plan, Slice
 from pipeline.policy import FACE_COLUMNS, GUARD_COLUMNS, OperatingPoint, rows_of
 from pipeline.schema import EMOTIONS, REASONS, SELECTION, with_label_names
 from pipeline.selection import (
+    Pool,
     SelectConfig,
     cut,
     join,
     operating_point,
-    pool_rows,
     select,
     yield_by_class,
 )
@@ -343,15 +343,17 @@ def _ledgers(at: Location, pool: pa.Table, sealed: bool) -> tuple[Plan, list[Led
 
 
 @pytest.mark.parametrize("sealed", [True, False])
-def test_pool_rows__lines_up_blocks_of_any_size(tmp_path: Path, sealed: bool) -> None:
+def test_pool__lines_up_blocks_of_any_size(tmp_path: Path, sealed: bool) -> None:
     pool = _pool(1)
     plan, ledgers = _ledgers(location(tmp_path), pool, sealed)
-    chunks = list(pool_rows(plan, *ledgers))
+    opens = Pool(plan, *ledgers)
+    chunks = list(opens())
+    assert list(opens()) == chunks  # without comparing ids again
     assert len(chunks) == (1 if sealed else 12)
     joined = [row for chunk in chunks for row in chunk.to_pylist()]
     assert joined == pool.to_pylist()
     config, point = SelectConfig(group_cap=4, class_cap=9), OperatingPoint(label_names=NAMES)
-    found = pa.concat_tables(select(lambda: pool_rows(plan, *ledgers), point, config))
+    found = pa.concat_tables(select(Pool(plan, *ledgers), point, config))
     assert {row["id"]: row for row in found.to_pylist()} == _select(config, pool)
     rows = [commit.rows for commit in ledgers[0].committed(plan)]
     parts = list(cut([found.slice(0, 11), found.slice(11)], rows))
@@ -359,12 +361,12 @@ def test_pool_rows__lines_up_blocks_of_any_size(tmp_path: Path, sealed: bool) ->
     assert pa.concat_tables(parts).equals(found)
 
 
-def test_pool_rows__a_ledger_with_fewer_rows(tmp_path: Path) -> None:
+def test_pool__a_ledger_with_fewer_rows(tmp_path: Path) -> None:
     pool = _pool(1)
     plan, ledgers = _ledgers(location(tmp_path / "one"), pool, True)
     _, short = _ledgers(location(tmp_path / "two"), pool.slice(0, 79), True)
     with pytest.raises(LedgerError, match=r"ids of guard|equally many rows"):
-        list(pool_rows(plan, ledgers[0], short[1], ledgers[2]))
+        list(Pool(plan, ledgers[0], short[1], ledgers[2])())
 
 
 def test_cut__more_or_fewer_rows_than_told() -> None:
