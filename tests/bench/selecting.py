@@ -30,7 +30,7 @@ from pipeline.packs import content_digest
 from pipeline.plan import GROUP, Plan, Slice
 from pipeline.policy import OperatingPoint, SelectConfig
 from pipeline.schema import EMOTIONS, FACES, GUARD, scores_schema, with_label_names
-from pipeline.selection import Pool, cut, operating_point, select
+from pipeline.selection import Pool, cut, operating_point, select, yield_by_class
 from pipeline.storage import Location, location
 
 SLICE = 1024
@@ -228,12 +228,11 @@ def once(at: Location) -> dict[str, Any]:
     forget_pages(at)
     before = largest_megabytes()
     began, worked = time.perf_counter(), time.process_time()
-    reasons: Counter[str] = Counter()
+    rows = selected = 0
     first = None
     for table in select(tables, decide_by, POLICY):
         first = first or time.perf_counter()
-        for row in table["reason"].value_counts().to_pylist():
-            reasons[row["values"]] += row["counts"]
+        rows, selected = rows + len(table), selected + pc.sum(table["selected"]).as_py()
     ended = time.perf_counter()
     return {
         "seconds": round(ended - began, 2),
@@ -241,7 +240,8 @@ def once(at: Location) -> dict[str, Any]:
         "cpu_seconds": round(time.process_time() - worked, 2),
         "megabytes": largest_megabytes(),
         "megabytes_before": before,
-        "reasons": dict(sorted(reasons.items())),
+        "rows": rows,
+        "selected": selected,
     }
 
 
@@ -269,10 +269,16 @@ def write(at: Location) -> dict[str, Any]:
     into = Ledger(at / "select")
     rows = (commit.rows for commit in Ledger(at / "score").committed(plan))
     into.pack(plan, cut(select(tables, point(), POLICY), rows))
+    seconds, largest = time.perf_counter() - began, largest_megabytes()
+    kept = yield_by_class(into.blocks(plan, ("label", "reason")))
+    reasons: Counter[str] = Counter()
+    for counts in kept.values():
+        reasons.update(counts)
     return {
-        "seconds": round(time.perf_counter() - began, 1),
-        "megabytes": largest_megabytes(),
+        "seconds": round(seconds, 1),
+        "megabytes": largest,
         "rows": into.manifest(plan)["rows"],
+        "reasons": dict(sorted(reasons.items())),
     }
 
 
