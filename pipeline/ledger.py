@@ -17,6 +17,9 @@ record reads it back: the own attempt id means that we won and the answer was lo
 that this attempt lost, removes its own part and returns the winner. Listings save work and never
 decide. Kill a writer anywhere and the same slices, rows and counts come out, each exactly once.
 
+A stage that one process computes whole packs its groups straight away (:meth:`Ledger.pack`); there
+the exclusive seal is the commit of 1,024 slices, and no part or record is written.
+
 Cost per slice on a local disk: two files, four fsyncs; on S3: two PUTs (and one GET for who loses).
 To resume: one listing of the seals and one of each group not sealed yet.
 """
@@ -126,10 +129,11 @@ class Ledger:
     def pack(self, plan: Plan, tables: Iterable[pa.Table]) -> None:
         """Pack and seal every group of the plan straight from its tables, one per slice in order.
 
-        For a stage that one process computes whole (select): the exclusive seal is the commit of
-        all slices of its group, so two durable files take the place of two per slice. What is
+        For a stage computed in one process (select): the exclusive seal is the commit of all
+        slices of its group, so two durable files take the place of two per slice. What is
         sealed stays; a process that dies leaves whole groups. Reading, manifest and digest are
-        those of the same tables committed one by one. Memory: one row group.
+        those of the same tables committed one by one. Memory: one row group. Only one process at a
+        time may do so (the run's claim sees to it).
 
         Raises:
             LedgerError: tables and slices are not equally many, or another seal disagrees.
