@@ -32,13 +32,13 @@ PLANTED = (0.999, 0.99, 0.98, 0.97, 0.96)  # cosines of the copies
 ALMOST = (0.94, 0.92)  # of rows that are none
 SHARE = 0.05
 CENTERS = 2000
-QUERIES = 2000
+QUERIES = 2000  # half of them rows that were planted near others
 SLICE = 8192
 _SCHEMA = embeddings_schema(WIDTH, 1, 8)
 
 
-def vectors(rows: int) -> Iterator[np.ndarray]:
-    """Unit rows in blocks: clusters of several widths; SHARE are near another row of the block."""
+def vectors(rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Unit rows in blocks, clusters of several widths, and which are near another of the block."""
     rng = np.random.default_rng(0)
     centers = unit(rng.standard_normal((CENTERS, WIDTH), np.float32))
     width = rng.uniform(0.4, 1.5, CENTERS).astype(np.float32)  # cosine of members 0.86 to 0.31
@@ -54,17 +54,20 @@ def vectors(rows: int) -> Iterator[np.ndarray]:
         away = rng.standard_normal((len(copied), WIDTH), np.float32)
         away = unit(away - (away * models).sum(1, keepdims=True) * models)
         x[copied] = cosine * models + np.sqrt(1 - cosine**2) * away
-        yield x.astype(np.float16)
+        yield x.astype(np.float16), copied
 
 
-def layout(at: Location, rows: int) -> Plan:
-    """Pack the embeddings, unless they are there."""
+def layout(at: Location, rows: int) -> tuple[Plan, np.ndarray]:
+    """Pack the embeddings; the plan and the rows that were planted near others."""
     bounds = [(n, a, min(a + SLICE, rows)) for n, a in enumerate(range(0, rows, SLICE))]
     slices = [Slice(f"s{n:07d}", n // GROUP, "p", "x", a, b, "f", b - a) for n, a, b in bounds]
     plan = Plan.write(at / "plan.parquet", slices)
 
+    planted: list[np.ndarray] = []
+
     def tables() -> Iterator[pa.Table]:
-        for slice, x in zip(slices, vectors(rows), strict=True):
+        for slice, (x, copied) in zip(slices, vectors(rows), strict=True):
+            planted.append(slice.start + copied)
             ids = pa.array([f"pool/part.parquet#{i:08d}" for i in range(slice.start, slice.stop)])
             flat = pa.array(x.reshape(-1))
             columns = {
@@ -76,9 +79,8 @@ def layout(at: Location, rows: int) -> Plan:
             }
             yield pa.table(columns, schema=_SCHEMA)
 
-    if next(Ledger(at / "embed").pending(plan), None) is not None:
-        Ledger(at / "embed").pack(plan, tables())
-    return plan
+    Ledger(at / "embed").pack(plan, tables())  # made again where it is sealed, to know the planted
+    return plan, np.concatenate(planted)
 
 
 def read(at: Location, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +113,7 @@ def brute_force(x: np.ndarray, queries: np.ndarray) -> set[tuple[int, int]]:
 
 def run(at: Location, rows: int) -> dict[str, Any]:
     """Seconds, memory, recall on a sample, and whether another order of rows changes a group."""
-    plan = layout(at, rows)
+    plan, planted = layout(at, rows)
     small = min(rows, 20_000)
     began = time.perf_counter()
     x, keys = read(at, plan)
@@ -122,7 +124,10 @@ def run(at: Location, rows: int) -> dict[str, Any]:
     seconds, cpu = time.perf_counter() - began, time.process_time() - worked
     largest = largest_megabytes()
 
-    queries = np.sort(np.random.default_rng(1).choice(rows, min(QUERIES, rows), replace=False))
+    rng = np.random.default_rng(1)
+    chosen = rng.choice(planted, min(QUERIES // 2, len(planted)), replace=False)
+    others = np.setdiff1d(np.arange(rows), chosen)
+    queries = np.append(chosen, rng.choice(others, QUERIES - len(chosen), replace=False))
     wanted = brute_force(x, queries)
     both = np.concatenate([pairs, pairs[:, ::-1]])
     both = both[np.isin(both[:, 0], queries)]

@@ -227,17 +227,19 @@ def once(at: Location) -> dict[str, Any]:
     decide_by = point()
     forget_pages(at)
     before = largest_megabytes()
-    began, worked = time.perf_counter(), time.process_time()
+    began, worked, busy = time.perf_counter(), time.process_time(), busy_seconds()
     rows = selected = 0
     first = None
     for table in select(tables, decide_by, POLICY):
         first = first or time.perf_counter()
         rows, selected = rows + len(table), selected + pc.sum(table["selected"]).as_py()
     ended = time.perf_counter()
+    worked, busy = time.process_time() - worked, busy_seconds() - busy
     return {
         "seconds": round(ended - began, 2),
         "learning_seconds": round((first or ended) - began, 2),
-        "cpu_seconds": round(time.process_time() - worked, 2),
+        "cpu_seconds": round(worked, 2),
+        "others_cpu_seconds": round(max(busy - worked, 0), 2),
         "megabytes": largest_megabytes(),
         "megabytes_before": before,
         "rows": rows,
@@ -280,6 +282,14 @@ def write(at: Location) -> dict[str, Any]:
         "rows": into.manifest(plan)["rows"],
         "reasons": dict(sorted(reasons.items())),
     }
+
+
+def busy_seconds() -> float:
+    """CPU-seconds that all processes of this machine have used."""
+    user, nice, system, _, _, irq, soft, *_ = (
+        int(n) for n in Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    )
+    return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
 
 
 def largest_megabytes() -> int:

@@ -37,7 +37,7 @@ def cells(options: argparse.Namespace) -> list[Cell]:
     """Selection and near copies, at full or quick size."""
     rows = QUICK if options.quick else FULL
     return [
-        Cell(name, name, 0, {"rows": rows[name], "rounds": ROUNDS, "version": 3}, NAME)
+        Cell(name, name, 0, {"rows": rows[name], "rounds": ROUNDS, "version": 4}, NAME)
         for name in ("select", "near")
     ]
 
@@ -67,6 +67,7 @@ def _select(cell: Cell, context: Context) -> dict[str, Any]:
         "seconds": [r["seconds"] for r in rounds],
         "learning_seconds": [r["learning_seconds"] for r in rounds],
         "cpu_seconds": [r["cpu_seconds"] for r in rounds],
+        "others_cpu_seconds": [r["others_cpu_seconds"] for r in rounds],
         "largest_mb": [r["megabytes"] for r in rounds],
         "before_mb": rounds[0]["megabytes_before"],
         "reasons": stored.pop("reasons"),

@@ -279,7 +279,8 @@ def _selected(record: Record) -> list[str]:
             f"{max(found['largest_mb']):,} MB",
         ],
         ["of it learning, the first pass", _seconds(found["learning_seconds"]), ""],
-        ["CPU of both passes", _seconds(found["cpu_seconds"]), ""],
+        ["CPU of both passes, all threads", _seconds(found["cpu_seconds"]), ""],
+        ["CPU of other work on the machine meanwhile", _seconds(found["others_cpu_seconds"]), ""],
         [
             "selecting and packing the selection",
             f"{storing['seconds']:.1f} (n=1)",
