@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import scoring
+from pipeline import scoring, selection
 from pipeline.artifacts import load_teacher
 from pipeline.config import digest
 from pipeline.errors import RunError
@@ -25,11 +25,9 @@ from pipeline.ledger import Ledger
 from pipeline.packs import content_digest
 from pipeline.placement import Operator
 from pipeline.plan import Plan, Slice
-from pipeline.policy import SCORE_COLUMNS
 from pipeline.pool import TRUTH_FILE, ledger, plan_at, pool_plan
 from pipeline.run import Artifact, Stage
 from pipeline.schema import label_names_of
-from pipeline.selection import FACE_COLUMNS, GUARD_COLUMNS, join
 from pipeline.storage import Location, read_table, write_table
 from pipeline.streaming import start_ray
 from pipeline.survey import describe
@@ -180,17 +178,10 @@ def score_columns(job: Job, columns: Sequence[str]) -> Iterator[pa.Table]:
         yield table
 
 
-def pool_rows(job: Job) -> Iterator[pa.Table]:
-    """What select decides on, one table per slice: scores, guard and survey side by side."""
-    plan = pool_plan(job)
-    streams = zip(
-        ledger(job, "score").tables(plan, SCORE_COLUMNS),
-        ledger(job, "twins").tables(plan, GUARD_COLUMNS),
-        ledger(job, "survey").tables(plan, FACE_COLUMNS),
-        strict=True,
-    )
-    for (_, scores), (_, guard), (_, faces) in streams:
-        yield join(scores, guard, faces)
+def pool_rows(job: Job) -> selection.Pool:
+    """Opens what select decides on, in plan order: scores, guard and survey side by side."""
+    stages = (ledger(job, name) for name in ("score", "twins", "survey"))
+    return selection.Pool(pool_plan(job), *stages)
 
 
 def checkpoints(stage: Stage, model: str = "") -> str:

@@ -17,26 +17,36 @@ record reads it back: the own attempt id means that we won and the answer was lo
 that this attempt lost, removes its own part and returns the winner. Listings save work and never
 decide. Kill a writer anywhere and the same slices, rows and counts come out, each exactly once.
 
+A stage that one process computes whole packs its groups straight away (:meth:`Ledger.pack`); there
+the exclusive seal is the commit of 1,024 slices, and no part or record is written.
+
 Cost per slice on a local disk: two files, four fsyncs; on S3: two PUTs (and one GET for who loses).
 To resume: one listing of the seals and one of each group not sealed yet.
 """
 
 from __future__ import annotations
 
+import collections
 import itertools
-import json
 import os
-import secrets
-import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline import config
+from pipeline.commits import (
+    Commit,
+    check_fingerprint,
+    describe,
+    folder_of,
+    group_digest,
+    noted,
+    parse_commit,
+    seal_name,
+)
 from pipeline.errors import LedgerError
 from pipeline.packs import content_digest, row_ranges, write_pack
 from pipeline.plan import GROUP, Plan, Slice, number_of
@@ -45,27 +55,6 @@ from pipeline.storage import Location, open_stored, read_table, to_json, write_t
 __all__ = ["GROUP", "Commit", "Ledger", "Plan", "Slice"]
 
 _REQUESTS = 16  # records read at a time: on S3 each waits 20-100 ms
-
-
-@dataclass(frozen=True)
-class Commit:
-    """The winning attempt of a slice; `file` is its part, `sha256` that of `content_digest`.
-
-    `reads` names what the attempt read (such as the sha256 of the embeddings it scored);
-    `seconds` is what the work took, `time` is UTC.
-    """
-
-    key: str
-    attempt: str
-    file: str
-    sha256: str
-    rows: int
-    quarantined: int
-    fingerprint: str
-    reads: dict[str, str]
-    seconds: float
-    host: str
-    time: str
 
 
 class Ledger:
@@ -84,7 +73,7 @@ class Ledger:
 
         A slice that kills its workers is told by it: what they note stays when they die.
         """
-        at = self.at / "attempts" / _folder(slice.group)
+        at = self.at / "attempts" / folder_of(slice.group)
         number = 1
         while not (at / f"{slice.key}-{number}").create(b""):
             number += 1
@@ -107,20 +96,7 @@ class Ledger:
         Raises:
             LedgerError: the winner was made from another version of the shard.
         """
-        attempt = secrets.token_hex(16)
-        mine = Commit(
-            key=slice.key,
-            attempt=attempt,
-            file=f"{slice.key}-{attempt}.parquet",
-            sha256=content_digest(table),
-            rows=table.num_rows,
-            quarantined=quarantined,
-            fingerprint=slice.fingerprint,
-            reads=dict(reads or {}),
-            seconds=round(seconds, 3),
-            host=socket.gethostname(),
-            time=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
+        mine = describe(slice, table, quarantined, dict(reads or {}), seconds)
         part = self._part(mine)
         write_table(part, table)
         _fault("part-written")
@@ -128,10 +104,10 @@ class Ledger:
         _fault("before-commit")
         created = record.create(to_json(asdict(mine)))
         _fault("after-commit")
-        winner = mine if created else _parse(record, record.read_bytes())
-        if winner.attempt != attempt:
+        winner = mine if created else parse_commit(record, record.read_bytes())
+        if winner.attempt != mine.attempt:
             part.remove_tree()
-        _check_fingerprint(slice, winner)
+        check_fingerprint(slice, winner)
         return winner
 
     def seal(self, plan: Plan) -> None:
@@ -144,26 +120,55 @@ class Ledger:
         """
         sealed = self._sealed()
         for slices in plan.groups():
-            name = _seal_name(slices)
+            name = seal_name(slices)
             if name in sealed or self._missing(slices):
                 continue
             commits = self._load(slices)
-            pack = self.at / "packs" / f"{name}.parquet"
-            with pack.replacing() as sink:
-                write_pack(sink, self._checked(commits))
-            _fault("pack-written")
-            firsts = itertools.accumulate((c.rows for c in commits), initial=0)
-            entries = [
-                {"commit": asdict(c), "first": first}
-                for c, first in zip(commits, firsts, strict=False)
-            ]
-            digest = _digest(commits)
-            seal = self.at / "seals" / f"{name}.json"
-            _fault("before-seal")
-            if not seal.create(to_json({"digest": digest, "slices": entries})):
-                other = seal.read_json()["digest"]
-                if other != digest:
-                    raise LedgerError(f"{seal}: digest {other}, expected {digest}")
+            self._close_group(name, commits, self._checked(commits))
+
+    def pack(self, plan: Plan, tables: Iterable[pa.Table]) -> None:
+        """Pack and seal every group of the plan straight from its tables, one per slice in order.
+
+        For a stage computed in one process (select): the exclusive seal is the commit of all
+        slices of its group, so two durable files take the place of two per slice. What is
+        sealed stays; a process that dies leaves whole groups. Reading, manifest and digest are
+        those of the same tables committed one by one. Memory: one row group. Only one process at a
+        time may do so (the run's claim sees to it).
+
+        Raises:
+            LedgerError: tables and slices are not equally many, or another seal disagrees.
+        """
+        sealed = self._sealed()
+        rest = iter(tables)
+        for slices in plan.groups():
+            name = seal_name(slices)
+            commits: list[Commit] = []
+            own = noted(slices, rest, commits, self.at)
+            if name in sealed:
+                collections.deque(own, maxlen=0)
+            else:
+                self._close_group(name, commits, own)
+        if next(rest, None) is not None:
+            raise LedgerError(f"{self.at}: more tables than the plan's {len(plan)} slices")
+
+    def _close_group(
+        self, name: str, commits: Sequence[Commit], tables: Iterable[pa.Table]
+    ) -> None:
+        """Write the pack of a group, then its seal; `commits` is complete once `tables` ends."""
+        with self._pack(name).replacing() as sink:
+            write_pack(sink, tables)
+        _fault("pack-written")
+        firsts = itertools.accumulate((c.rows for c in commits), initial=0)
+        entries = [
+            {"commit": asdict(c), "first": first} for c, first in zip(commits, firsts, strict=False)
+        ]
+        digest = group_digest(commits)
+        seal = self.at / "seals" / f"{name}.json"
+        _fault("before-seal")
+        if not seal.create(to_json({"digest": digest, "slices": entries})):
+            other = seal.read_json()["digest"]
+            if other != digest:
+                raise LedgerError(f"{seal}: digest {other}, expected {digest}")
 
     def sweep(self, plan: Plan) -> None:
         """Remove parts and noted attempts of a stage all of whose groups are sealed.
@@ -176,11 +181,11 @@ class Ledger:
         """
         sealed = self._sealed()
         for slices in plan.groups():
-            if _seal_name(slices) not in sealed:
+            if seal_name(slices) not in sealed:
                 raise LedgerError(f"{self.at}: group {slices[0].group} is not sealed, no sweep")
         for slices in plan.groups():
             keys = {s.key for s in slices}
-            homes = [self.at / kind / _folder(slices[0].group) for kind in ("parts", "attempts")]
+            homes = [self.at / kind / folder_of(slices[0].group) for kind in ("parts", "attempts")]
             files = [file for home in homes for file in home.children()]
             garbage = [file for file in files if file.name.rpartition("-")[0] in keys]
             with ThreadPoolExecutor(_REQUESTS) as pool:
@@ -198,7 +203,7 @@ class Ledger:
                 return None
             if len(self._commits) >= GROUP:
                 self._commits.clear()  # another thread may do so at any time
-            self._commits[key] = known = _parse(record, data)
+            self._commits[key] = known = parse_commit(record, data)
         return known
 
     def committed(self, plan: Plan) -> Iterator[Commit]:
@@ -214,7 +219,7 @@ class Ledger:
         """Slices of the plan without a commit, in plan order; reads names, no records."""
         sealed = self._sealed()
         for slices in plan.groups():
-            if _seal_name(slices) not in sealed:
+            if seal_name(slices) not in sealed:
                 yield from self._missing(slices)
 
     def read(self, key: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -226,19 +231,49 @@ class Ledger:
             LedgerError: the slice is not committed.
         """
         commit = self.find(key)
-        if commit is None:
-            raise LedgerError(f"{self.at}: slice {key} is not committed")
-        part = self._part(commit)
-        if part.exists():
+        part = None if commit is None else self._part(commit)
+        if part is not None and part.exists():
             return read_table(part, columns)
-        for name in sorted(self._sealed()):
-            if not name.startswith(_folder(number_of(key) // GROUP) + "-"):
-                continue
-            for sealed, first in self._seal(name):
-                if sealed.key == key:
-                    with open_stored(self._pack(name)) as file:
-                        return next(row_ranges(file, [(first, first + sealed.rows)], columns))
+        name, sealed, first = self._in_seals(key)
+        if sealed is not None:
+            with open_stored(self._pack(name)) as file:
+                return next(row_ranges(file, [(first, first + sealed.rows)], columns))
+        if part is None:
+            raise LedgerError(f"{self.at}: slice {key} is not committed")
         raise LedgerError(f"{part}: committed, but neither this part nor a pack of it is there")
+
+    def winner(self, key: str) -> Commit | None:
+        """The commit of a slice, also of one that only a seal names; None if there is neither.
+
+        Where most slices have no commit yet, :meth:`find` saves a listing.
+        """
+        return self.find(key) or self._in_seals(key)[1]
+
+    def blocks(
+        self, plan: Plan, columns: Sequence[str], coded: Sequence[str] = ()
+    ) -> Iterator[pa.Table]:
+        """The rows of all slices in plan order, as many at a time as are cheap to read at once.
+
+        A row group of a pack, or a slice where a group is not sealed yet.
+
+        Args:
+            plan: the slices.
+            columns: which to read.
+            coded: text columns of few values, given as dictionaries where they come from a pack:
+                ten times as fast as text.
+
+        Raises:
+            LedgerError: a slice is not committed (raised when it is reached).
+        """
+        sealed = self._sealed()
+        for slices in plan.groups():
+            if (name := seal_name(slices)) in sealed:
+                with open_stored(self._pack(name), coded) as file:
+                    for group in range(len(file.bounds) - 1):
+                        yield file.read(columns, row_group=group)
+            else:
+                for slice in slices:
+                    yield self.read(slice.key, columns)
 
     def tables(
         self, plan: Plan, columns: Sequence[str] | None = None
@@ -250,7 +285,7 @@ class Ledger:
         """
         sealed = self._sealed()
         for slices in plan.groups():
-            if (name := _seal_name(slices)) in sealed:
+            if (name := seal_name(slices)) in sealed:
                 ranges = [(first, first + commit.rows) for commit, first in self._seal(name)]
                 with open_stored(self._pack(name)) as file:
                     yield from zip(slices, row_ranges(file, ranges, columns), strict=True)
@@ -275,7 +310,7 @@ class Ledger:
             rows += sum(c.rows for c in commits)
             bad += sum(c.quarantined for c in commits)
             if commits:
-                groups[str(number_of(commits[0].key) // GROUP)] = _digest(commits)
+                groups[str(number_of(commits[0].key) // GROUP)] = group_digest(commits)
         if count < len(plan):
             absent = next(self.pending(plan))
             raise LedgerError(
@@ -291,10 +326,10 @@ class Ledger:
     # -- files --------------------------------------------------------------------------------
 
     def _record(self, key: str) -> Location:
-        return self.at / "commits" / _folder(number_of(key) // GROUP) / f"{key}.json"
+        return self.at / "commits" / folder_of(number_of(key) // GROUP) / f"{key}.json"
 
     def _part(self, commit: Commit) -> Location:
-        return self.at / "parts" / _folder(number_of(commit.key) // GROUP) / commit.file
+        return self.at / "parts" / folder_of(number_of(commit.key) // GROUP) / commit.file
 
     def _pack(self, name: str) -> Location:
         return self.at / "packs" / f"{name}.parquet"
@@ -303,11 +338,21 @@ class Ledger:
         """The commits of each group of the plan in turn; a group may lack some."""
         sealed = self._sealed()
         for slices in plan.groups():
-            if (name := _seal_name(slices)) in sealed:
+            if (name := seal_name(slices)) in sealed:
                 yield [commit for commit, _ in self._seal(name)]
             else:
                 missing = set(self._missing(slices))
                 yield self._load([s for s in slices if s not in missing])
+
+    def _in_seals(self, key: str) -> tuple[str, Commit | None, int]:
+        """Name of the seal that holds a slice, its commit and first row in the pack."""
+        home = folder_of(number_of(key) // GROUP) + "-"
+        for name in sorted(self._sealed()):
+            if name.startswith(home):
+                for commit, first in self._seal(name):
+                    if commit.key == key:
+                        return name, commit, first
+        return "", None, 0
 
     def _sealed(self) -> set[str]:
         return {child.name.removesuffix(".json") for child in (self.at / "seals").children()}
@@ -322,7 +367,7 @@ class Ledger:
 
     def _missing(self, slices: Sequence[Slice]) -> list[Slice]:
         """Slices of one group without a commit record: one listing."""
-        listed = (self.at / "commits" / _folder(slices[0].group)).children()
+        listed = (self.at / "commits" / folder_of(slices[0].group)).children()
         have = {child.name for child in listed}
         return [s for s in slices if f"{s.key}.json" not in have]
 
@@ -334,7 +379,7 @@ class Ledger:
         for slice, commit in zip(slices, found, strict=True):
             if commit is None:
                 raise LedgerError(f"{self._record(slice.key)}: listed, but not there when read")
-            _check_fingerprint(slice, commit)
+            check_fingerprint(slice, commit)
             commits.append(commit)
         return commits
 
@@ -346,35 +391,6 @@ class Ledger:
                 part = self._part(commit)
                 raise LedgerError(f"{part}: content sha256 {have}, committed {commit.sha256}")
             yield table
-
-
-def _folder(group: int) -> str:
-    return f"{group:06x}"[::-1]
-
-
-def _seal_name(slices: Sequence[Slice]) -> str:
-    held = config.digest([[s.key, s.fingerprint] for s in slices])
-    return f"{_folder(slices[0].group)}-{held[:16]}"
-
-
-def _digest(commits: Sequence[Commit]) -> str:
-    fields = ("key", "fingerprint", "rows", "quarantined", "sha256")
-    return config.digest([[getattr(c, field) for field in fields] for c in commits])
-
-
-def _parse(record: Location, data: bytes) -> Commit:
-    try:
-        return Commit(**json.loads(data))
-    except (ValueError, TypeError) as err:
-        raise LedgerError(f"{record}: expected a commit record: {err}") from err
-
-
-def _check_fingerprint(slice: Slice, commit: Commit) -> None:
-    if commit.fingerprint != slice.fingerprint:
-        raise LedgerError(
-            f"slice {slice.key} of {slice.shard}: committed from a shard with fingerprint "
-            f"{commit.fingerprint}, the plan has {slice.fingerprint}"
-        )
 
 
 def _fault(step: str) -> None:

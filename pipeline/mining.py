@@ -88,7 +88,7 @@ class Miner:
         return pa.table({"rows": [len(table)], **{name: [labels.count(name)] for name in names}})
 
     def _digest(self, stage: str, slice: Slice) -> str:
-        commit = self._inputs[stage].find(slice.key)
+        commit = self._inputs[stage].winner(slice.key)
         if commit is None:
             raise LedgerError(f"slice {slice.key} has no commit of {stage} to mine from")
         return commit.sha256

@@ -64,8 +64,9 @@ class Reader:
         bounds: first row of every row group, and the number of rows.
     """
 
-    def __init__(self, source: str | IO[bytes], where: str) -> None:
-        self._file = open_file(source, where)
+    def __init__(self, source: str | IO[bytes], where: str, coded: Sequence[str] = ()) -> None:
+        """Open `source`, called `where` in errors; columns in `coded` are read as dictionaries."""
+        self._file = open_file(source, where, coded)
         self._where = where
         stored = self._file.schema_arrow
         # The footer's own: what was added at the end is not in the schema that Arrow stored.
@@ -121,10 +122,10 @@ def table_writer(sink: IO[bytes], schema: pa.Schema) -> pq.ParquetWriter:
     )
 
 
-def open_file(source: str | IO[bytes], where: str) -> pq.ParquetFile:
+def open_file(source: str | IO[bytes], where: str, coded: Sequence[str] = ()) -> pq.ParquetFile:
     """Arrow's reader of a file; SourceError naming `where` if it is not Parquet."""
     try:
-        return pq.ParquetFile(source)
+        return pq.ParquetFile(source, read_dictionary=list(coded))
     except pa.ArrowInvalid as err:
         detail = str(err).partition("\n")[0]
         raise SourceError(f"{where}: expected Parquet: {detail}") from err

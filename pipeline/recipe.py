@@ -23,10 +23,10 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation import EvaluateConfig
 from pipeline.guard import GuardConfig
 from pipeline.labeled.reader import LabeledSource
+from pipeline.policy import SelectConfig
 from pipeline.report import ReportConfig
 from pipeline.scoring import ScoreConfig
 from pipeline.search import SearchConfig
-from pipeline.selection import SelectConfig
 from pipeline.sources.reader import PoolSource
 from pipeline.streaming import StreamConfig
 from pipeline.survey import SurveyConfig

@@ -1,38 +1,38 @@
 """Which pool faces are kept, under which label and weight: a pure function of scores and guard.
 
 No image and no embedding is read. The rules of one face are asked in the order of
-:data:`pipeline.schema.REASONS`; the first that fails is the reason. Rules that compare faces (one
-of each duplicate group, caps per group and class) take one mergeable pass each over narrow columns,
-see :mod:`pipeline.ranking`; the result depends neither on the order of the chunks nor on workers.
-Cost: at most five passes; memory is K x 65,536 counters plus 20 bytes per capped group member.
+:data:`pipeline.schema.REASONS`; the first that fails is the reason. Rules that compare faces are in
+:mod:`pipeline.judge`. Cost: two passes over narrow columns of packs, a row group at a time, on as
+many threads as there are cores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property, partial
-from typing import Literal
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
-from pydantic import Field
 
-from pipeline import config as settings
-from pipeline import ranking, thresholds
+from pipeline import thresholds
 from pipeline.errors import ConfigError, LedgerError
+from pipeline.judge import Judge
+from pipeline.ledger import Ledger
+from pipeline.plan import Plan
 from pipeline.policy import (
-    RULES,
+    FACE_COLUMNS,
+    GUARD_COLUMNS,
+    LABEL_COLUMNS,
     SCORE_COLUMNS,
-    Mask,
     OperatingPoint,
-    Rows,
+    SelectConfig,
     class_curves,
+    is_value,
     labeled_rows,
-    mask_of,
     passes,
-    rows_of,
     with_cuts,
 )
 from pipeline.schema import (
@@ -45,26 +45,22 @@ from pipeline.schema import (
     require_columns,
 )
 
-GUARD_COLUMNS = ("id", "twin_of", "twin_role", "duplicate_group")
-FACE_COLUMNS = ("id", "status", "group")
+__all__ = [
+    "Judge",
+    "Pool",
+    "SelectConfig",
+    "cut",
+    "join",
+    "operating_point",
+    "select",
+    "yield_by_class",
+]
+
+THREADS = min(os.cpu_count() or 1, 8)
+Result = TypeVar("Result")
 
 Tables = Callable[[], Iterator[pa.Table]]
 """Opens the chunks again from the start; each is the `join` of one slice or pack."""
-
-
-class SelectConfig(settings.Config):
-    """The policy, in the order its rules are asked; None is off. The guard has no switch."""
-
-    policy: Literal["rules", "all"] = "rules"  # all: no thresholds; duplicates and caps still count
-    duplicates: bool = True  # keep one of each duplicate group: the most confident
-    confidence: float | dict[str, float] | None = None  # lowest confidence, for all or per class
-    prototype: bool = True  # the nearest class prototype must name the same class
-    neighbors: float | None = Field(default=None, ge=0, le=1)  # lowest share of the labeled vote
-    target_precision: float | None = Field(default=0.9, gt=0, le=1)  # per-class cuts, out of fold
-    group_cap: int | None = Field(default=None, ge=1)  # most faces of one group
-    class_cap: int | None = Field(default=None, ge=0)  # most faces of one class
-    class_cap_labeled: float | None = Field(default=None, ge=0)  # the same, times labeled faces
-    weights: Literal["one", "confidence", "softmatch"] = "softmatch"
 
 
 def operating_point(config: SelectConfig, points: pa.Table) -> OperatingPoint:
@@ -107,8 +103,57 @@ def operating_point(config: SelectConfig, points: pa.Table) -> OperatingPoint:
     return point.model_copy(update={"estimates": estimates})
 
 
+class Pool:
+    """Opens the pool in plan order, a row group of a pack at a time; see :func:`join`.
+
+    The ids of the three stages are compared once: what is sealed or committed never changes.
+    """
+
+    def __init__(self, plan: Plan, scores: Ledger, guard: Ledger, faces: Ledger) -> None:
+        self._plan = plan
+        self._scores, self._guard, self._faces = scores, guard, faces
+        self._compared = False
+
+    def __call__(self) -> Iterator[pa.Table]:
+        """The chunks from the start; LedgerError where the stages do not line up."""
+        from_row = 1 if self._compared else 0  # the id comes first
+        text = ("status", *LABEL_COLUMNS)
+        streams = [
+            self._scores.blocks(self._plan, SCORE_COLUMNS, coded=text),
+            self._guard.blocks(self._plan, GUARD_COLUMNS[from_row:], coded=("twin_role",)),
+            self._faces.blocks(self._plan, FACE_COLUMNS[from_row:], coded=("status",)),
+        ]
+        for scores, guard, faces in _aligned(streams):
+            if not self._compared:
+                _compare_ids(scores, guard, faces)
+            yield _joined(scores, guard, faces)
+        self._compared = True
+
+
+def _aligned(streams: Sequence[Iterator[pa.Table]]) -> Iterator[list[pa.Table]]:
+    """The same rows of every stream at a time; their blocks may end at different rows."""
+    none = pa.table({})
+    held = [none] * len(streams)
+    while True:
+        for i, stream in enumerate(streams):
+            while not len(held[i]) and (table := next(stream, None)) is not None:
+                held[i] = table
+        rows = [len(table) for table in held]
+        if not any(rows):
+            return
+        if not all(rows):
+            raise LedgerError("select: scores, guard and faces do not have equally many rows")
+        yield [table.slice(0, min(rows)) for table in held]
+        held = [table.slice(min(rows)) for table in held]
+
+
 def join(scores: pa.Table, guard: pa.Table, faces: pa.Table) -> pa.Table:
-    """One chunk from the tables of one slice or pack; LedgerError where they do not line up."""
+    """One chunk from tables of the same faces; LedgerError where they do not line up."""
+    _compare_ids(scores, guard, faces)
+    return _joined(scores, guard, faces)
+
+
+def _compare_ids(scores: pa.Table, guard: pa.Table, faces: pa.Table) -> None:
     for table, need, what in (
         (scores, SCORE_COLUMNS, "scores"),
         (guard, GUARD_COLUMNS, "guard"),
@@ -119,138 +164,52 @@ def join(scores: pa.Table, guard: pa.Table, faces: pa.Table) -> pa.Table:
             raise LedgerError(
                 f"select: ids of {what} ({len(table)}) and scores ({len(scores)}) differ"
             )
-    good = pc.and_(pc.equal(scores["status"], OK), pc.equal(faces["status"], OK))
-    chunk = scores.select(list(SCORE_COLUMNS))
-    chunk = chunk.set_column(1, "status", pc.if_else(good, OK, QUARANTINED))
+
+
+def _joined(scores: pa.Table, guard: pa.Table, faces: pa.Table) -> pa.Table:
+    bad = ~(is_value(scores["status"], OK) & is_value(faces["status"], OK))
+    status = pa.DictionaryArray.from_arrays(pa.array(bad.astype(np.int8)), [OK, QUARANTINED])
+    chunk = scores.select(list(SCORE_COLUMNS)).set_column(1, "status", status)
     for name in GUARD_COLUMNS[1:]:
         chunk = chunk.append_column(name, guard[name])
     return chunk.append_column("group", faces["group"])
 
 
-def select(tables: Tables, point: OperatingPoint, config: SelectConfig) -> Iterator[pa.Table]:
+def select(
+    tables: Tables, point: OperatingPoint, config: SelectConfig, threads: int = THREADS
+) -> Iterator[pa.Table]:
     """Yield one SELECTION table per chunk, rows in the chunk's order.
 
     Args:
         tables: opens the chunks (:func:`join`) from the start, once per pass.
         point: thresholds; see :func:`operating_point` and :mod:`pipeline.search`.
         config: duplicates, caps and weights.
+        threads: chunks worked on at a time; NumPy and Arrow let go of the interpreter.
     """
     judge = Judge(point, config)
-    for learn in judge.lessons():
-        for table in tables():
-            learn(table)
-    for table in tables():
-        yield judge.decide(table)
+    if judge.must_learn:
+        for lesson in _in_order(judge.study, tables(), threads):
+            judge.absorb(lesson)
+    judge.close()
+    yield from _in_order(judge.decide, tables(), threads)
 
 
-class Judge:
-    """What the comparing rules know about the whole pool, learned pass by pass."""
-
-    def __init__(self, point: OperatingPoint, config: SelectConfig) -> None:
-        self.point, self.config = point, config
-        self._histogram = np.zeros(ranking.LEVELS, dtype=np.int64)
-        self._duplicates = ranking.Best(1) if config.duplicates else None
-        self._groups = None if config.group_cap is None else ranking.Best(config.group_cap)
-        self._classes = _class_caps(point, config)
-
-    def lessons(self) -> Iterator[Callable[[pa.Table], None]]:
-        """The passes that this policy needs, in order; ask for the next when one is through."""
-        if self._duplicates is not None or self.config.weights == "softmatch":
-            yield self._learn_usable
-        if self._groups is not None:
-            yield self._learn_groups
-        if self._classes is not None:
-            yield self._learn_classes
-            if self._classes.close():
-                yield self._learn_boundary
-
-    def decide(self, table: pa.Table) -> pa.Table:
-        """SELECTION rows of one chunk."""
-        rows, reasons = self._reasons(table, until=None)
-        kept = reasons == _SELECTED
-        columns = [
-            table["id"],
-            pa.array(kept),
-            pa.array(REASONS, pa.string()).take(pa.array(reasons)),
-            table["pseudo_label"],
-            pa.array(self._weights(rows), pa.float32(), mask=~kept),
-        ]
-        return pa.table(columns, schema=SELECTION)
-
-    def _weights(self, rows: Rows) -> NDArray[np.float32]:
-        if self.config.weights == "one":
-            return np.ones(len(rows.confidence), dtype=np.float32)
-        if self.config.weights == "confidence":
-            return rows.confidence
-        confidence = rows.confidence.astype(np.float64)
-        return thresholds.gaussian_weight(confidence, *self._spread).astype(np.float32)
-
-    @cached_property
-    def _spread(self) -> tuple[float, float]:
-        """Mean and variance of the usable faces' confidence, from counts: no order of addition."""
-        levels = np.arange(ranking.LEVELS) / (ranking.LEVELS - 1)
-        share = self._histogram / max(int(self._histogram.sum()), 1)
-        mean = float(levels @ share)
-        return mean, float(((levels - mean) ** 2) @ share)
-
-    def _learn_usable(self, table: pa.Table) -> None:
-        rows, reasons = self._reasons(table, until="duplicate")
-        usable = reasons == _SELECTED
-        confidence = rows.confidence[usable]
-        np.add.at(self._histogram, ranking.level(confidence), 1)
-        if self._duplicates is not None:
-            self._duplicates.add(*_contest(table, rows, "duplicate_group", usable)[1:])
-
-    def _learn_groups(self, table: pa.Table) -> None:
-        rows, reasons = self._reasons(table, until="group_cap")
-        if self._groups is not None:
-            self._groups.add(*_contest(table, rows, "group", reasons == _SELECTED)[1:])
-
-    def _learn_classes(self, table: pa.Table) -> None:
-        rows, reasons = self._reasons(table, until="class_cap")
-        here = reasons == _SELECTED
-        if self._classes is not None:
-            self._classes.count(rows.predicted[here], rows.confidence[here])
-
-    def _learn_boundary(self, table: pa.Table) -> None:
-        rows, reasons = self._reasons(table, until="class_cap")
-        if self._classes is not None:
-            here = reasons == _SELECTED
-            here[here] = self._classes.boundary(rows.predicted[here], rows.confidence[here])
-            ties = _hashes(table["id"], here)
-            self._classes.collect(rows.predicted[here], rows.confidence[here], ties)
-
-    def _reasons(self, table: pa.Table, until: str | None) -> tuple[Rows, NDArray[np.int64]]:
-        """Reason codes of a chunk, asking only the rules that come before `until`."""
-        rows = rows_of(table, self.point.label_names)
-        reasons = np.full(len(table), _SELECTED)
-        for reason, fails in self._questions(table, rows):
-            if reason == until:
-                break
-            still = reasons == _SELECTED
-            reasons[still & fails(still)] = REASONS.index(reason)
-        return rows, reasons
-
-    def _questions(
-        self, table: pa.Table, rows: Rows
-    ) -> Iterator[tuple[str, Callable[[Mask], Mask]]]:
-        """Every rule in order; each is given the rows still in and says which of them fail.
-
-        The rules that compare are always named, so that `until` finds its place.
-        """
-        require_columns(table.column_names, (*GUARD_COLUMNS, "status", "group"), "select")
-        bad = ~mask_of(pc.equal(table["status"], OK)) | (rows.predicted < 0)
-        twin = mask_of(pc.is_valid(table["twin_of"]))
-        of_validation = mask_of(pc.equal(table["twin_role"], "validation"))
-        yield "quarantined", lambda _: bad
-        yield "twin_of_test", lambda _: twin & ~of_validation
-        yield "twin_of_validation", lambda _: twin
-        duplicates, groups = self._duplicates, self._groups
-        yield "duplicate", lambda still: _losers(duplicates, table, rows, "duplicate_group", still)
-        for reason, rule in RULES:
-            yield reason, partial(_ask, rule, rows, self.point)
-        yield "group_cap", lambda still: _losers(groups, table, rows, "group", still)
-        yield "class_cap", lambda still: _capped(self._classes, table, rows, still)
+def cut(tables: Iterable[pa.Table], rows: Iterable[int]) -> Iterator[pa.Table]:
+    """The same rows in tables of the given numbers of rows; LedgerError where the sums differ."""
+    rest = iter(tables)
+    held = SELECTION.empty_table()
+    for count in rows:
+        pieces = []
+        while count > len(held):
+            pieces.append(held)
+            count -= len(held)
+            if (table := next(rest, None)) is None:
+                raise LedgerError(f"select: {count} rows are missing at the end")
+            held = table
+        yield pa.concat_tables([*pieces, held.slice(0, count)])
+        held = held.slice(count)
+    if len(held) or any(len(table) for table in rest):
+        raise LedgerError("select: more rows are decided on than slices hold")
 
 
 def yield_by_class(selections: Iterable[pa.Table]) -> dict[str, dict[str, int]]:
@@ -266,57 +225,18 @@ def yield_by_class(selections: Iterable[pa.Table]) -> dict[str, dict[str, int]]:
     return {name: {r: counts[name][r] for r in REASONS if r in counts[name]} for name in order}
 
 
-_SELECTED = REASONS.index("selected")
-
-
-def _ask(
-    rule: Callable[[Rows, OperatingPoint], Mask], rows: Rows, point: OperatingPoint, _: Mask
-) -> Mask:
-    return rule(rows, point)
-
-
-def _class_caps(point: OperatingPoint, config: SelectConfig) -> ranking.Caps | None:
-    """Limit per class: the lower of the two caps, or None where there is neither."""
-    if config.class_cap is None and config.class_cap_labeled is None:
-        return None
-    limits = np.full(len(point.label_names), np.iinfo(np.int64).max)
-    if config.class_cap is not None:
-        limits[:] = config.class_cap
-    if config.class_cap_labeled is not None:
-        labeled = [point.labeled.get(name, 0) for name in point.label_names]
-        limits = np.minimum(limits, np.round(np.array(labeled) * config.class_cap_labeled))
-    return ranking.Caps(limits.astype(np.int64))
-
-
-def _contest(
-    table: pa.Table, rows: Rows, column: str, among: Mask
-) -> tuple[Mask, NDArray[np.uint64], NDArray[np.float32], NDArray[np.uint64]]:
-    """Rows `among` that have a key in `column`: their mask, keys, scores and tie breakers."""
-    here = among & mask_of(pc.is_valid(table[column]))
-    return here, _hashes(table[column], here), rows.confidence[here], _hashes(table["id"], here)
-
-
-def _losers(
-    best: ranking.Best | None, table: pa.Table, rows: Rows, column: str, still: Mask
-) -> Mask:
-    lost = np.zeros(len(still), dtype=bool)
-    if best is not None:
-        here, keys, scores, ties = _contest(table, rows, column, still)
-        lost[here] = ~best.keep(keys, scores, ties)
-    return lost
-
-
-def _capped(caps: ranking.Caps | None, table: pa.Table, rows: Rows, still: Mask) -> Mask:
-    lost = np.zeros(len(still), dtype=bool)
-    if caps is not None:
-        here = np.flatnonzero(still)
-        codes, scores = rows.predicted[here], rows.confidence[here]
-        close = caps.boundary(codes, scores)
-        ties = np.zeros(len(here), dtype=np.uint64)
-        ties[close] = _hashes(table["id"], np.isin(np.arange(len(still)), here[close]))
-        lost[here] = ~caps.keep(codes, scores, ties)
-    return lost
-
-
-def _hashes(column: pa.ChunkedArray, here: Mask) -> NDArray[np.uint64]:
-    return ranking.stable_hash(column.filter(pa.array(here)))
+def _in_order(
+    work: Callable[[pa.Table], Result], tables: Iterable[pa.Table], threads: int
+) -> Iterator[Result]:
+    """Results in the order of the tables, which a thread of their own reads a few ahead."""
+    rest = iter(tables)
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(threads) as pool:
+        coming = reader.submit(next, rest, None)
+        while (table := coming.result()) is not None:
+            coming = reader.submit(next, rest, None)
+            waiting.append(pool.submit(work, table))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

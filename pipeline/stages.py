@@ -136,11 +136,10 @@ def select(job: Job) -> Artifact:
         else:
             point = OperatingPoint.load(job.run.artifact("search").dir / POINT_FILE)
         point.save(stage.dir / POINT_FILE)
-        ledger, tables = Ledger(stage.dir), partial(flow.pool_rows, job)
-        decided = selection.select(tables, point, config)
-        for slice, table in zip(plan, decided, strict=True):
-            ledger.commit(slice, table)
-        kept = selection.yield_by_class(t for _, t in ledger.tables(plan))
+        ledger, tables = Ledger(stage.dir), flow.pool_rows(job)
+        faces = (commit.rows for commit in pool.ledger(job, "score").committed(plan))
+        ledger.pack(plan, selection.cut(selection.select(tables, point, config), faces))
+        kept = selection.yield_by_class(ledger.blocks(plan, ("label", "reason")))
         pool.seal(stage, plan, rule=point.digest, per_class=kept)
     return pool.done(stage)
 

@@ -318,9 +318,12 @@ def read_table(at: Location, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 @contextlib.contextmanager
-def open_stored(at: Location) -> Iterator[Reader]:
-    """A file of :func:`write_table`, only its footer read; raises as :func:`read_table`."""
-    with _parquet_source(at) as source, Reader(source, at.uri) as file:
+def open_stored(at: Location, coded: Sequence[str] = ()) -> Iterator[Reader]:
+    """A file of :func:`write_table`, only its footer read; raises as :func:`read_table`.
+
+    Columns named in `coded` are read as dictionaries.
+    """
+    with _parquet_source(at) as source, Reader(source, at.uri, coded) as file:
         yield file
 
 

@@ -35,7 +35,7 @@ def guard_pool(job: Job, stage: Stage, plan: Plan) -> None:
     """Mark pool faces that are twins of test or validation faces, and their duplicates."""
     config, known = job.recipe.guard, _reference(job)
     surveyed, into = ledger(job, "survey"), Ledger(stage.dir)
-    duplicates = guarding.Duplicates(config)
+    duplicates = guarding.Duplicates(config, job.run.scratch)
     for _, faces in surveyed.tables(plan):
         duplicates.add(faces)
     groups = duplicates.groups()

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from helpers import flow as tiny
@@ -62,11 +63,12 @@ def test_points__one_row_per_training_face(job: tiny.LoggedJob) -> None:
 
 
 def test_pool_rows__faces_of_all_stages_side_by_side(job: tiny.LoggedJob) -> None:
-    rows = list(flow.pool_rows(job))
-    scores = list(flow.score_columns(job, SCORE_COLUMNS))
-    assert [len(table) for table in rows] == [60] * 10
-    for joined, scored in zip(rows, scores, strict=True):
-        assert joined["confidence"].equals(scored["confidence"])
+    rows = pa.concat_tables(flow.pool_rows(job)())
+    scores = pa.concat_tables(flow.score_columns(job, SCORE_COLUMNS))
+    assert len(rows) == 600
+    for name in ("id", "confidence"):
+        assert rows[name].equals(scores[name])
+    assert rows["pseudo_label"].to_pylist() == scores["pseudo_label"].to_pylist()
 
 
 def test_sit_exam__probabilities_of_every_model(job: tiny.LoggedJob) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 from pipeline import guard, images, synthetic
 from pipeline.guard import Duplicates, GuardConfig, find_twins, find_twins_by_embedding
 from pipeline.images import Crop
-from pipeline.schema import GUARD, READ
+from pipeline.schema import FACES, GUARD, READ
 from pipeline.survey import describe
 
 ALTERED = ("jpeg", "resize", "flip", "shift")
@@ -167,6 +168,41 @@ def test_duplicates__many_copies_of_one_picture_stay_linear() -> None:
     pool = Duplicates(CONFIG)
     pool.add(faces("pool", pictures))
     assert set(pool.groups().values()) == {"pool#000000"}
+
+
+def _invented(count: int, seed: int) -> pa.Table:
+    """FACES whose hashes and thumbnails are noise."""
+    rng = np.random.default_rng(seed)
+    noise = rng.integers(0, 256, (count, 256), dtype=np.uint8)
+    columns = {
+        "id": [f"pool/part-{seed:05d}.parquet#{i:08d}" for i in range(count)],
+        "position": np.arange(count),
+        "status": ["ok"] * count,
+        "pixel_sha256": pa.array([row[:32].tobytes() for row in noise], pa.binary(32)),
+        "phash": rng.integers(0, 2**64, count, np.uint64),
+        "phash_flip": rng.integers(0, 2**64, count, np.uint64),
+        "thumbnail": pa.array([row.tobytes() for row in noise], pa.binary(256)),
+    }
+    nothing = {n: pa.nulls(count, FACES.field(n).type) for n in FACES.names if n not in columns}
+    return pa.table({**columns, **nothing}).select(FACES.names).cast(FACES)
+
+
+def test_duplicates__holds_ids_and_hashes_only(tmp_path: Path) -> None:
+    pool = Duplicates(CONFIG, tmp_path)
+    tables = [_invented(2000, seed) for seed in range(3)]
+    tracemalloc.start()
+    before = pa.total_allocated_bytes() + tracemalloc.get_traced_memory()[0]
+    for table in tables:
+        pool.add(table)
+    held = pa.total_allocated_bytes() + tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert 40 < held / 6000 < 80
+    assert pool.groups() == {}
+    assert list(tmp_path.iterdir()) == []  # the file has no name
+    again = tables[1].slice(7, 1)
+    place = again.schema.get_field_index("id")
+    pool.add(again.set_column(place, FACES.field("id"), pa.array(["a"])))
+    assert pool.groups() == {"a": "a", again["id"][0].as_py(): "a"}
 
 
 # -- real faces -----------------------------------------------------------------------------------

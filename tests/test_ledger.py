@@ -200,6 +200,79 @@ def test_seal__reads_the_same_from_packs(tmp_path: Path) -> None:
     assert _parts(fresh) == []
 
 
+def _bytes(ledger: Ledger, folder: str) -> dict[str, bytes]:
+    return {f.name: f.read_bytes() for f in (ledger.at / folder).children()}
+
+
+def test_pack__leaves_what_commits_and_a_seal_leave(tmp_path: Path) -> None:
+    ledger, plan = _open(tmp_path / "one")
+    for slice in plan:
+        ledger.commit(slice, _table(slice))
+    ledger.seal(plan)
+    ledger.sweep(plan)
+    packed, _ = _open(tmp_path / "two")
+    packed.pack(plan, (_table(slice) for slice in plan))
+    assert _bytes(packed, "packs") == _bytes(ledger, "packs")
+    assert packed.digest(plan) == ledger.digest(plan)
+    assert list(packed.pending(plan)) == []
+    assert not (packed.at / "parts").exists()
+    told = [[c.key, c.rows, c.sha256, c.fingerprint] for c in packed.committed(plan)]
+    assert told == [[c.key, c.rows, c.sha256, c.fingerprint] for c in ledger.committed(plan)]
+    for slice in plan:
+        assert packed.read(slice.key).equals(_table(slice))
+        assert packed.find(slice.key) is None
+        assert packed.winner(slice.key).sha256 == content_digest(_table(slice))
+        assert ledger.winner(slice.key).sha256 == content_digest(_table(slice))
+    assert packed.winner("s0000009") is None
+    assert {s.key: t for s, t in packed.tables(plan)}[plan.slices()[1].key].num_rows == 2
+
+
+def test_pack__killed_between_groups_then_run_again(tmp_path: Path) -> None:
+    calm, plan = _open(tmp_path / "calm")
+    calm.pack(plan, (_table(slice) for slice in plan))
+    killed, _ = _open(tmp_path / "killed")
+
+    def dies():
+        yield from (_table(slice) for slice in plan.slices(0, 5))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed.pack(plan, dies())
+    assert len((killed.at / "seals").children()) == 1
+    before = _bytes(killed, "seals")
+    killed.pack(plan, (_table(slice) for slice in plan))
+    assert _bytes(killed, "seals").items() >= before.items()
+    assert killed.digest(plan) == calm.digest(plan)
+    killed.pack(plan, (_table(slice) for slice in plan))  # nothing left to do
+
+
+def test_pack__as_many_tables_as_slices(tmp_path: Path) -> None:
+    ledger, plan = _open(tmp_path)
+    tables = [_table(slice) for slice in plan]
+    with pytest.raises(LedgerError, match="no table for slice s0001025"):
+        ledger.pack(plan, tables[:-1])
+    with pytest.raises(LedgerError, match="more tables than the plan's 6 slices"):
+        ledger.pack(plan, [*tables, tables[0]])
+
+
+def test_blocks__rows_of_packs_and_of_open_groups(tmp_path: Path) -> None:
+    ledger, plan = _open(tmp_path)
+    slices = plan.slices()
+    expected = pa.concat_tables([_table(slice) for slice in slices])
+    for slice in slices:
+        ledger.commit(slice, _table(slice))
+    ledger.seal(Plan.write(location(tmp_path) / "first.parquet", slices[:4]))
+    blocks = list(ledger.blocks(plan, ["id", "score"]))
+    assert [len(block) for block in blocks] == [
+        sum(len(_table(s)) for s in slices[:4]),
+        *(len(_table(s)) for s in slices[4:]),
+    ]
+    assert pa.concat_tables(blocks).equals(expected)
+    coded = next(ledger.blocks(plan, ["id"], coded=["id"]))["id"]
+    assert pa.types.is_dictionary(coded.type)
+    assert coded.to_pylist() == expected["id"].to_pylist()[: len(coded)]
+
+
 def test_seal__leaves_open_groups_alone(tmp_path: Path) -> None:
     ledger, plan = _open(tmp_path)
     for slice in plan.slices()[:5]:

@@ -6,6 +6,7 @@ ROOT = Path(__file__).parents[1]
 
 ELSEWHERE = {
     "stages.py": "tests/flow",
+    "commits.py": "tests/test_ledger.py",
     "schema.py": "vocabulary, used by every test",
     "errors.py": "vocabulary, used by every test",
     "placement.py": "tests/test_streaming.py",

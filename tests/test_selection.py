@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,20 @@ from hypothesis import strategies as st
 
 from pipeline.config import parse
 from pipeline.errors import ConfigError, LabelError, LedgerError, SourceError
-from pipeline.policy import OperatingPoint, rows_of
+from pipeline.ledger import Ledger
+from pipeline.plan import Plan, Slice
+from pipeline.policy import FACE_COLUMNS, GUARD_COLUMNS, OperatingPoint, rows_of
 from pipeline.schema import EMOTIONS, REASONS, SELECTION, with_label_names
-from pipeline.selection import SelectConfig, join, operating_point, select, yield_by_class
-from pipeline.storage import location
+from pipeline.selection import (
+    Pool,
+    SelectConfig,
+    cut,
+    join,
+    operating_point,
+    select,
+    yield_by_class,
+)
+from pipeline.storage import Location, location
 
 NAMES = EMOTIONS[:3]
 OPEN = SelectConfig(prototype=False, target_precision=None, duplicates=False, weights="one")
@@ -312,6 +323,60 @@ def test_join__refuses_tables_that_do_not_line_up() -> None:
     assert chunk["status"].to_pylist()[1] == "quarantined"
     with pytest.raises(LedgerError, match="ids of guard"):
         join(scores, guard.take([1, 0, 2, 3]), faces)
+
+
+def _ledgers(at: Location, pool: pa.Table, sealed: bool) -> tuple[Plan, list[Ledger]]:
+    """The pool in slices of 7 rows, each stage in a ledger of its own."""
+    cuts = range(0, len(pool), 7)
+    slices = [Slice(f"s{i:07d}", 0, "p", "x", c, c + 7, "f", 7) for i, c in enumerate(cuts)]
+    plan = Plan.write(at / "plan.parquet", slices)
+    columns = {"score": CHUNK.names[:7], "twins": GUARD_COLUMNS, "survey": FACE_COLUMNS}
+    ledgers = []
+    for name, chosen in columns.items():
+        ledger = Ledger(at / name)
+        for slice in slices:
+            ledger.commit(slice, pool.slice(slice.start, 7).select(chosen))
+        if sealed or name == "survey":
+            ledger.seal(plan)
+        ledgers.append(ledger)
+    return plan, ledgers
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_pool__lines_up_blocks_of_any_size(tmp_path: Path, sealed: bool) -> None:
+    pool = _pool(1)
+    plan, ledgers = _ledgers(location(tmp_path), pool, sealed)
+    opens = Pool(plan, *ledgers)
+    chunks = list(opens())
+    assert list(opens()) == chunks  # without comparing ids again
+    assert len(chunks) == (1 if sealed else 12)
+    joined = [row for chunk in chunks for row in chunk.to_pylist()]
+    assert joined == pool.to_pylist()
+    config, point = SelectConfig(group_cap=4, class_cap=9), OperatingPoint(label_names=NAMES)
+    found = pa.concat_tables(select(Pool(plan, *ledgers), point, config))
+    assert {row["id"]: row for row in found.to_pylist()} == _select(config, pool)
+    rows = [commit.rows for commit in ledgers[0].committed(plan)]
+    parts = list(cut([found.slice(0, 11), found.slice(11)], rows))
+    assert [len(part) for part in parts] == rows
+    assert pa.concat_tables(parts).equals(found)
+
+
+def test_pool__a_ledger_with_fewer_rows(tmp_path: Path) -> None:
+    pool = _pool(1)
+    plan, ledgers = _ledgers(location(tmp_path / "one"), pool, True)
+    _, short = _ledgers(location(tmp_path / "two"), pool.slice(0, 79), True)
+    with pytest.raises(LedgerError, match=r"ids of guard|equally many rows"):
+        list(Pool(plan, ledgers[0], short[1], ledgers[2])())
+
+
+def test_cut__more_or_fewer_rows_than_told() -> None:
+    config = SelectConfig(policy="all")
+    found = list(select(lambda: _chunks(_pool(3)), OperatingPoint(label_names=NAMES), config))
+    assert [len(t) for t in cut(found, [0, 79, 0, 1])] == [0, 79, 0, 1]
+    with pytest.raises(LedgerError, match="1 rows are missing"):
+        list(cut(found, [80, 1]))
+    with pytest.raises(LedgerError, match="more rows"):
+        list(cut(found, [79]))
 
 
 def test_select_config__unknown_key_is_named() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.bench import chaos, ferplus10, gains, odd_files, resume
+from tests.bench import chaos, ferplus10, gains, odd_files, resume, selection
 from tests.bench.harness import (
     HERE,
     RESULTS,
@@ -55,12 +55,8 @@ def write() -> None:
 
 def render() -> str:
     """RESULTS.md as text."""
-    return (
-        "\n".join(
-            [HEAD, *_ferplus10(), *_attempts(), *_resume(), *_chaos(), *_odd_files()]
-        ).rstrip()
-        + "\n"
-    )
+    parts = (_ferplus10, _attempts, _resume, _chaos, _odd_files, _selection)
+    return "\n".join([HEAD, *(line for part in parts for line in part())]).rstrip() + "\n"
 
 
 def spread(values: Sequence[float]) -> str:
@@ -254,6 +250,74 @@ def _odd_files() -> list[str]:
         lines += table(("outcome", "files"), [[k, str(n)] for k, n in found["reasons"].items()])
         lines.append("")
     return [*lines, *_gates(bench, records)]
+
+
+def _selection() -> list[str]:
+    bench = selection.BENCH
+    states, records = _current(bench, _defaults(bench))
+    lines = ["## selection: ten million faces, a million embeddings", "", *_states(states)]
+    if "select" in records:
+        lines += _selected(records["select"])
+    if "near" in records:
+        lines += _near(records["near"])
+    return [*lines, *_gates(bench, records)]
+
+
+def _selected(record: Record) -> list[str]:
+    found = record["metrics"]
+    layout, storing = found["layout"], found["storing"]
+    head = ("step", "seconds", "largest process")
+    rows = [
+        [
+            "packing scores, guard and faces with the ledger",
+            f"{layout['packing_seconds']:.0f} (n=1)",
+            "",
+        ],
+        [
+            "selecting from the packs, both passes",
+            _seconds(found["seconds"]),
+            f"{max(found['largest_mb']):,} MB",
+        ],
+        ["of it learning, the first pass", _seconds(found["learning_seconds"]), ""],
+        ["CPU of both passes, all threads", _seconds(found["cpu_seconds"]), ""],
+        ["CPU of other work on the machine meanwhile", _seconds(found["others_cpu_seconds"]), ""],
+        [
+            "selecting and packing the selection",
+            f"{storing['seconds']:.1f} (n=1)",
+            f"{storing['megabytes']:,} MB",
+        ],
+    ]
+    reasons = ", ".join(f"{name} {count:,}" for name, count in found["reasons"].items())
+    return [
+        f"{found['rows']:,} faces in {layout['slices']:,} slices and {layout['groups']} groups, "
+        f"{layout['megabytes']:,} MB of packs that are not in the page cache; {record['n']} rounds "
+        f"on {found['cores']} cores that other work shares ({record['host']}). One by one a "
+        f"slice would take {layout['one_by_one_ms']:.0f} ms to commit, pack and sweep.",
+        "",
+        *table(head, rows),
+        "",
+        f"Reasons: {reasons}.",
+        "",
+    ]
+
+
+def _near(record: Record) -> list[str]:
+    found = record["metrics"]
+    return [
+        f"Near copies at a cosine of 0.95 among {found['rows']:,} float16 embeddings of 512 "
+        f"numbers: {found['pairs']:,} pairs in {found['seconds']:.0f} s "
+        f"({found['cpu_seconds']:.0f} CPU-seconds, n=1) with {found['probes']} probes, "
+        f"read from packs in {found['reading_seconds']:.0f} s; largest process "
+        f"{found['largest_mb']:,} MB, {found['before_mb']:,} of them before the search. Against "
+        f"brute force for {found['queries']:,} of the rows: {100 * found['recall']:.2f} % of "
+        f"{found['true_pairs']:,} pairs found, {found['wrong']} wrong ({record['host']}).",
+        "",
+    ]
+
+
+def _seconds(values: Sequence[float]) -> str:
+    """Median, smallest and largest."""
+    return f"{np.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
 def _defaults(bench: Bench) -> argparse.Namespace:

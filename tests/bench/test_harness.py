@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.bench import ferplus10, gains, tables
+from tests.bench import ferplus10, gains, selection, tables
 from tests.bench.harness import (
     Bench,
     Cell,
@@ -175,3 +175,38 @@ def test_unpack__inverts_packing():
 def test_spread__marks_one_seed():
     assert tables.spread([0.5]) == "50.00 (n=1)"
     assert tables.spread([0.5, 0.6, 0.7]) == "60.00 +- 10.00 (50.00 to 70.00)"
+
+
+def _selection(**changed):
+    reasons = {"selected": 5, "duplicate": 2, "group_cap": 2, "class_cap": 1}
+    metrics = {
+        "rows": 10,
+        "seconds": [9.0, 12.0, 8.0],
+        "largest_mb": [700, 800, 750],
+        "reasons": reasons,
+        "selected": [5, 5, 5],
+        "threads_agree": True,
+        "storing": {"rows": 10},
+    }
+    return {"select": {"metrics": metrics | changed}}
+
+
+def test_judge_selection__gates_can_fail():
+    assert selection.judge_same({}) is None
+    assert selection.judge_fast({}) is None
+    assert selection.judge_same(_selection()) == []
+    assert selection.judge_fast(_selection()) == []
+    assert len(selection.judge_same(_selection(rows=11))) == 2
+    assert len(selection.judge_same(_selection(selected=[5, 5, 4], threads_agree=False))) == 2
+    assert len(selection.judge_fast(_selection(seconds=[11, 12, 1], largest_mb=[2000]))) == 2
+    assert (
+        "group_cap" in selection.judge_fast(_selection(reasons={"selected": 5, "duplicate": 5}))[0]
+    )
+
+
+def test_judge_near__gates_can_fail():
+    assert selection.judge_near({}) is None
+    good = {"recall": 0.99, "wrong": 0, "orders_agree": True}
+    assert selection.judge_near({"near": {"metrics": good}}) == []
+    bad = {"recall": 0.9, "wrong": 1, "orders_agree": False}
+    assert len(selection.judge_near({"near": {"metrics": bad}})) == 3

@@ -1,0 +1,108 @@
+"""What a ledger writes of a slice: the commit record, its digest, and the names of files.
+
+Pure values; the protocol that makes one of them the winner is in :mod:`pipeline.ledger`.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import pyarrow as pa
+
+from pipeline import config
+from pipeline.errors import LedgerError
+from pipeline.packs import content_digest
+from pipeline.plan import Slice
+from pipeline.storage import Location
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The winning attempt of a slice; `file` is its part, `sha256` that of `content_digest`.
+
+    `reads` names what the attempt read (such as the sha256 of the embeddings it scored);
+    `seconds` is what the work took, `time` is UTC.
+    """
+
+    key: str
+    attempt: str
+    file: str
+    sha256: str
+    rows: int
+    quarantined: int
+    fingerprint: str
+    reads: dict[str, str]
+    seconds: float
+    host: str
+    time: str
+
+
+def describe(
+    slice: Slice, table: pa.Table, quarantined: int, reads: dict[str, str], seconds: float
+) -> Commit:
+    """What an attempt of this process says of its table."""
+    attempt = secrets.token_hex(16)
+    return Commit(
+        key=slice.key,
+        attempt=attempt,
+        file=f"{slice.key}-{attempt}.parquet",
+        sha256=content_digest(table),
+        rows=table.num_rows,
+        quarantined=quarantined,
+        fingerprint=slice.fingerprint,
+        reads=reads,
+        seconds=round(seconds, 3),
+        host=socket.gethostname(),
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def noted(
+    slices: Sequence[Slice], tables: Iterator[pa.Table], commits: list[Commit], at: Location
+) -> Iterator[pa.Table]:
+    """The next table of each slice; its commit is added to `commits`."""
+    for slice in slices:
+        table = next(tables, None)
+        if table is None:
+            raise LedgerError(f"{at}: no table for slice {slice.key} and those after it")
+        commits.append(describe(slice, table, 0, {}, 0.0))
+        yield table
+
+
+def folder_of(group: int) -> str:
+    """Folder of a group: reversed hex, so that the load spreads over key prefixes."""
+    return f"{group:06x}"[::-1]
+
+
+def seal_name(slices: Sequence[Slice]) -> str:
+    """Name of the seal and the pack that hold exactly these slices of one group."""
+    held = config.digest([[s.key, s.fingerprint] for s in slices])
+    return f"{folder_of(slices[0].group)}-{held[:16]}"
+
+
+def group_digest(commits: Sequence[Commit]) -> str:
+    """Digest of what came out of a group, and of nothing about how."""
+    fields = ("key", "fingerprint", "rows", "quarantined", "sha256")
+    return config.digest([[getattr(c, field) for field in fields] for c in commits])
+
+
+def parse_commit(record: Location, data: bytes) -> Commit:
+    """The commit of a record; LedgerError where it is none."""
+    try:
+        return Commit(**json.loads(data))
+    except (ValueError, TypeError) as err:
+        raise LedgerError(f"{record}: expected a commit record: {err}") from err
+
+
+def check_fingerprint(slice: Slice, commit: Commit) -> None:
+    """LedgerError where the commit was made from another version of the slice's shard."""
+    if commit.fingerprint != slice.fingerprint:
+        raise LedgerError(
+            f"slice {slice.key} of {slice.shard}: committed from a shard with fingerprint "
+            f"{commit.fingerprint}, the plan has {slice.fingerprint}"
+        )
