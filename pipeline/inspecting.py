@@ -32,6 +32,7 @@ from pipeline.labeled.files import IMAGE_SUFFIXES
 from pipeline.labeled.reader import LabeledData
 from pipeline.labeled.records import Records, split_role, unlike_official
 from pipeline.schema import EMOTIONS, OTHER, READ, emotion
+from pipeline.sources.extents import is_pattern, shards
 from pipeline.sources.reader import PoolSource, plan_slices, read_slice
 from pipeline.storage import Location, location, open_table
 from pipeline.survey import describe
@@ -124,10 +125,13 @@ def recognize(path: str) -> Found:
     Raises:
         SourceError: nothing there, or nothing that any reader knows; names what was seen.
     """
-    at = location(path)
+    if is_pattern(path):
+        files = shards(path, ())
+        found = _file(_there(files[0]))
+        why = f"{len(files):,} numbered files; {found.why}"
+        return Found(found.role, {**found.config, "path": path}, why)
+    at = _there(location(path))
     if not at.is_dir():
-        if not at.exists():
-            raise SourceError(f"{at}: no such file or folder")
         return _file(at)
     names = {child.name for child in at.children()}
     for role, kind, groups in SIGNS:
@@ -150,6 +154,22 @@ def recognize(path: str) -> Found:
         seen = ", ".join(sorted(names)[:5]) or "nothing"
         raise SourceError(f"{at}: no format that is known; it holds {seen}")
     return _folder(at, path, listed)
+
+
+def recognize_pool(path: str) -> Found:
+    """The same for whoever wants only the pictures: what labels there are is not looked at.
+
+    Raises:
+        SourceError: as :func:`recognize`.
+    """
+    found = recognize(path)
+    if found.role == "pool":
+        return found
+    if found.config["path"].endswith(".parquet") or found.config["kind"] == "table":
+        at = shards(path, (".parquet",))[0]
+        with open_table(at) as file:
+            return _column(at, path, file.schema_arrow)
+    return Found("pool", {"kind": "folder", "path": path}, found.why)
 
 
 def inspect(path: str, work: Location, model: Teacher | None = None) -> Inspection:
@@ -196,8 +216,19 @@ def said(seen: Inspection) -> list[str]:
     return lines
 
 
+def suffix_of(name: str) -> str | None:
+    """The suffix of a container file's name, one of SUFFIXES, or None."""
+    return max((s for s in SUFFIXES if name.lower().endswith(s)), key=len, default=None)
+
+
+def _there(at: Location) -> Location:
+    if not at.exists():
+        raise SourceError(f"{at}: no such file or folder")
+    return at
+
+
 def _file(at: Location) -> Found:
-    suffix = max((s for s in SUFFIXES if at.name.lower().endswith(s)), key=len, default=None)
+    suffix = suffix_of(at.name)
     if suffix is None:
         raise SourceError(f"{at}: no format that is known; expected {', '.join(SUFFIXES)}")
     role, kind = SUFFIXES[suffix]
@@ -208,15 +239,23 @@ def _file(at: Location) -> Found:
         schema = file.schema_arrow
     if set(schema.names) >= VOTES:
         return Found("labeled", {"kind": "ferplus", "path": at.uri}, "columns of FERPlus votes")
-    column = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
-    if column is None:
-        raise SourceError(f"{at}: no column of images; found: {', '.join(schema.names)}")
-    config |= {} if column == "image" else {"image_column": column}
+    pictures = _column(at, at.uri, schema)
+    column = pictures.config.get("image_column", "image")
     if {"label", "emotion", "expression"} & set(schema.names):
         name = next(n for n in ("label", "emotion", "expression") if n in schema.names)
         table = {"kind": "table", "path": at.uri, "image_column": column, "label_column": name}
         return Found("labeled", table, f"columns {column} and {name}")
-    return Found(role, config, f"column {column} of type {schema.field(column).type}")
+    return pictures
+
+
+def _column(at: Location, path: str, schema: pa.Schema, kind: str = "parquet") -> Found:
+    """A pool of a table's pictures, by the name of their column."""
+    column = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
+    if column is None:
+        raise SourceError(f"{at}: no column of images; found: {', '.join(schema.names)}")
+    config = {"kind": kind, "path": path}
+    config |= {} if column == "image" else {"image_column": column}
+    return Found("pool", config, f"column {column} of type {schema.field(column).type}")
 
 
 def _folder(at: Location, path: str, listed: Sequence[str]) -> Found:
