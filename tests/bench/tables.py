@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.bench import chaos, ferplus10, gains, odd_files, resume
+from tests.bench import chaos, ferplus10, formats, gains, odd_files, omni, resume
 from tests.bench.harness import (
     HERE,
     RESULTS,
@@ -57,7 +57,7 @@ def render() -> str:
     """RESULTS.md as text."""
     return (
         "\n".join(
-            [HEAD, *_ferplus10(), *_attempts(), *_resume(), *_chaos(), *_odd_files()]
+            [HEAD, *_ferplus10(), *_attempts(), *_resume(), *_chaos(), *_odd_files(), *_formats()]
         ).rstrip()
         + "\n"
     )
@@ -254,6 +254,45 @@ def _odd_files() -> list[str]:
         lines += table(("outcome", "files"), [[k, str(n)] for k, n in found["reasons"].items()])
         lines.append("")
     return [*lines, *_gates(bench, records)]
+
+
+def _formats() -> list[str]:
+    bench = formats.BENCH
+    states, records = _current(bench, _defaults(bench))
+    lines = ["## formats: every format, written from real faces, whole and damaged", ""]
+    lines += _states(states)
+    rows, runs = [], []
+    for name, record in records.items():
+        if "cases" not in record["metrics"]:
+            runs.append((name, record["metrics"]))
+            continue
+        sums = formats.totals(record)
+        reasons = ", ".join(f"{reason} {n:,}" for reason, n in sums["reasons"].items())
+        counts = [f"{sums[key]:,}" for key in ("cases", "written", "read", "equal")]
+        rows.append([name, *counts, reasons or "-", str(sums["refused"])])
+    if rows:
+        head = ("format", "cases", "written", "read", "as expected", "bad rows", "refused cases")
+        lines += [*table(head, rows), ""]
+    for name, found in runs:
+        lines += [*_omni(name, found), ""]
+    return [*lines, *_gates(bench, records)]
+
+
+def _omni(name: str, found: Record) -> list[str]:
+    requests = ", ".join(f"{method} {n:,}" for method, n in found["requests"].items())
+    lines = [
+        f"{name}: {found['faces']:,} faces ({found['pool_mb']:,} MB) on S3, "
+        f"{found['selected']:,} selected and {found['rows']['mine']:,} mined, "
+        f"{found['run_seconds']:,.0f} s with Ray's start; requests {requests}; planted secret in "
+        f"{len(found['leaks'])} places.",
+        "",
+    ]
+    rows = [
+        [stage, f"{seconds:,.1f}", f"{found['requests_per_stage'].get(stage, 0):,}"]
+        for stage, seconds in found["seconds_per_stage"].items()
+    ]
+    lines += table(("stage", "seconds", "requests until it was done"), rows)
+    return [*lines, "", "Set: " + "; ".join(f"`{item}` ({why})" for item, why in omni.SETS.items())]
 
 
 def _defaults(bench: Bench) -> argparse.Namespace:
