@@ -27,8 +27,8 @@ from pipeline.artifacts import Teacher, load_any, on_node, read_meta
 from pipeline.embedding import Decoder, EmbedConfig, Forward, spread
 from pipeline.errors import ConfigError
 from pipeline.images import Crop
-from pipeline.inspecting import recognize_pool, suffix_of
 from pipeline.parquet import Writer
+from pipeline.recognizing import recognize_pool, suffix_of
 from pipeline.schema import OK, QUARANTINED, READ
 from pipeline.sources.extents import is_pattern
 from pipeline.sources.reader import PoolSource, extents_of

@@ -127,6 +127,11 @@ def datasets(path: str) -> list[Location]:
     return found
 
 
+def schema_of(at: Location) -> pa.Schema:
+    """Columns of a dataset's newest version; SourceError as of :meth:`LancePool.slices`."""
+    return _open(at, None).schema
+
+
 def _root(path: str) -> Location:
     """What ids are relative to: a dataset is a folder, and its name belongs into them."""
     if is_pattern(path):

@@ -264,6 +264,7 @@ def _read(root: Path) -> dict[str, Any]:
 
 def speed(threads: int) -> float:
     """img/s of 20 training steps of the recipe's student network on invented faces."""
+    import torch
 
     from pipeline.training.data import LabeledFaces
     from pipeline.training.faces import ArrayFaces

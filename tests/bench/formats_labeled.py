@@ -1,8 +1,8 @@
-"""Every labeled format of the bench formats: faces of FER2013 in the layouts of other sets."""
+"""Labeled sets that list their pictures, for the bench formats: real faces in their layouts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,11 @@ from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from pipeline.labeled.codes import AFFWILD2, CKPLUS, FER2013, RAFDB
-from pipeline.labeled.ferplus import VOTES
 from pipeline.labeled.reader import LabeledData
 from pipeline.schema import EMOTIONS, READ
-from pipeline.synthetic import encode
 from tests.bench.cases import Case, Row, cut, decoded, overwrite
 from tests.labeled import writers as sets
 
@@ -61,14 +58,11 @@ def read(config: Mapping[str, Any], work: Path) -> list[Row]:
 
 def cases(faces: Faces) -> dict[str, list[Case]]:
     """Format -> its cases."""
-    made = (
-        rafdb, affectnet_2017, affectnet_2021, fer2013, ferplus, sfew, expw, affwild2, kdef, ckplus,
-        folder, table,
-    )  # fmt: skip
+    made = (rafdb, affectnet_2017, affectnet_2021, expw, affwild2, kdef, ckplus)
     return {format.__name__: list(format(faces)) for format in made}
 
 
-def _real(faces: Faces, write: Callable[[Path], Written]) -> Callable[[Path], Written]:
+def with_real(faces: Faces, write: Callable[[Path], Written]) -> Callable[[Path], Written]:
     """The same, but the writers are given real faces where they would draw some."""
     pixels = faces[0]
 
@@ -82,7 +76,7 @@ def _real(faces: Faces, write: Callable[[Path], Written]) -> Callable[[Path], Wr
     return written
 
 
-def _cases(
+def cases_of(
     faces: Faces,
     write: Callable[[Path], Written],
     pictures: str,
@@ -96,7 +90,7 @@ def _cases(
         pictures: folder that the paths in ids are relative to, below the set's.
         damaged: name of a case -> what is done to the folder, and what the refusal says.
     """
-    whole = _real(faces, write)
+    whole = with_real(faces, write)
 
     def spoiled(reason: str, spoil: Callable[[Path], None]) -> Callable[[Path], Written]:
         def written(at: Path) -> Written:
@@ -128,11 +122,12 @@ def _cases(
         yield Case(name, refused(spoil), line)
 
 
-def _gone(pattern: str) -> tuple[Callable[[Path], None], str]:
+def gone(pattern: str) -> tuple[Callable[[Path], None], str]:
+    """A picture, or another file, is missing; and what the refusal says."""
     return lambda at: next(iter(sorted(at.glob(pattern)))).unlink(), "no such file"
 
 
-def _replaced(name: str, old: str, new: str) -> Callable[[Path], None]:
+def replaced(name: str, old: str, new: str) -> Callable[[Path], None]:
     """Other text in a file, once."""
 
     def spoil(at: Path) -> None:
@@ -141,7 +136,7 @@ def _replaced(name: str, old: str, new: str) -> Callable[[Path], None]:
     return spoil
 
 
-def _joined(name: str, number: int) -> Callable[[Path], None]:
+def joined(name: str, number: int) -> Callable[[Path], None]:
     """A line that goes on into the next one."""
 
     def spoil(at: Path) -> None:
@@ -152,7 +147,7 @@ def _joined(name: str, number: int) -> Callable[[Path], None]:
     return spoil
 
 
-def _split(count: int) -> list[str]:
+def split_of(count: int) -> list[str]:
     """Two thirds train."""
     return ["train" if i < count * 2 // 3 else "test" for i in range(count)]
 
@@ -163,7 +158,7 @@ def _split(count: int) -> list[str]:
 def rafdb(faces: Faces) -> Iterator[Case]:
     """Names and codes 1 to 7 in a list, aligned pictures."""
     _, labels = faces
-    stems = [f"{split}_{i:05d}" for i, split in enumerate(_split(len(labels)))]
+    stems = [f"{split}_{i:05d}" for i, split in enumerate(split_of(len(labels)))]
 
     def write(at: Path) -> Written:
         codes = {f"{stem}.jpg": 1 + RAFDB.index(n) for stem, n in zip(stems, labels, strict=True)}
@@ -176,13 +171,13 @@ def rafdb(faces: Faces) -> Iterator[Case]:
         return {"kind": "rafdb", "path": str(at)}, rows
 
     listed = "EmoLabel/list_patition_label.txt"
-    yield from _cases(
+    yield from cases_of(
         faces, write, "",
         {
-            "picture missing": _gone("Image/aligned/*"),
-            "newline missing": (_replaced(listed, "\n", " "), "no such file"),
-            "unknown code": (_replaced(listed, ".jpg ", ".jpg 9"), "list_patition_label.txt line 1"),
-            "list is no text": (lambda at: (at / listed).write_bytes(b"\xff\xfe\xff"), "expected text"),
+            "picture missing": gone("Image/aligned/*"),
+            "newline missing": (replaced(listed, "\n", " "), "no such file"),
+            "unknown code": (replaced(listed, ".jpg ", ".jpg 9"), "label.txt line 1"),
+            "list is no text": (lambda at: sets.text(at / listed, b"\xff\xfe"), "expected text"),
         },
     )  # fmt: skip
 
@@ -190,7 +185,7 @@ def rafdb(faces: Faces) -> Iterator[Case]:
 def affectnet_2017(faces: Faces) -> Iterator[Case]:
     """Lists with boxes."""
     _, labels = faces
-    splits = _split(len(labels))
+    splits = split_of(len(labels))
     x, y, width, height = BOX
 
     def write(at: Path) -> Written:
@@ -206,13 +201,13 @@ def affectnet_2017(faces: Faces) -> Iterator[Case]:
         return {"kind": "affectnet", "path": str(at)}, rows
 
     listed = "Manually_Annotated_file_lists/training.csv"
-    yield from _cases(
+    yield from cases_of(
         faces, write, "",
         {
-            "picture missing": _gone("Manually_Annotated_Images/*/*"),
-            "other columns": (_replaced(listed, "expression", "emotion"), "expression"),
-            "unknown code": (_replaced(listed, ",-2,", "7,-2,"), "training.csv row 0"),
-            "newline missing": (_joined(listed, 1), "expected CSV"),
+            "picture missing": gone("Manually_Annotated_Images/*/*"),
+            "other columns": (replaced(listed, "expression", "emotion"), "expression"),
+            "unknown code": (replaced(listed, ",-2,", "7,-2,"), "training.csv row 0"),
+            "newline missing": (joined(listed, 1), "expected CSV"),
         },
     )  # fmt: skip
 
@@ -220,7 +215,7 @@ def affectnet_2017(faces: Faces) -> Iterator[Case]:
 def affectnet_2021(faces: Faces) -> Iterator[Case]:
     """One array of text per face."""
     _, labels = faces
-    splits = _split(len(labels))
+    splits = split_of(len(labels))
 
     def write(at: Path) -> Written:
         rows: list[Row] = []
@@ -235,19 +230,19 @@ def affectnet_2021(faces: Faces) -> Iterator[Case]:
     def array(data: bytes) -> Callable[[Path], None]:
         return lambda at: (at / "train_set/annotations/00000_exp.npy").write_bytes(data)
 
-    yield from _cases(
+    yield from cases_of(
         faces, write, "",
         {
-            "array missing": _gone("train_set/annotations/*"),
+            "array missing": gone("train_set/annotations/*"),
             "array's magic": (array(b"?" * 80), "expected one emotion code"),
             "array is a pickle": (array(b"\x80\x04K\x01."), "expected one emotion code"),
-            "array cut": (lambda at: cut(at / "val_set/annotations" / _last(at), 100), "emotion code"),
+            "array cut": (lambda at: cut(_last(at), 100), "expected one emotion code"),
         },
     )  # fmt: skip
 
 
-def _last(at: Path) -> str:
-    return max(file.name for file in (at / "val_set/annotations").iterdir())
+def _last(at: Path) -> Path:
+    return max((at / "val_set/annotations").iterdir())
 
 
 def expw(faces: Faces) -> Iterator[Case]:
@@ -265,11 +260,11 @@ def expw(faces: Faces) -> Iterator[Case]:
         rows = [replace(row, image=images[row.id.partition("#")[0]]) for row in rows]
         return {"kind": "expw", "path": str(at)}, rows
 
-    yield from _cases(
+    yield from cases_of(
         faces, write, "",
         {
-            "picture missing": _gone("origin/*"),
-            "newline missing": (_replaced("label/label.lst", "\n", " "), "label.lst line 1"),
+            "picture missing": gone("origin/*"),
+            "newline missing": (replaced("label/label.lst", "\n", " "), "label.lst line 1"),
             "list cut": (lambda at: cut(at / "label/label.lst", -6), "label.lst line"),
         },
     )  # fmt: skip
@@ -278,7 +273,7 @@ def expw(faces: Faces) -> Iterator[Case]:
 def affwild2(faces: Faces) -> Iterator[Case]:
     """Frames of two videos."""
     _, labels = faces
-    splits = _split(len(labels))
+    splits = split_of(len(labels))
 
     def write(at: Path) -> Written:
         rows: list[Row] = []
@@ -292,12 +287,12 @@ def affwild2(faces: Faces) -> Iterator[Case]:
         return {"kind": "affwild2", "path": str(at), "label_policy": "drop"}, rows
 
     video = "EXPR_Recognition_Challenge/Train_Set/v-train.txt"
-    yield from _cases(
+    yield from cases_of(
         faces, write, "",
         {
-            "unknown code": (_replaced(video, "\n", "\n99\n"), "v-train.txt line 2"),
-            "newline missing": (_joined(video, 1), "v-train.txt line 2"),
-            "unknown class": (_replaced(video, "Fear", "Fright"), "Fright"),
+            "unknown code": (replaced(video, "\n", "\n99\n"), "v-train.txt line 2"),
+            "newline missing": (joined(video, 1), "v-train.txt line 2"),
+            "unknown class": (replaced(video, "Fear", "Fright"), "Fright"),
         },
     )  # fmt: skip
 
@@ -322,7 +317,7 @@ def kdef(faces: Faces) -> Iterator[Case]:
         file = next(at.glob("*/*.JPG"))
         file.rename(file.with_name("AF01XXS.JPG"))
 
-    yield from _cases(faces, write, "", {"unknown name": (rename, "expected a name such as")})
+    yield from cases_of(faces, write, "", {"unknown name": (rename, "expected a name such as")})
 
 
 def ckplus(faces: Faces) -> Iterator[Case]:
@@ -341,233 +336,10 @@ def ckplus(faces: Faces) -> Iterator[Case]:
         return {"kind": "ckplus", "path": str(at)}, rows
 
     code = "Emotion/S001/001/S001_001_00000004_emotion.txt"
-    yield from _cases(
+    yield from cases_of(
         faces, write, "",
         {
-            "unknown code": (lambda at: sets.text(at / code, "   9.0e+00\n"), "_emotion.txt line 1"),
+            "unknown code": (lambda at: sets.text(at / code, "   9.0e+00\n"), "emotion.txt line 1"),
             "code is no number": (lambda at: sets.text(at / code, "x"), "expected an emotion code"),
         },
     )  # fmt: skip
-
-
-# -- class folders --------------------------------------------------------------------------------
-
-
-def sfew(faces: Faces) -> Iterator[Case]:
-    """Aligned faces in folders by class."""
-    named = {"train": "Train_Aligned_Faces", "test": "Val_Aligned_Faces_new"}
-    yield from _folders(faces, "sfew", named, str.capitalize)
-
-
-def folder(faces: Faces) -> Iterator[Case]:
-    """The plain layout."""
-    yield from _folders(faces, "folder", {"train": "train", "test": "test"}, lambda name: name)
-
-
-def _folders(
-    faces: Faces, kind: str, named: Mapping[str, str], spelled: Callable[[str], str]
-) -> Iterator[Case]:
-    _, labels = faces
-    names = [
-        (f"{named[split]}/{spelled(label)}/{i:04d}.png", label, split)
-        for i, (label, split) in enumerate(zip(labels, _split(len(labels)), strict=True))
-    ]
-
-    def write(at: Path) -> Written:
-        images = sets.pictures(at, [name for name, _, _ in names])
-        rows = [Row(name, images[name], label, split) for name, label, split in names]
-        order = {split: i for i, split in enumerate(named.values())}
-        if kind == "folder":
-            order = {}
-        rows.sort(key=lambda row: (order.get(row.id.partition("/")[0], 0), row.id.split("/")))
-        return {"kind": kind, "path": str(at)}, rows
-
-    def rename(at: Path) -> None:
-        at = at / named["train"]
-        next(at.iterdir()).rename(at / "4")
-
-    yield from _cases(faces, write, "", {"class is a number": (rename, "unknown class name '4'")})
-
-
-# -- tables ---------------------------------------------------------------------------------------
-
-
-def _usage(labels: Sequence[str]) -> list[str]:
-    return ["Training" if split == "train" else "PublicTest" for split in _split(len(labels))]
-
-
-def _rows_of(faces: Faces, name: str) -> list[Row]:
-    """Rows of a table with encoded faces."""
-    pixels, labels = faces
-    return [
-        Row(f"{name}#{i}", encode(face), label, split)
-        for i, (face, label, split) in enumerate(
-            zip(pixels, labels, _split(len(labels)), strict=True)
-        )
-    ]
-
-
-def fer2013(faces: Faces) -> Iterator[Case]:
-    """Text of pixels, in three shapes, Parquet, and folders."""
-    pixels, labels = faces
-    codes = [FER2013.index(label) for label in labels]
-
-    def csv(header: str, name: str, usage: bool = True) -> Callable[[Path], Written]:
-        def write(at: Path) -> Written:
-            sets.fer2013_csv(at / name, codes, _usage(labels) if usage else None, header)
-            rows = _rows_of(faces, name)
-            if not usage:
-                rows = [replace(row, role="train") for row in rows]
-            return {"kind": "fer2013", "path": str(at)}, rows
-
-        return _real(faces, write)
-
-    def parquet(at: Path) -> Written:
-        rows = _rows_of(faces, "a.parquet")
-        columns = {"usage": _usage(labels), "emotion": codes, "image": [r.image for r in rows]}
-        at.mkdir(parents=True)
-        pq.write_table(pa.table(columns), at / "a.parquet")
-        return {"kind": "fer2013", "path": str(at / "a.parquet")}, rows
-
-    plain = csv("emotion,pixels,Usage", "fer2013.csv")
-
-    def spoiled(write: Callable[[Path], Written], spoil: Callable[[Path], None]) -> Any:
-        def written(at: Path) -> Written:
-            config, rows = write(at)
-            spoil(at)
-            return config, rows
-
-        return written
-
-    yield Case("whole, fer2013.csv", plain)
-    yield Case("whole, icml_face_data.csv", csv("emotion, Usage, pixels", "icml_face_data.csv"))
-    yield Case("whole, train.csv", csv("emotion,pixels", "train.csv", usage=False))
-    yield Case("whole, Parquet", parquet)
-    for case in _folders(faces, "fer2013", {"train": "train", "test": "test"}, lambda name: name):
-        if case.name != "class is a number":
-            yield replace(case, name=f"folders: {case.name}", write=_by_path(case.write))
-    text = {
-        "file cut": (lambda at: cut(at / "fer2013.csv", -3000), "fer2013.csv"),
-        "newline missing": (_joined("fer2013.csv", 1), "expected CSV"),
-        "pixel missing": (_replaced("fer2013.csv", " ", ""), "fer2013.csv row 0"),
-        "unknown code": (_replaced("fer2013.csv", "\n", "\n1"), "fer2013.csv row 0"),
-    }
-    for name, (spoil, line) in text.items():
-        yield Case(name, spoiled(plain, spoil), line)
-    yield Case("Parquet cut", spoiled(parquet, lambda at: cut(at / "a.parquet", -500)), "a.parquet")
-
-
-def _by_path(write: Callable[[Path], Written]) -> Callable[[Path], Written]:
-    """The rows in the order of their paths, as the folder kind reads them."""
-
-    def written(at: Path) -> Written:
-        config, rows = write(at)
-        return config, sorted(rows, key=lambda row: row.id.split("/"))
-
-    return written
-
-
-def ferplus(faces: Faces) -> Iterator[Case]:
-    """Pictures with votes, the pair of csv files, and Parquet."""
-    pixels, labels = faces
-    usage = _usage(labels)
-    order = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
-    votes = [[9 if name == label else 0 for name in (*order, "", "")] for label in labels]
-
-    def pictures(at: Path) -> Written:
-        rows: list[Row] = []
-        for part, split in (("FER2013Train", "train"), ("FER2013Valid", "test")):
-            own = {i: v for i, v in enumerate(votes) if _split(len(labels))[i] == split}
-            images = sets.ferplus_pictures(at, part, own)
-            for i in own:
-                name = f"{part}/fer{i:07d}.png"
-                rows.append(Row(name, images[name], labels[i], split))
-        return {"kind": "ferplus", "path": str(at)}, rows
-
-    def pair(at: Path) -> Written:
-        codes = [FER2013.index(label) for label in labels]
-        sets.fer2013_csv(at / "fer2013.csv", codes, usage, "emotion,pixels,Usage")
-        head = ",".join(["Usage", "Image name", *order, "unknown", "NF"])
-        lines = [f"{u},x.png,{','.join(map(str, v))}" for u, v in zip(usage, votes, strict=True)]
-        sets.text(at / "fer2013new.csv", "\n".join([head, *lines]) + "\n")
-        return {"kind": "ferplus", "path": str(at)}, _rows_of(faces, "fer2013.csv")
-
-    def parquet(at: Path) -> Written:
-        rows = _rows_of(faces, "a.parquet")
-        columns: dict[str, Any] = {"usage": usage, "image": [row.image for row in rows]}
-        columns |= {name: [9 * (name == label) for label in labels] for name in VOTES}
-        at.mkdir(parents=True)
-        pq.write_table(pa.table(columns), at / "a.parquet")
-        return {"kind": "ferplus", "path": str(at / "a.parquet")}, rows
-
-    def short(at: Path) -> Written:
-        config, rows = _real(faces, pair)(at)
-        file = at / "fer2013new.csv"
-        file.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
-        return config, rows
-
-    yield from _cases(
-        faces, pictures, "",
-        {
-            "picture missing": _gone("FER2013Train/*.png"),
-            "newline missing": (_joined("FER2013Train/label.csv", 0), "expected CSV"),
-        },
-    )  # fmt: skip
-    yield Case("whole, pair of csv files", _real(faces, pair))
-    yield Case("whole, Parquet", parquet)
-    yield Case("votes lack a row", short, "fer2013new.csv")
-
-
-def table(faces: Faces) -> Iterator[Case]:
-    """CSV with paths and Parquet with bytes and boxes."""
-    pixels, labels = faces
-    splits = _split(len(labels))
-
-    def csv(at: Path) -> Written:
-        names = [f"faces/{i:04d}.png" for i in range(len(labels))]
-        images = sets.pictures(at, names)
-        lines = [f"{n},{label},{s}" for n, label, s in zip(names, labels, splits, strict=True)]
-        sets.text(at / "t.csv", "\n".join(["image,label,part", *lines]) + "\n")
-        config = {"kind": "table", "path": str(at / "t.csv"), "split_column": "part"}
-        rows = [
-            Row(f"t.csv#{i}", images[name], label, split)
-            for i, (name, label, split) in enumerate(zip(names, labels, splits, strict=True))
-        ]
-        return config, rows
-
-    def parquet(at: Path) -> Written:
-        x, y, width, height = BOX
-        box = (x, y, x + width, y + height)
-        rows = [
-            replace(row, box=box, group=f"p{i % 7}")
-            for i, row in enumerate(_rows_of(faces, "t.parquet"))
-        ]
-        columns = {
-            "image": [row.image for row in rows],
-            "label": [FER2013.index(label) for label in labels],
-            "part": splits,
-            "who": [row.group for row in rows],
-            "at": pa.array([box] * len(rows), pa.list_(pa.float32())),
-        }
-        at.mkdir(parents=True)
-        pq.write_table(pa.table(columns), at / "t.parquet")
-        config = {
-            "kind": "table", "path": str(at / "t.parquet"), "split_column": "part",
-            "group_column": "who", "box_column": "at", "names": "fer2013",
-        }  # fmt: skip
-        return config, rows
-
-    def spoiled(spoil: Callable[[Path], None]) -> Callable[[Path], Written]:
-        def written(at: Path) -> Written:
-            config, rows = _real(faces, csv)(at)
-            spoil(at)
-            return config, rows
-
-        return written
-
-    yield Case("whole, CSV of paths", _real(faces, csv))
-    yield Case("whole, Parquet with boxes and codes", parquet)
-    yield Case("picture missing", spoiled(_gone("faces/*")[0]), "no such file")
-    yield Case("newline missing", spoiled(_joined("t.csv", 1)), "expected CSV")
-    yield Case("unknown class", spoiled(_replaced("t.csv", f",{labels[0]},", ",glee,")), "glee")
-    yield Case("list is no text", spoiled(lambda at: cut(at / "t.csv", 0)), "t.csv")

@@ -1,8 +1,7 @@
-"""Every pool format of the bench formats: real faces written whole and damaged, and read back."""
+"""Folders, tables and archives, for the bench formats: real faces whole and damaged."""
 
 from __future__ import annotations
 
-import base64
 import gzip
 import json
 import zipfile
@@ -48,11 +47,11 @@ def read(config: Mapping[str, Any], work: Path) -> list[Row]:
 
 def cases(faces: Sequence[Face]) -> dict[str, list[Case]]:
     """Format -> its cases."""
-    made = (folder, parquet, lance, webdataset, webdataset_gz, zipped, recordio, msceleb_tsv)
+    made = (folder, parquet, lance, webdataset, webdataset_gz, zipped)
     return {format.__name__: list(format(faces)) for format in made}
 
 
-def _spoiled(
+def spoiled_by(
     name: str,
     write: Callable[[Path], tuple[dict[str, Any], list[Row]]],
     damage: Damage,
@@ -66,11 +65,11 @@ def _spoiled(
     return Case(name, spoiled, refused, prefix)
 
 
-def _with(rows: list[Row], number: int, **changes: Any) -> list[Row]:
+def with_row(rows: list[Row], number: int, **changes: Any) -> list[Row]:
     return [replace(row, **changes) if i == number else row for i, row in enumerate(rows)]
 
 
-def _only(damage: Callable[[Path], None]) -> Damage:
+def only(damage: Callable[[Path], None]) -> Damage:
     """Damage that leaves what must come back."""
 
     def spoil(at: Path, rows: list[Row]) -> list[Row]:
@@ -86,7 +85,7 @@ def _place(at: Path, image: bytes) -> int:
     return at.read_bytes().index(image[middle : middle + 64])
 
 
-def _flipped(at: Path, rows: list[Row], number: int) -> list[Row]:
+def flipped(at: Path, rows: list[Row], number: int) -> list[Row]:
     """One bit of one image, which nothing in the format tells: what is read is what is there."""
     image = rows[number].image
     assert image is not None
@@ -94,7 +93,7 @@ def _flipped(at: Path, rows: list[Row], number: int) -> list[Row]:
     other = bytearray(image)
     other[len(image) // 2] ^= 1
     table = pa.Table.from_pylist([{"id": "x", "position": 0, "image": bytes(other)}], READ)
-    return _with(rows, number, image=bytes(other), reason=decoded(table)[0])
+    return with_row(rows, number, image=bytes(other), reason=decoded(table)[0])
 
 
 # -- formats --------------------------------------------------------------------------------------
@@ -117,21 +116,21 @@ def folder(faces: Sequence[Face]) -> Iterator[Case]:
         def damage(at: Path, rows: list[Row]) -> list[Row]:
             file = at / rows[number].id
             spoil(file)
-            return _with(rows, number, image=file.read_bytes(), reason=reason)
+            return with_row(rows, number, image=file.read_bytes(), reason=reason)
 
         return damage
 
     yield Case("whole", write)
-    yield _spoiled("file cut", write, change(3, "truncated", lambda at: cut(at, 3000)))
-    yield _spoiled(
+    yield spoiled_by("file cut", write, change(3, "truncated", lambda at: cut(at, 3000)))
+    yield spoiled_by(
         "wrong magic", write, change(4, "not_an_image", lambda at: overwrite(at, 0, b"??"))
     )
-    yield _spoiled("empty file", write, change(5, "empty", lambda at: cut(at, 0)))
-    yield _spoiled("bit flipped", write, lambda at, rows: _flipped_file(at, rows, 6))
+    yield spoiled_by("empty file", write, change(5, "empty", lambda at: cut(at, 0)))
+    yield spoiled_by("bit flipped", write, lambda at, rows: _flipped_file(at, rows, 6))
 
 
 def _flipped_file(at: Path, rows: list[Row], number: int) -> list[Row]:
-    return _flipped(at / rows[number].id, rows, number)
+    return flipped(at / rows[number].id, rows, number)
 
 
 def _columns(faces: Sequence[Face], struct: bool) -> tuple[pa.Table, list[Row], dict[str, Any]]:
@@ -167,14 +166,14 @@ def parquet(faces: Sequence[Face]) -> Iterator[Case]:
     broken = "a.parquet: broken Parquet"
     yield Case("whole", write)
     yield Case("whole, struct<bytes, path>", lambda at: write(at, True))
-    yield _spoiled("file cut", write, _only(lambda at: cut(at, -1000)), broken)
-    yield _spoiled(
+    yield spoiled_by("file cut", write, only(lambda at: cut(at, -1000)), broken)
+    yield spoiled_by(
         "wrong magic",
         write,
-        _only(lambda at: overwrite(at, -4 + at.stat().st_size, b"PARX")),
+        only(lambda at: overwrite(at, -4 + at.stat().st_size, b"PARX")),
         broken,
     )
-    yield _spoiled("bit flipped", write, lambda at, rows: _flipped(at, rows, 7))
+    yield spoiled_by("bit flipped", write, lambda at, rows: flipped(at, rows, 7))
 
 
 def lance(faces: Sequence[Face]) -> Iterator[Case]:
@@ -191,9 +190,9 @@ def lance(faces: Sequence[Face]) -> Iterator[Case]:
 
     broken = "a.lance: broken Lance dataset"
     yield Case("whole", write)
-    yield _spoiled("fragment cut", write, _only(lambda at: cut(file(at, "data/*"), -1000)), broken)
-    yield _spoiled(
-        "manifest cut", write, _only(lambda at: cut(file(at, "_versions/*.manifest"), -20)), broken
+    yield spoiled_by("fragment cut", write, only(lambda at: cut(file(at, "data/*"), -1000)), broken)
+    yield spoiled_by(
+        "manifest cut", write, only(lambda at: cut(file(at, "_versions/*.manifest"), -20)), broken
     )
 
 
@@ -221,13 +220,13 @@ def webdataset(faces: Sequence[Face]) -> Iterator[Case]:
         flip(at, data.index(b"00020.jpg") + 100)
 
     yield Case("whole", write)
-    yield _spoiled(
-        "file cut", write, _only(lambda at: cut(at, at.stat().st_size // 2)), prefix=True
+    yield spoiled_by(
+        "file cut", write, only(lambda at: cut(at, at.stat().st_size // 2)), prefix=True
     )
-    yield _spoiled("header flipped", write, _only(header), prefix=True)
-    yield _spoiled("bit flipped", write, lambda at, rows: _flipped(at, rows, 8))
-    yield _spoiled(
-        "wrong magic", write, _only(lambda at: at.write_bytes(b"?" * 5000)), "expected a plain tar"
+    yield spoiled_by("header flipped", write, only(header), prefix=True)
+    yield spoiled_by("bit flipped", write, lambda at, rows: flipped(at, rows, 8))
+    yield spoiled_by(
+        "wrong magic", write, only(lambda at: at.write_bytes(b"?" * 5000)), "expected a plain tar"
     )
 
 
@@ -243,9 +242,9 @@ def webdataset_gz(faces: Sequence[Face]) -> Iterator[Case]:
 
     middle = lambda at: at.stat().st_size // 2  # noqa: E731
     yield Case("whole", write)
-    yield _spoiled("file cut", write, _only(lambda at: cut(at, middle(at))), prefix=True)
-    yield _spoiled(
-        "wrong magic", write, _only(lambda at: overwrite(at, 0, b"PK")), "expected a compressed tar"
+    yield spoiled_by("file cut", write, only(lambda at: cut(at, middle(at))), prefix=True)
+    yield spoiled_by(
+        "wrong magic", write, only(lambda at: overwrite(at, 0, b"PK")), "expected a compressed tar"
     )
 
 
@@ -268,7 +267,7 @@ def zipped(faces: Sequence[Face]) -> Iterator[Case]:
     def spoil(number: int, reason: str, damage: Callable[[Path, int], None]) -> Damage:
         def spoiled(at: Path, rows: list[Row]) -> list[Row]:
             damage(at, member(at, number))
-            return _with(rows, number, image=None, reason=reason)
+            return with_row(rows, number, image=None, reason=reason)
 
         return spoiled
 
@@ -277,149 +276,12 @@ def zipped(faces: Sequence[Face]) -> Iterator[Case]:
 
     yield Case("whole", write)
     yield Case("whole, stored", stored)
-    yield _spoiled("bit flipped", stored, spoil(9, "unreadable", lambda at, o: flip(at, o + 3000)))
-    yield _spoiled(
+    yield spoiled_by(
+        "bit flipped", stored, spoil(9, "unreadable", lambda at, o: flip(at, o + 3000))
+    )
+    yield spoiled_by(
         "member's magic", write, spoil(9, "unreadable", lambda at, o: overwrite(at, o, b"XX"))
     )
-    yield _spoiled(
-        "file cut", write, _only(lambda at: cut(at, at.stat().st_size // 2)), "expected a zip file"
+    yield spoiled_by(
+        "file cut", write, only(lambda at: cut(at, at.stat().st_size // 2)), "expected a zip file"
     )
-
-
-def recordio(faces: Sequence[Face]) -> Iterator[Case]:
-    """As InsightFace and im2rec pack."""
-    people: dict[str, list[bytes]] = {}
-    for image, group in faces:
-        people.setdefault(group, []).append(image)
-    ordered = [(image, group) for group, images in people.items() for image in images]
-
-    def pack(
-        at: Path, records: Mapping[int, bytes], idx: bool, first: int, by: Sequence[Face]
-    ) -> Any:
-        offsets = w.write_rec(at / "a.rec", records, idx=idx)
-        rows = [
-            Row(f"a.rec#{offsets[i]}", image, group=group)
-            for i, (image, group) in enumerate(by, start=first)
-        ]
-        return {"kind": "recordio", "path": str(at / "a.rec")}, rows
-
-    def insightface(at: Path, idx: bool = True) -> Any:
-        return pack(at, w.insightface(list(people.values())), idx, 1, ordered)
-
-    def flat(at: Path, labels: int = 0, tail: bytes = b"") -> Any:
-        by = [(image + tail, f"{i}") for i, (image, _) in enumerate(faces)]
-        records = {
-            i: w.payload(image, [float(i)] * labels if labels else float(i), i)
-            for i, (image, _) in enumerate(by)
-        }
-        return pack(at, records, True, 0, by)
-
-    def idx_of(at: Path) -> Path:
-        return at.with_suffix(".idx")
-
-    def offset(row: Row) -> int:
-        return int(row.id.partition("#")[2])
-
-    def bad_head(at: Path, rows: list[Row]) -> list[Row]:
-        overwrite(at, offset(rows[10]), b"????")
-        return _with(rows, 10, image=None, group=None, reason="unreadable")
-
-    def last_cut(at: Path, rows: list[Row]) -> list[Row]:
-        cut(at, offset(rows[-1]) + 500)
-        return _with(rows, len(rows) - 1, image=None, group=None, reason="truncated")
-
-    def shifted(at: Path) -> None:
-        pairs = [line.split("\t") for line in idx_of(at).read_text().splitlines()]
-        idx_of(at).write_text("".join(f"{key}\t{int(o) + 4}\n" for key, o in pairs))
-
-    yield Case("whole, header and identities", insightface)
-    yield Case("whole, without .idx", lambda at: insightface(at, False))
-    yield Case("whole, im2rec (flag 0)", flat)
-    yield Case("whole, label arrays (flag 2)", lambda at: flat(at, 2))
-    yield Case("whole, split records", lambda at: flat(at, 0, bytes(8) + w.MAGIC * 6 + b"end"))
-    yield _spoiled(
-        ".idx is no text", insightface, _only(lambda at: idx_of(at).write_bytes(b"\xff\0?"))
-    )
-    yield _spoiled(".idx lacks lines", insightface, _only(lambda at: cut(idx_of(at), -40)))
-    yield _spoiled(".idx shifted", insightface, _only(shifted))
-    yield _spoiled("record's magic", flat, bad_head)
-    yield _spoiled("record's magic, no .idx", lambda at: flat_without(flat, at), bad_head)
-    yield _spoiled("file cut", flat, last_cut)
-    yield _spoiled(
-        "wrong magic", flat, _only(lambda at: overwrite(at, 0, b"RIFF")), "expected RecordIO"
-    )
-    yield _spoiled(
-        "a pickle", flat, _only(lambda at: overwrite(at, 0, b"\x80\x04")), "never opened"
-    )
-
-
-def flat_without(flat: Callable[[Path], Any], at: Path) -> Any:
-    """A flat file whose index is gone."""
-    config, rows = flat(at)
-    Path(config["path"]).with_suffix(".idx").unlink()
-    return config, rows
-
-
-def msceleb_tsv(faces: Sequence[Face]) -> Iterator[Case]:
-    """Lines of 7 and of 6 columns."""
-    numbers = {group: i for i, group in enumerate(dict.fromkeys(group for _, group in faces))}
-
-    def write(at: Path, columns: int = 7, ends: Mapping[int, bytes] | None = None) -> Any:
-        """`ends`: what stands behind a line in place of a newline."""
-        at.mkdir(parents=True)
-        rows, offset = [], 0
-        with (at / "a.tsv").open("wb") as file:
-            for i, (image, group) in enumerate(faces):
-                line = w.tsv_line(image, numbers[group], i, columns)
-                rows.append(Row(f"a.tsv#{offset}", image, group=group))
-                offset += file.write(line + (ends or {}).get(i, b"\n"))
-        return {"kind": "msceleb_tsv", "path": str(at / "a.tsv")}, rows
-
-    def field(reason: str, change: Callable[[bytes], bytes]) -> Damage:
-        """Another last column of line 11; the lines behind it move."""
-
-        def damage(at: Path, rows: list[Row]) -> list[Row]:
-            lines = at.read_bytes().split(b"\n")
-            head, _, data = lines[11].rpartition(b"\t")
-            lines[11] = head + b"\t" + change(data)
-            at.write_bytes(b"\n".join(lines))
-            moved = [
-                replace(row, id=f"a.tsv#{offset}")
-                for row, offset in zip(rows, w.offsets_of(lines[:-1]), strict=True)
-            ]
-            return _with(moved, 11, image=None, reason=reason)
-
-        return damage
-
-    def joined(at: Path) -> Any:
-        config, rows = write(at, ends={11: b""})
-        return config, [
-            r
-            for i, r in enumerate(_with(rows, 11, image=None, group=None, reason="unreadable"))
-            if i != 12
-        ]
-
-    yield Case("whole, 7 columns", write)
-    yield Case("whole, 6 columns", lambda at: write(at, 6))
-    yield Case("no newline at the end", lambda at: write(at, ends={len(faces) - 1: b""}))
-    yield Case("newline missing inside", joined)
-    yield _spoiled("bad base64", write, field("unreadable", lambda data: b"!" + data[1:]))
-    yield _spoiled(
-        "base64 cut", write, field("truncated", lambda data: data[: len(data) // 4 * 4 - 5])
-    )
-    yield _spoiled("no image", write, field("empty", lambda data: b""))
-    yield _spoiled(
-        "other columns", write, _only(lambda at: at.write_bytes(b"a\tb\n" * 99)), "6 or 7 columns"
-    )
-    yield _spoiled("bit flipped", write, lambda at, rows: _flipped_text(at, rows, 12))
-
-
-def _flipped_text(at: Path, rows: list[Row], number: int) -> list[Row]:
-    """One bit of the base64 of an image."""
-    image = rows[number].image
-    assert image is not None
-    text = base64.b64encode(image)
-    start = at.read_bytes().index(text)
-    middle = len(text) // 2
-    flip(at, start + middle, 7)  # no letter of base64 has this bit
-    return _with(rows, number, image=None, reason="unreadable")

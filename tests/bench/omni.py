@@ -41,36 +41,39 @@ NAME = "formats"
 SIDE = 112
 QUALITY = 85
 LABELED = {"Training": 2_000, "PublicTest": 500}
-TINY_NET = "{name: compact_resnet, size: 32, color: rgb, args: {widths: [8, 16]}, dropout: 0.0}"
+NET = "{name: convnet, size: 32, color: rgb, args: {width: 32, depth: 3}, dropout: 0.0}"
 SETS: Mapping[str, str] = {
     "stream={cpus: 2, gpus: 0, in_flight: 2, object_store_mb: 500}": "two cores, no GPU",
     "train.use_gpu=false": "no GPU",
     "embed={batch: 64, flip: false}": "no GPU: fp32, one actor",
-    f"teach.model={TINY_NET}": "32 px and two stages: what two cores train in seconds",
-    f"student.model={TINY_NET}": "the same",
-    "teach.steps=60": "the same",
-    "teach.batch=32": "the same",
-    "teach.augment=plain": "the same",
+    f"teach.model={NET}": "what two cores train in a minute",
+    "teach.folds=2": "the same",
+    "teach.steps=120": "the same",
+    "teach.batch=64": "the same",
+    "teach.lr=0.01": "so few steps",
     "teach.ema=null": "so few steps are no average",
-    "student.ema=null": "the same",
+    "teach.augment=plain": "so few steps",
+    f"student.model={NET}": "as the teacher",
+    "student.steps=60": "what two cores train in a minute",
+    "student.lr=0.01": "so few steps",
+    "student.ema=null": "so few steps are no average",
+    "student.labeled_batch=32": "what two cores train in a minute",
+    "student.mined_batch=64": "the same",
     "distill.net={name: convnet, size: 32, color: rgb, args: {width: 8, depth: 2}, dropout: 0}": (
         "sees what the teacher sees"
     ),
-    "distill.steps=5": "the same",
+    "distill.steps=5": "what two cores train in a minute",
     "distill.ipc=1": "the same",
-    "student.steps=30": "the same",
-    "student.labeled_batch=32": "the same",
-    "student.mined_batch=64": "the same",
-    "search={trials: 8, target_purity: 0.2}": "so weak a teacher is as right as chance",
-    "evaluate.draws=200": "the same",
+    "search={trials: 8, target_purity: 0.4}": "so weak a teacher is seldom right",
+    "evaluate.draws=200": "what two cores do in a minute",
 }
 """What is set, and why; the rest is the recipe's."""
 POOLS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "omni-rec": ("faces.rec", ()),
     "omni-tsv": ("faces.tsv", ("pool.0.kind=msceleb_tsv",)),  # as the recipe's own comment says
 }
-SMALL = {"faces": 2_000, "slice_faces": 512}
-"""Of `--quick`; slices of the recipe would leave it one."""
+SMALL = {"faces": 2_000, "slice_faces": 512, "until": "mine"}
+"""Of `--quick`; slices of the recipe's size would leave it one."""
 STREAMED = ("survey", "embed", "score", "select", "mine")
 
 
@@ -81,7 +84,8 @@ def cells(quick: bool) -> list[Cell]:
     made = []
     for name, (_, own) in POOLS.items():
         given = (*SETS, *own, *small)
-        made_of = {"faces": faces, "sets": list(given)}
+        until = SMALL["until"] if quick else None
+        made_of = {"faces": faces, "sets": list(given), "until": until}
         made.append(Cell(name, "omni", 0, made_of, NAME, sets=given))
     return made
 
@@ -111,12 +115,16 @@ def measure(cell: Cell, context: Context) -> dict[str, Any]:
         }
         settings = [part for item in cell.sets for part in ("--set", item)]
         argv = python("-m", "pipeline.cli", "run", str(RECIPE), "--run", root.uri, *settings)
+        until = cell.identity["until"]
+        argv += ["--until", until] if until else []
         ray.mkdir()
         began = time.monotonic()
         call(argv, context, log, env)
         ran = time.monotonic() - began
         run = Run(root)
-        done = {name: run.artifact(name) for name in STAGES if name != "report"}
+        names = [name for name in STAGES if name != "report"]
+        names = names[: names.index(until or names[-1]) + 1]
+        done = {name: run.artifact(name) for name in names}
         return {
             "n": faces,
             "faces": faces,
@@ -129,6 +137,7 @@ def measure(cell: Cell, context: Context) -> dict[str, Any]:
             "seconds_per_stage": {n: round(a.facts["seconds"], 1) for n, a in done.items()},
             "requests": dict(watch.methods),
             "requests_per_stage": dict(watch.stages),
+            "until": until or "report",
             "report": (root / "report.html").exists(),
             "leaks": leaks(secret, [log, *ray.rglob("*")], root),
             "command": f"python -m tests.bench.{NAME} --only {cell.name}",
@@ -229,6 +238,8 @@ def judge(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
             if found["rows"][stage] != rows
         ]
         faults += [f"{name}: {where} holds the planted secret" for where in found["leaks"]]
-        if not found["selected"] or not found["report"]:
-            faults.append(f"{name}: nothing selected, or no report")
+        if not found["selected"]:
+            faults.append(f"{name}: nothing is selected")
+        if found["until"] == "report" and not found["report"]:
+            faults.append(f"{name}: no report")
     return faults
