@@ -24,7 +24,7 @@ from tests.bench.harness import Bench, Cell, Context, Gate, Record, Records, mai
 from tests.helpers import real
 
 NAME = "formats"
-FACES = 400
+FACES = 200
 QUICK = 40
 POOL = (
     "folder", "parquet", "lance", "webdataset", "webdataset_gz", "zipped", "recordio",

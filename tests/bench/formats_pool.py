@@ -188,12 +188,20 @@ def lance(faces: Sequence[Face]) -> Iterator[Case]:
     def file(at: Path, pattern: str) -> Path:
         return min(at.glob(pattern), key=lambda found: found.stat().st_mtime_ns)
 
+    def flipped_in(at: Path, rows: list[Row], number: int) -> list[Row]:
+        image = rows[number].image
+        assert image is not None
+        held = image[len(image) // 2 :][:64]
+        data = next(found for found in at.glob("data/*") if held in found.read_bytes())
+        return flipped(data, rows, number)
+
     broken = "a.lance: broken Lance dataset"
     yield Case("whole", write)
     yield spoiled_by("fragment cut", write, only(lambda at: cut(file(at, "data/*"), -1000)), broken)
     yield spoiled_by(
         "manifest cut", write, only(lambda at: cut(file(at, "_versions/*.manifest"), -20)), broken
     )
+    yield spoiled_by("bit flipped", write, lambda at, rows: flipped_in(at, rows, 7))
 
 
 def _members(faces: Sequence[Face], name: str) -> tuple[list[tuple[str, bytes]], list[Row]]:
@@ -242,6 +250,12 @@ def webdataset_gz(faces: Sequence[Face]) -> Iterator[Case]:
 
     middle = lambda at: at.stat().st_size // 2  # noqa: E731
     yield Case("whole", write)
+    yield spoiled_by(
+        "bits flipped",
+        write,
+        only(lambda at: overwrite(at, 10, b"\xff")),
+        "expected a compressed tar",
+    )
     yield spoiled_by("file cut", write, only(lambda at: cut(at, middle(at))), prefix=True)
     yield spoiled_by(
         "wrong magic", write, only(lambda at: overwrite(at, 0, b"PK")), "expected a compressed tar"
