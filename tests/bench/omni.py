@@ -43,7 +43,7 @@ QUALITY = 85
 LABELED = {"Training": 2_000, "PublicTest": 500}
 NET = "{name: convnet, size: 32, color: rgb, args: {width: 32, depth: 3}, dropout: 0.0}"
 SETS: Mapping[str, str] = {
-    "stream={cpus: 2, gpus: 0, in_flight: 2, object_store_mb: 500}": "two cores, no GPU",
+    "stream={cpus: 2, gpus: 0, in_flight: 2, object_store_mb: 1000}": "two cores, no GPU",
     "train.use_gpu=false": "no GPU",
     "embed={batch: 64, flip: false}": "no GPU: fp32, one actor",
     f"teach.model={NET}": "what two cores train in a minute",
@@ -125,6 +125,9 @@ def measure(cell: Cell, context: Context) -> dict[str, Any]:
         names = [name for name in STAGES if name != "report"]
         names = names[: names.index(until or names[-1]) + 1]
         done = {name: run.artifact(name) for name in names}
+        decided: Counter[str] = Counter()
+        for counts in done["select"].facts["per_class"].values():
+            decided.update(counts)
         return {
             "n": faces,
             "faces": faces,
@@ -133,7 +136,8 @@ def measure(cell: Cell, context: Context) -> dict[str, Any]:
             "run_seconds": round(ran, 1),
             "rows": {name: done[name].facts["rows"] for name in STREAMED},
             "quarantined": done["survey"].facts["quarantined"],
-            "selected": sum(done["select"].facts["per_class"].values()),
+            "selected": decided["selected"],
+            "decided": dict(decided),
             "seconds_per_stage": {n: round(a.facts["seconds"], 1) for n, a in done.items()},
             "requests": dict(watch.methods),
             "requests_per_stage": dict(watch.stages),

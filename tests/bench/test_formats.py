@@ -65,6 +65,8 @@ def test_outcome__refusals_say_one_line_of_what_is_expected(tmp_path: Path) -> N
     [
         ([*ROWS[:2], Row("a@9", None, reason="truncated")], True),
         ([*ROWS[:2], *[Row("a@9", None, reason="truncated")] * 2], True),
+        ([ROWS[0], replace(ROWS[1], group=None), Row("a@9", None, reason="truncated")], True),
+        ([replace(ROWS[0], group=None), ROWS[1], Row("a@9", None, reason="truncated")], False),
         (ROWS[:2], False),
         ([*ROWS[1:3], Row("a@9", None, reason="truncated")], False),
         ([*ROWS, Row("a@9", None, reason="truncated")], False),

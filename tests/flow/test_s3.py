@@ -28,7 +28,7 @@ def omnifer(root: Location, ray: Path, *options: str) -> subprocess.CompletedPro
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
-        timeout=220,
+        timeout=600,
     )
 
 
