@@ -123,7 +123,7 @@ for _name, _summary in STAGE_HELP.items():
 @app.command()
 def predict(
     model: Annotated[str, typer.Argument(help="model or teacher folder")],
-    path: Annotated[str, typer.Argument(help="image, folder of images, or Parquet")],
+    path: Annotated[str, typer.Argument(help="image, folder, container or {000..146} pattern")],
     out: Annotated[Path, typer.Option("--out", help="preds.parquet or preds.csv")],
     abstain: Annotated[
         float | None, typer.Option(min=0, max=1, help="mark faces below this confidence")

@@ -187,7 +187,7 @@ def pool_rows(job: Job) -> selection.Pool:
 def checkpoints(stage: Stage, model: str = "") -> str:
     """Folder for a training's checkpoints."""
     at = stage.dir / "checkpoints" / model if model else stage.dir / "checkpoints"
-    return str(at.local_path())
+    return at.uri
 
 
 def train(

@@ -10,12 +10,11 @@ Cost: a labeled set is read whole, as a run would; of a pool the plan and one sl
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,63 +25,18 @@ from pydantic import TypeAdapter
 
 from pipeline import images, metrics
 from pipeline.artifacts import Teacher
-from pipeline.errors import LabelError, RecordError, SourceError
+from pipeline.errors import RecordError, SourceError
 from pipeline.images import Crop
-from pipeline.labeled.files import IMAGE_SUFFIXES
 from pipeline.labeled.reader import LabeledData
-from pipeline.labeled.records import Records, split_role, unlike_official
-from pipeline.schema import EMOTIONS, OTHER, READ, emotion
+from pipeline.labeled.records import Records, unlike_official
+from pipeline.recognizing import Found, recognize
+from pipeline.schema import EMOTIONS, OTHER, READ
 from pipeline.sources.reader import PoolSource, plan_slices, read_slice
-from pipeline.storage import Location, location, open_table
+from pipeline.storage import Location
 from pipeline.survey import describe
 
-Role = Literal["labeled", "pool"]
-
-SIGNS: Sequence[tuple[Role, str, tuple[tuple[str, ...], ...]]] = (
-    ("labeled", "ferplus", (("fer2013new.csv",), ("fer2013.csv", "icml_face_data.csv"))),
-    ("labeled", "fer2013", (("fer2013.csv", "icml_face_data.csv"),)),
-    ("labeled", "ferplus", (("FER2013Train",), ("FER2013Valid",))),
-    ("labeled", "rafdb", (("EmoLabel",), ("Image",))),
-    ("labeled", "affectnet", (("Manually_Annotated_file_lists",),)),
-    ("labeled", "affectnet", (("train_set",), ("val_set",))),
-    ("labeled", "ckplus", (("cohn-kanade-images",), ("Emotion",))),
-    ("labeled", "kdef", (("AF01",), ("AM01", "BF01"))),
-    ("labeled", "expw", (("label", "label.lst"), ("origin",))),
-    ("labeled", "sfew", (("Train",), ("Val",), ("Test", "Train_Aligned_Faces"))),
-    ("labeled", "affwild2", (("EXPR_Recognition_Challenge",),)),
-)
-"""Role and kind of folders that hold one name out of each of these groups."""
-
-SUFFIXES: Mapping[str, tuple[Role, str]] = {
-    ".tsv": ("pool", "msceleb_tsv"),
-    ".rec": ("pool", "recordio"),
-    ".tar": ("pool", "webdataset"),
-    ".tar.gz": ("pool", "webdataset"),
-    ".tgz": ("pool", "webdataset"),
-    ".zip": ("pool", "zip"),
-    ".parquet": ("pool", "parquet"),
-}
-VOTES = {"usage", "neutral", "contempt", "NF"}
-"""Columns of FERPlus votes beside FER2013 pixels."""
-IMAGE_COLUMNS = ("image", "img", "jpg", "face")
-LISTED = 2000  # names that recognition looks at
 FACES = 64  # of a sample
 SIDE, CAPTION, COLUMNS = 96, 28, 8  # of the contact sheet: pixels, pixels, faces
-
-
-@dataclass(frozen=True)
-class Found:
-    """What is at a path.
-
-    Attributes:
-        role: of the recipe's `labeled` or `pool`.
-        config: what to write there.
-        why: what gave it away.
-    """
-
-    role: Role
-    config: dict[str, Any]
-    why: str
 
 
 @dataclass
@@ -116,40 +70,6 @@ class Inspection:
     groups: int = 0
     order: metrics.LabelOrder | None = None
     sheet: np.ndarray | None = None
-
-
-def recognize(path: str) -> Found:
-    """Tell what kind of labeled set or pool a path holds.
-
-    Raises:
-        SourceError: nothing there, or nothing that any reader knows; names what was seen.
-    """
-    at = location(path)
-    if not at.is_dir():
-        if not at.exists():
-            raise SourceError(f"{at}: no such file or folder")
-        return _file(at)
-    names = {child.name for child in at.children()}
-    for role, kind, groups in SIGNS:
-        held = [next((name for name in group if name in names), None) for group in groups]
-        if all(held):
-            return Found(
-                role, {"kind": kind, "path": path}, f"holds {' and '.join(map(str, held))}"
-            )
-    suffixes = (*SUFFIXES, *IMAGE_SUFFIXES)
-    listed = [file.uri for file in itertools.islice(at.files(suffixes), LISTED)]
-    containers = Counter(s for uri in listed for s in SUFFIXES if uri.lower().endswith(s))
-    if 2 * containers.total() > len(listed):
-        suffix = max(containers, key=lambda s: (containers[s], len(s)))
-        first = next(uri for uri in listed if uri.lower().endswith(suffix))
-        found = _file(Location(first))
-        config = {**found.config, "path": path}
-        return Found(found.role, config, f"{containers[suffix]:,} {suffix} files; {found.why}")
-    listed = [uri for uri in listed if uri.lower().endswith(IMAGE_SUFFIXES)]
-    if not listed:
-        seen = ", ".join(sorted(names)[:5]) or "nothing"
-        raise SourceError(f"{at}: no format that is known; it holds {seen}")
-    return _folder(at, path, listed)
 
 
 def inspect(path: str, work: Location, model: Teacher | None = None) -> Inspection:
@@ -194,52 +114,6 @@ def said(seen: Inspection) -> list[str]:
             f"with {after:.1%} under the best exchange of names"
         )
     return lines
-
-
-def _file(at: Location) -> Found:
-    suffix = max((s for s in SUFFIXES if at.name.lower().endswith(s)), key=len, default=None)
-    if suffix is None:
-        raise SourceError(f"{at}: no format that is known; expected {', '.join(SUFFIXES)}")
-    role, kind = SUFFIXES[suffix]
-    config: dict[str, Any] = {"kind": kind, "path": at.uri}
-    if kind != "parquet":
-        return Found(role, config, f"{suffix} file")
-    with open_table(at) as file:
-        schema = file.schema_arrow
-    if set(schema.names) >= VOTES:
-        return Found("labeled", {"kind": "ferplus", "path": at.uri}, "columns of FERPlus votes")
-    column = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
-    if column is None:
-        raise SourceError(f"{at}: no column of images; found: {', '.join(schema.names)}")
-    config |= {} if column == "image" else {"image_column": column}
-    if {"label", "emotion", "expression"} & set(schema.names):
-        name = next(n for n in ("label", "emotion", "expression") if n in schema.names)
-        table = {"kind": "table", "path": at.uri, "image_column": column, "label_column": name}
-        return Found("labeled", table, f"columns {column} and {name}")
-    return Found(role, config, f"column {column} of type {schema.field(column).type}")
-
-
-def _folder(at: Location, path: str, listed: Sequence[str]) -> Found:
-    parts = [uri.removeprefix(at.uri).strip("/").split("/") for uri in listed]
-    depth = 1 if all(len(p) > 2 and split_role(p[0]) for p in parts) else 0
-    classes = sorted({p[depth] for p in parts if len(p) > depth + 1})
-    if classes and all(len(p) > depth + 1 for p in parts) and all(map(_is_emotion, classes)):
-        said = f"folders {', '.join(classes[:9])}"
-        return Found("labeled", {"kind": "folder", "path": path}, said)
-    config: dict[str, Any] = {"kind": "folder", "path": path}
-    if classes and len(classes) > len(EMOTIONS):
-        config["group_from"] = "parent"
-    return Found(
-        "pool", config, f"image files, in {len(classes) or 'no'} folders of no known class"
-    )
-
-
-def _is_emotion(name: str) -> bool:
-    try:
-        emotion(name)
-    except LabelError:
-        return False
-    return True
 
 
 def _labeled(found: Found, work: Location, model: Teacher | None) -> Inspection:

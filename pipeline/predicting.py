@@ -1,9 +1,11 @@
-"""predict: probabilities by class name for every image of a folder or Parquet file.
+"""predict: probabilities by class name for every image of a folder, a container or a pattern.
 
-No Ray: one process, decode threads beside the forward pass. Memory is flat: a few hundred faces at
-a time, however many there are, and results are written as they come. A bad image is a row with its
-reason. Faces are taken as they are, stretched to a square, so they should be framed like those
-that the model was trained on; `crop` cuts them out of larger pictures.
+What is at a path is told as `inspect` tells it; labels beside the pictures are not looked at. No
+Ray: one process, decode threads beside the forward pass. Memory is flat: a few hundred faces at a
+time, however many there are, but for compressed tars, which are read whole; results are written as
+they come. A bad image is a row with its reason. Faces are taken as they are, stretched to a square,
+so they should be framed like those that the model was trained on; `crop` cuts them out of larger
+pictures.
 """
 
 from __future__ import annotations
@@ -19,16 +21,17 @@ import numpy as np
 import pyarrow as pa
 import torch
 from pyarrow import csv
+from pydantic import TypeAdapter
 
 from pipeline.artifacts import Teacher, load_any, on_node, read_meta
-from pipeline.config import parse
 from pipeline.embedding import Decoder, EmbedConfig, Forward, spread
-from pipeline.errors import ConfigError, SourceError
+from pipeline.errors import ConfigError
 from pipeline.images import Crop
 from pipeline.parquet import Writer
+from pipeline.recognizing import recognize_pool, suffix_of
 from pipeline.schema import OK, QUARANTINED, READ
-from pipeline.sources.folder import FolderPool
-from pipeline.sources.parquet import ParquetPool
+from pipeline.sources.extents import is_pattern
+from pipeline.sources.reader import PoolSource, extents_of
 from pipeline.storage import Location, location
 
 CHUNK = 512  # faces read, scored and written at a time
@@ -47,8 +50,8 @@ def predict(
 
     Args:
         model_at: model folder (a student) or teacher folder.
-        path: one image, a folder of images, a Parquet file with column `image` or a folder of
-            those.
+        path: one image, a folder of images, a container of any pool kind, a folder of those, or
+            a numbered pattern such as `faces-{000..146}.tar`.
         out: `.parquet` or `.csv`; appears when everything is written.
         abstain: rows whose highest probability is below this are marked; None takes the cut that
             is stored with the model (`abstain_below`), if any.
@@ -61,7 +64,7 @@ def predict(
     Raises:
         ConfigError: another suffix of `out`.
         ModelError: not a model.
-        SourceError: nothing to read at `path`.
+        SourceError: nothing to read at `path`, or what its reader says.
     """
     if out.suffix not in _WRITERS:
         raise ConfigError(f"--out {out}: expected a name ending in {' or '.join(_WRITERS)}")
@@ -105,18 +108,14 @@ def _this_machine() -> EmbedConfig:
 
 
 def _tables(path: Location, work: Location) -> Iterator[pa.Table]:
-    """READ tables of at most CHUNK rows; the id is the path below `path`, or file#row."""
-    if path.is_dir() and next(path.files((".parquet",)), None) is None:
-        folder = parse(FolderPool, {"path": path.uri})
-        yield from map(folder.read, folder.slices(CHUNK, work / "index.parquet"))
-    elif path.is_dir() or path.name.lower().endswith(".parquet"):
-        parquet = parse(ParquetPool, {"path": path.uri})
-        yield from map(parquet.read, parquet.slices(CHUNK))
-    elif path.exists():
+    """READ tables of about CHUNK rows; the id is the path below `path`, or file#row or #byte."""
+    one = not is_pattern(path.uri) and suffix_of(path.name) is None
+    if one and path.exists() and not path.is_dir():
         row = {"id": path.name, "position": 0, "image": path.read_bytes()}
         yield pa.Table.from_pylist([row], schema=READ)
-    else:
-        raise SourceError(f"{path.uri}: expected an image, a folder or a Parquet file; not there")
+        return
+    source: Any = TypeAdapter(PoolSource).validate_python(recognize_pool(path.uri).config)
+    yield from map(source.read, extents_of("pool", source, CHUNK, work))
 
 
 def _ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:

@@ -12,12 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from labeled import writers as sets
-from sources.writers import insightface, tar_bytes, tsv_line, write_rec
+from sources.writers import insightface, tar_bytes, tsv_line, write_lance, write_rec
 
 from pipeline import inspecting, synthetic
-from pipeline.errors import SourceError
 from pipeline.images import Crop
-from pipeline.inspecting import Found, audit, contact_sheet, inspect, recognize, said
+from pipeline.inspecting import (
+    audit,
+    contact_sheet,
+    inspect,
+    said,
+)
 from pipeline.labeled.records import Records, records_table
 from pipeline.models import ModelConfig
 from pipeline.storage import location
@@ -46,6 +50,7 @@ WRITERS = {
     ),
     "zip": lambda at: zipped(at / "a.zip"),
     "parquet": lambda at: pq.write_table(pa.table({"image": FACES}), at / "a.parquet"),
+    "lance": lambda at: write_lance(at / "a.lance", pa.table({"image": FACES}), 10),
     "folder": lambda at: folder(at, [f"person{i}/{i}.jpg" for i in range(COUNT)]),
 }
 
@@ -69,69 +74,11 @@ def test_inspect__pools_are_recognized_and_counted(tmp_path: Path, kind: str) ->
         assert inspect(str(file), work).found.config["kind"] == kind
 
 
-LABELED = {
-    "rafdb": lambda at: sets.rafdb(at, {"train_00001.jpg": 4, "test_0001.jpg": 7}),
-    "affectnet": lambda at: sets.affectnet_2017(at, "training", [("a/b.jpg", (0, 0, 9, 9), 1)]),
-    "kdef": lambda at: sets.kdef(at, ["AF01AFS", "AF01HAS", "AM01SAS"]),
-    "ckplus": lambda at: sets.ckplus(at, {"S005/001": (4, 3)}),
-    "expw": lambda at: sets.expw(at, ["a.jpg 0 1 1 9 9 0.9 3"]),
-    "affwild2": lambda at: sets.affwild2(at, "Train_Set", "v1", [0, 4], [1, 2]),
-    "ferplus": lambda at: [
-        sets.ferplus_pictures(at, folder, {row: [9, 1, 0, 0, 0, 0, 0, 0, 0, 0]})
-        for row, folder in enumerate(("FER2013Train", "FER2013Valid"))
-    ],
-}
-
-
-@pytest.mark.parametrize("kind", LABELED)
-def test_recognize__labeled_sets_as_distributed(tmp_path: Path, kind: str) -> None:
-    LABELED[kind](tmp_path)
-    found = recognize(str(tmp_path))
-    assert (found.role, found.config["kind"]) == ("labeled", kind)
-
-
 def test_inspect__says_where_a_set_differs_from_the_published_one(tmp_path: Path) -> None:
-    LABELED["rafdb"](tmp_path)
+    sets.rafdb(tmp_path, {"train_00001.jpg": 4, "test_0001.jpg": 7})
     lines = said(inspect(str(tmp_path), location(tmp_path / "work")))
     assert "train: 1 (happiness 1)" in lines
     assert "train: 1 faces; published: 12,271" in lines
-
-
-def test_recognize__class_folders_are_labeled_and_numbers_are_not(tmp_path: Path) -> None:
-    folder(tmp_path / "named", [f"train/{name}/a.jpg" for name in ("happy", "sad", "Angry")])
-    assert recognize(str(tmp_path / "named")).role == "labeled"
-    folder(tmp_path / "numbers", [f"{code}/a.jpg" for code in range(7)])
-    assert recognize(str(tmp_path / "numbers")) == Found(
-        "pool",
-        {"kind": "folder", "path": str(tmp_path / "numbers")},
-        "image files, in 7 folders of no known class",
-    )
-
-
-def test_recognize__parquet_by_its_columns(tmp_path: Path) -> None:
-    label = pa.table({"img": FACES[:2], "label": ["happiness", "fear"]})
-    votes = pa.table({"usage": ["Training"], "NF": [0], "neutral": [9], "contempt": [1]})
-    for name, table in {"label": label, "votes": votes, "none": pa.table({"x": [1]})}.items():
-        pq.write_table(table, tmp_path / f"{name}.parquet")
-    found = recognize(str(tmp_path / "label.parquet"))
-    assert (found.role, found.config["kind"]) == ("labeled", "table")
-    assert (found.config["image_column"], found.config["label_column"]) == ("img", "label")
-    assert recognize(str(tmp_path / "votes.parquet")).config["kind"] == "ferplus"
-    with pytest.raises(SourceError, match="no column of images; found: x"):
-        recognize(str(tmp_path / "none.parquet"))
-
-
-@pytest.mark.parametrize(
-    ("names", "line"),
-    [([], "it holds nothing"), (["notes.txt"], "it holds notes.txt"), (None, "no such file")],
-)
-def test_recognize__says_what_it_saw(tmp_path: Path, names: list[str] | None, line: str) -> None:
-    at = tmp_path / "data"
-    if names is not None:
-        at.mkdir()
-        folder(at, names)
-    with pytest.raises(SourceError, match=line):
-        recognize(str(at))
 
 
 def test_inspect__counts_classes_of_a_labeled_set(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Every image is a row with probabilities by name, in flat memory, whatever the container."""
 
 import csv
+import gzip
 import io
+import zipfile
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.tiny import NAMES, tiny_model, tiny_teacher
 from PIL import Image
+from sources import writers
 
 from pipeline import predicting
 from pipeline.artifacts import save_model, save_teacher
@@ -103,6 +106,94 @@ def test_predict__parquet_one_image_and_folder_agree(student, folder, tmp_path):
             assert row[f"prob_{name}"] == pytest.approx(want[path][f"prob_{name}"], abs=1e-6)
 
 
+FACES = [png(i) for i in range(6)]
+BAD = b"\xff\xd8\xff not an image"
+ALL = [*FACES[:3], BAD, *FACES[3:]]
+NAMED = [(f"{i}.png", data) for i, data in enumerate(ALL)]
+
+
+def zip_bytes():
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, data in NAMED:
+            archive.writestr(name, data)
+    return out.getvalue()
+
+
+def write_rec_flat(at):
+    writers.write_rec(at, {i: writers.payload(data, 0.0, i) for i, data in enumerate(ALL)})
+
+
+def write_folder(at):
+    for name, data in NAMED:
+        at.mkdir(exist_ok=True)
+        (at / name).write_bytes(data)
+
+
+KINDS = {
+    "a": write_folder,
+    "a.zip": lambda at: at.write_bytes(zip_bytes()),
+    "a.tar": lambda at: at.write_bytes(writers.tar_bytes(NAMED)),
+    "a.tar.gz": lambda at: at.write_bytes(gzip.compress(writers.tar_bytes(NAMED))),
+    "a.tsv": lambda at: at.write_bytes(b"".join(writers.tsv_line(x) + b"\n" for x in ALL)),
+    "a.rec": write_rec_flat,
+    "a.parquet": lambda at: pq.write_table(pa.table({"img": ALL, "label": ["fear"] * 7}), at),
+    "a.lance": lambda at: writers.write_lance(at, pa.table({"image": ALL}), 3),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_predict__every_kind_file_folder_and_pattern(student, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(predicting, "CHUNK", 3)
+    _, want = run(student, folder_of(tmp_path), tmp_path / "x.parquet")
+    data = tmp_path / "data"
+    data.mkdir()
+    stem, dot, suffix = name.partition(".")
+    KINDS[name](data / f"{stem}-1{dot}{suffix}")
+    pattern = f"{stem}-{{1..1}}{dot}{suffix}"
+    paths = [f"{stem}-1{dot}{suffix}", pattern] if dot else [f"{stem}-1"]
+    for path in paths:
+        counts, table = run(student, location(data / path), tmp_path / "y.parquet")
+        same_but_for_the_path(table, want)
+        assert counts["quarantined"] == 1
+    if dot:
+        _, table = run(student, location(data), tmp_path / "z.parquet")
+        same_but_for_the_path(table, want)
+        first = table["path"][0].as_py()
+        assert first.startswith(f"a-1.{suffix}"), first
+
+
+def folder_of(tmp_path):
+    write_folder(tmp_path / "plain")
+    return location(tmp_path / "plain")
+
+
+def same_but_for_the_path(table, want):
+    assert table.num_rows == want.num_rows == len(ALL)
+    assert len(set(table["path"].to_pylist())) == len(ALL)
+    for row, other in zip(table.to_pylist(), want.to_pylist(), strict=True):
+        assert (row["status"], row["reason"], row["top1"]) == tuple(
+            other[key] for key in ("status", "reason", "top1")
+        )
+        if row["status"] == "ok":
+            assert row["prob_neutral"] == pytest.approx(other["prob_neutral"], abs=1e-6)
+
+
+def test_predict__labels_beside_the_pictures_are_not_looked_at(student, folder, tmp_path):
+    for i, name in enumerate(("happy", "sad")):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "a.png").write_bytes(png(i))
+    _, table = run(student, location(tmp_path / "set"), tmp_path / "x.parquet")
+    assert table["path"].to_pylist() == ["happy/a.png", "sad/a.png"]
+
+
+def test_predict__a_broken_container_is_one_line(student, tmp_path):
+    (tmp_path / "a.zip").write_bytes(zip_bytes()[:300])
+    with pytest.raises(SourceError, match=r"a\.zip: expected a zip file"):
+        predict(student, location(tmp_path / "a.zip"), tmp_path / "x.parquet", config=CONFIG)
+    assert not (tmp_path / "x.parquet").exists()
+
+
 def test_predict__csv_says_the_same(student, folder, tmp_path):
     _, table = run(student, folder, tmp_path / "x.parquet")
     predict(student, folder, tmp_path / "x.csv", config=CONFIG)
@@ -154,7 +245,7 @@ def test_predict__crop_takes_the_center(student, folder, tmp_path):
 def test_predict__what_cannot_be_done_is_said_and_nothing_is_left_behind(student, folder, tmp_path):
     with pytest.raises(ConfigError, match=r"expected a name ending in .parquet or .csv"):
         predict(student, folder, tmp_path / "x.txt")
-    with pytest.raises(SourceError, match="nowhere: expected an image, a folder or a Parquet"):
+    with pytest.raises(SourceError, match="nowhere: no such file or folder"):
         predict(student, location(tmp_path / "nowhere"), tmp_path / "x.parquet", config=CONFIG)
     with pytest.raises(ModelError, match=r"expected model.safetensors"):
         predict(folder, folder, tmp_path / "x.parquet")

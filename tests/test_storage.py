@@ -64,6 +64,21 @@ def test_missing__is_one_line_naming_the_place(root: Location) -> None:
     at.remove_tree()
 
 
+def test_stamp__of_a_folder_changes_with_what_is_in_it(root: Location) -> None:
+    at = root / "set"
+    (at / "a").write_text("1")
+    before = at.stamp()
+    assert at.stamp() == before
+    (at / "b").write_text("2")
+    with_b = at.stamp()
+    assert with_b != before
+    if not at.is_local:  # below it as well
+        (at / "deep" / "c").write_text("3")
+        with_c = at.stamp()
+        (at / "deep" / "c").write_text("4")
+        assert len({with_b, with_c, at.stamp()}) == 3
+
+
 def test_stamp__changes_with_content(root: Location) -> None:
     at = root / "f"
     at.write_bytes(b"one")

@@ -64,6 +64,11 @@ def cut(parts: Iterable[Part], faces: int) -> Iterator[tuple[int, int]]:
         yield start, stop
 
 
+def is_pattern(path: str) -> bool:
+    """Whether a path is a numbered pattern, see :func:`shards`."""
+    return _NUMBERS.search(path) is not None
+
+
 def shards(path: str, suffixes: Sequence[str]) -> list[Location]:
     """The files that a source's path means.
 
@@ -73,7 +78,7 @@ def shards(path: str, suffixes: Sequence[str]) -> list[Location]:
     Raises:
         SourceError: no such file in a folder, or numbers that fall.
     """
-    if _NUMBERS.search(path):
+    if is_pattern(path):
         return [location(name) for name in _numbered(path)]
     at = location(path)
     if not at.is_dir():

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from pipeline.config import Config
 from pipeline.errors import SourceError
 from pipeline.images import Color, Crop
-from pipeline.labeled.records import box_floats, image_bytes
-from pipeline.schema import READ, require_columns
+from pipeline.labeled.records import image_bytes
+from pipeline.schema import require_columns
 from pipeline.sources.extents import (
     Extent,
     Part,
@@ -30,6 +30,7 @@ from pipeline.sources.extents import (
     root_of,
     shards,
 )
+from pipeline.sources.rows import column_table
 from pipeline.storage import Location
 
 BATCH = 1024
@@ -76,21 +77,8 @@ class ParquetPool(Config):
         require_fingerprint(extent, fingerprint(at))
         rows, table = read_rows(at, self._columns(), extent, positions)
         shard = name_below(root_of(self.path), at)
-        images = image_bytes(table[self.image_column], f"{at} column {self.image_column}")
-        group, box = self.group_column, self.box_column
-        return pa.table(
-            [
-                pa.array([f"{shard}#{row}" for row in rows], pa.string()),
-                pa.array(rows, pa.int64()),
-                table[group].cast(pa.string()) if group else pa.nulls(len(rows), pa.string()),
-                images,
-                box_floats(table[box], f"{at} column {box}")
-                if box
-                else pa.nulls(len(rows), READ.field("box").type),
-                no_image(images),
-            ],
-            schema=READ,
-        )
+        columns = (self.image_column, self.group_column, self.box_column)
+        return column_table(shard, rows, table, columns, at.uri)
 
     def _columns(self) -> list[str]:
         named = (self.image_column, self.group_column, self.box_column)
@@ -114,11 +102,6 @@ def read_rows(
         schema = pa.schema([file.schema_arrow.field(name) for name in columns])
         batches = list(_batches(file, columns, wanted))
     return wanted, pa.Table.from_batches(batches, schema=schema)
-
-
-def no_image(images: pa.Array) -> pa.Array:
-    """Reason `empty` where a row has no image, else null."""
-    return pa.array(["empty" if missing else None for missing in images.is_null().to_pylist()])
 
 
 def _batches(

@@ -19,6 +19,7 @@ from pipeline.errors import SourceError
 from pipeline.plan import GROUP, Slice
 from pipeline.sources.extents import Extent
 from pipeline.sources.folder import FolderPool
+from pipeline.sources.lance import LancePool
 from pipeline.sources.parquet import ParquetPool
 from pipeline.sources.recordio import RecordIOPool
 from pipeline.sources.removals import Removals
@@ -33,6 +34,7 @@ PoolSource = Annotated[
     SyntheticPool
     | FolderPool
     | ParquetPool
+    | LancePool
     | WebDatasetPool
     | RecordIOPool
     | MsCelebPool
@@ -77,7 +79,7 @@ def plan_slices(
     """
     number = 0
     for name, source in sources.items():
-        for extent in _extents(name, source, slice_faces, plan, rest):
+        for extent in extents_of(name, source, slice_faces, plan, rest):
             yield Slice(
                 key=f"s{number:07d}",
                 group=number // GROUP,
@@ -175,9 +177,10 @@ def extent_of(slice: Slice) -> Extent:
     return Extent(slice.shard, slice.start, slice.stop, slice.fingerprint, slice.faces)
 
 
-def _extents(
-    name: str, source: PoolSource, faces: int, plan: Location, rest: Location | None
+def extents_of(
+    name: str, source: PoolSource, faces: int, plan: Location, rest: Location | None = None
 ) -> Iterator[Extent]:
+    """Extents of one source; arguments and errors as of :func:`plan_slices`."""
     if isinstance(source, FolderPool | RecordIOPool | WebDatasetPool | ZipPool):
         return source.slices(faces, plan / f"{name}.index.parquet")
     if isinstance(source, RestPool):

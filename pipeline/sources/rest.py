@@ -18,7 +18,8 @@ from pipeline.images import Color, Crop
 from pipeline.labeled.records import box_floats
 from pipeline.schema import READ
 from pipeline.sources.extents import Extent, Part, content_fingerprint, cut, require_fingerprint
-from pipeline.sources.parquet import no_image, read_rows
+from pipeline.sources.parquet import read_rows
+from pipeline.sources.rows import no_image
 from pipeline.storage import Location, read_table
 
 COLUMNS = ("id", "group", "image", "box")

@@ -1,4 +1,4 @@
-"""READ rows made one by one, for formats whose records are parsed in Python."""
+"""READ rows: made one by one, where records are parsed in Python, or from columns of a table."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import hashlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from pipeline.labeled.records import box_floats, image_bytes
 from pipeline.schema import READ
 
 
@@ -26,6 +29,47 @@ def read_table(faces: Iterable[Face]) -> pa.Table:
     """READ rows of faces, in their order."""
     columns = list(zip(*faces, strict=True)) or [()] * len(READ)
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, READ, strict=True)], schema=READ)
+
+
+def column_table(
+    shard: str,
+    rows: NDArray[np.int64],
+    table: pa.Table,
+    columns: tuple[str, str | None, str | None],
+    where: str,
+) -> pa.Table:
+    """READ rows of a table's rows; ids are `shard#row`.
+
+    Args:
+        shard: name of the file or data set.
+        rows: numbers of the table's rows in it.
+        table: as read.
+        columns: names of the columns of images, groups and boxes; None where there is none.
+        where: for messages.
+
+    Raises:
+        SourceError: a column of another type.
+    """
+    image, group, box = columns
+    images = image_bytes(table[image], f"{where} column {image}")
+    return pa.table(
+        [
+            pa.array([f"{shard}#{row}" for row in rows], pa.string()),
+            pa.array(rows, pa.int64()),
+            table[group].cast(pa.string()) if group else pa.nulls(len(rows), pa.string()),
+            images,
+            box_floats(table[box], f"{where} column {box}")
+            if box
+            else pa.nulls(len(rows), READ.field("box").type),
+            no_image(images),
+        ],
+        schema=READ,
+    )
+
+
+def no_image(images: pa.Array) -> pa.Array:
+    """Reason `empty` where a row has no image, else null."""
+    return pa.array(["empty" if missing else None for missing in images.is_null().to_pylist()])
 
 
 def opaque(text: str) -> str:

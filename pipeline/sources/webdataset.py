@@ -5,8 +5,8 @@ which lie side by side, are one sample and share the group that its .json names.
 over. A plain tar's headers are read once, into an index, and its members by their range of bytes.
 A .tar.gz or .tgz cannot be read but from its start: the whole of it is one slice.
 
-A tar that breaks off, or goes on with something that is no header, ends in one row `truncated`
-that stands for all that is lost.
+A tar that breaks off, goes on with something that is no header, or lacks its end mark, ends in one
+row `truncated` that stands for all that is lost.
 
 Cost: planning seeks from header to header on disk, and reads plain tars once through on S3.
 """
@@ -51,6 +51,7 @@ NO_HEADER = (
     tarfile.InvalidHeaderError,  # type: ignore[attr-defined]
     tarfile.TruncatedHeaderError,  # type: ignore[attr-defined]
 )
+EMPTY = tarfile.EmptyHeaderError  # type: ignore[attr-defined]
 BROKEN = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError)
 
 
@@ -162,7 +163,11 @@ class _Piecewise:
 
 
 class _Header(tarfile.TarInfo):
-    """A block that is no header is an error; tarfile takes it for the end of the archive."""
+    """A block that is no header, or none, is an error; tarfile takes it for the end.
+
+    Members end at multiples of 512 bytes, and so do many cut files: one cut in twenty or thirty
+    falls between two members. Only the zero block that ends an archive tells that it is whole.
+    """
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> _Header:
@@ -170,6 +175,10 @@ class _Header(tarfile.TarInfo):
             return super().fromtarfile(archive)
         except NO_HEADER as err:
             raise tarfile.ReadError(str(err)) from err
+        except EMPTY as err:
+            if not archive.offset:
+                raise
+            raise tarfile.ReadError("no end mark") from err
 
 
 def _is_packed(uri: str) -> bool:

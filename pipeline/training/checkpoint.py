@@ -1,8 +1,9 @@
 """Checkpoints of a training run: one safetensors file each, the rest as JSON in its header.
 
-What for: a killed run loses at most the steps since the last file. A file appears complete or not
-at all (temporary name, fsync, rename); the newest two are kept. Cost: four times the weights (the
-weights, their average, AdamW's two moments), written every few hundred steps.
+What for: a killed run loses at most the steps since the last file, wherever it goes on: the folder
+may lie on S3. A file appears complete or not at all; the newest two are kept. Cost: four times the
+weights (the weights, their average, AdamW's two moments), written every few hundred steps, and once
+more in memory meanwhile.
 """
 
 from __future__ import annotations
@@ -10,18 +11,24 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor, contiguous_format
+
+from pipeline.storage import Location, location
+
+Folder = str | os.PathLike[str]
+"""Where checkpoints lie: a path, or s3://bucket/key."""
 
 KEPT = 2
 _NAME = "step-{:010d}.safetensors"
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+def save(
+    folder: Folder, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+) -> None:
     """Write the state after `step` steps and remove all but the newest two.
 
     Args:
@@ -30,30 +37,27 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[
         tensors: any device and memory layout.
         facts: JSON-able.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     plain = {
         name: value.detach().cpu().clone(memory_format=contiguous_format)
         for name, value in tensors.items()
     }
-    partial = folder / f".{os.getpid()}.partial"
-    save_file(plain, partial, metadata={"facts": json.dumps(dict(facts))})
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    partial.replace(folder / _NAME.format(step))
-    for old in _files(folder)[:-KEPT]:
-        old.unlink(missing_ok=True)
+    data = save_tensors(plain, metadata={"facts": json.dumps(dict(facts))})
+    at = location(folder)
+    (at / _NAME.format(step)).write_bytes(data)
+    for old in _files(at)[:-KEPT]:
+        old.remove_tree()
 
 
-def latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def latest(folder: Folder) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Tensors (on the CPU) and facts of the newest checkpoint; None where there is none."""
-    files = _files(folder)
+    files = _files(location(folder))
     if not files:
         return None
-    with safe_open(files[-1], "pt") as file:
-        facts: dict[str, Any] = json.loads(file.metadata()["facts"])
-        return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
+    data = files[-1].read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return load_tensors(data), json.loads(header["__metadata__"]["facts"])
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(folder: Location) -> list[Location]:
     """Checkpoints, oldest first; names sort by step."""
-    return sorted(folder.glob("step-*.safetensors"))
+    return [at for at in folder.children() if at.name.startswith("step-")]

@@ -15,7 +15,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -210,7 +209,7 @@ def _row(sums: Mapping[str, Tensor], at: Step, schedule: Schedule) -> dict[str, 
 
 
 def _save(
-    folder: Path,
+    folder: checkpoint.Folder,
     trainee: Trainee,
     objective: Objective,
     schedule: Schedule,

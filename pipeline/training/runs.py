@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,7 +88,7 @@ def teach(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     names = label_names_of(rows.schema)
 
     def worker_for(fold: int) -> Worker:
-        return replace(worker, checkpoint=Path(job.checkpoints) / f"fold{fold}")
+        return replace(worker, checkpoint=f"{job.checkpoints}/fold{fold}")
 
     with _steps("teach", job.teach.steps * job.teach.folds, worker) as hooks:
         fit = cross_fit(job.teach, data, names, worker_for, seed=job.seed, hooks=hooks)
@@ -130,7 +129,7 @@ def distill(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
 
     faces = JoinedFaces([labeled.faces, mined.faces])
     labels = np.concatenate([labeled.labels, mined.soft.argmax(1)])
-    worker = replace(worker, checkpoint=Path(job.checkpoints))
+    worker = replace(worker, checkpoint=job.checkpoints)
     with _steps("distill", job.distill.steps, worker) as hooks:
         made = distill_faces(
             job.distill,
@@ -161,7 +160,7 @@ def study(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
         return {**read_meta(out), "sha256": sha256}
     data, rows = open_labeled(job.handed, job.student.model)
     names = label_names_of(rows.schema)
-    worker = replace(worker, checkpoint=Path(job.checkpoints))
+    worker = replace(worker, checkpoint=job.checkpoints)
     if job.control is None:
         start, kd = _from_teacher(job)
         mined = open_mined(job.handed, job.student.model)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.schema import AllReduce
+from pipeline.training.checkpoint import Folder
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Worker:
     """bfloat16 for autocast, float32 for none."""
     rank: int = 0
     world: int = 1
-    checkpoint: Path | None = None
+    checkpoint: Folder | None = None
     """Folder that every worker can read; None: nothing is kept and nothing resumed."""
     checkpoint_every: int = 500
     """Steps between two checkpoints."""
@@ -53,7 +53,7 @@ class Worker:
 def local(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.bfloat16,
-    checkpoint: Path | None = None,
+    checkpoint: Folder | None = None,
     checkpoint_every: int = 500,
 ) -> Worker:
     """The only worker of a run in this process."""
@@ -64,7 +64,7 @@ def local(
 def distributed(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.bfloat16,
-    checkpoint: Path | None = None,
+    checkpoint: Folder | None = None,
     checkpoint_every: int = 500,
 ) -> Worker:
     """This process's worker of a torch.distributed group that has been initialized."""

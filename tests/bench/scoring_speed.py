@@ -116,6 +116,7 @@ def measure(cell: Cell, context: Context) -> dict[str, Any]:
         "rows": found,
         "model": model["name"],
         "dtype": dtype(),
+        "amx": "AMX" if torch.cpu.get_capabilities().get("amx_bf16") else "no AMX",
         "cosine": cosine(pool, model) if cell.method == "rows" else None,
         "command": f"python -m tests.bench.{NAME} --only {cell.name}",
     }

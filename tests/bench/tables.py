@@ -5,24 +5,13 @@ python -m tests.bench.tables
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from tests.bench import chaos, ferplus10, gains, odd_files, resume, selection
-from tests.bench.harness import (
-    HERE,
-    RESULTS,
-    Bench,
-    Record,
-    Records,
-    is_current,
-    load,
-    state_of,
-    verdict_of,
-)
+from tests.bench import ferplus10, gains, stream_tables
+from tests.bench.harness import HERE, RESULTS, Record, load
+from tests.bench.markdown import current, gates, said, spread, table
 
 FILE = HERE / "RESULTS.md"
 TITLES = {
@@ -55,30 +44,15 @@ def write() -> None:
 
 def render() -> str:
     """RESULTS.md as text."""
-    parts = (_ferplus10, _attempts, _resume, _chaos, _odd_files, _selection)
-    return "\n".join([HEAD, *(line for part in parts for line in part())]).rstrip() + "\n"
-
-
-def spread(values: Sequence[float]) -> str:
-    """Percent over seeds, n=1 marked."""
-    percent = 100 * np.asarray(values)
-    if len(percent) == 1:
-        return f"{percent[0]:.2f} (n=1)"
-    mean, deviation = percent.mean(), percent.std(ddof=1)
-    return f"{mean:.2f} +- {deviation:.2f} ({percent.min():.2f} to {percent.max():.2f})"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(cells) + " |" for cells in lines]
+    parts = (_ferplus10(), _attempts(), stream_tables.lines())
+    return "\n".join([HEAD, *(line for part in parts for line in part)]).rstrip() + "\n"
 
 
 def _ferplus10() -> list[str]:
     bench = ferplus10.BENCH
-    states, records = _current(bench, _defaults(bench))
+    states, records = current(bench)
     lines = ["## ferplus10: FERPlus majority labels, judged on PublicTest", ""]
-    lines += _states(states)
+    lines += said(states)
     readings = sum(r["readings"] for r in _stored(ferplus10.NAME).values())
     lines += [f"PublicTest was read {readings} times for these cells, stale ones included.", ""]
     groups: dict[str, list[Record]] = {}
@@ -88,7 +62,7 @@ def _ferplus10() -> list[str]:
         chosen = groups.get(method, [])
         lines += [f"### {title}", ""]
         lines += _models(chosen) if chosen else ["missing", ""]
-    return [*lines, *_gates(bench, records)]
+    return [*lines, *gates(bench, records)]
 
 
 def _models(records: Sequence[Record]) -> list[str]:
@@ -192,175 +166,10 @@ def _changes(record: Record) -> list[str]:
     return [f"`{item}`" for item in record["sets"] if not item.startswith(usual)]
 
 
-def _resume() -> list[str]:
-    bench = resume.BENCH
-    states, records = _current(bench, _defaults(bench))
-    lines = ["## resume: kill -9 of the driver in the middle of scoring", "", *_states(states)]
-    rows = [
-        [
-            name,
-            str(record["metrics"]["slices"]),
-            str(record["metrics"]["committed_at_kill"]),
-            str(record["metrics"]["read_again"]),
-            "yes" if record["metrics"]["manifest_equal"] else "NO",
-        ]
-        for name, record in records.items()
-    ]
-    if rows:
-        head = ("kill", "slices", "committed at the kill", "of them read again", "manifest equal")
-        lines += [*table(head, rows), ""]
-    return [*lines, *_gates(bench, records)]
-
-
-def _chaos() -> list[str]:
-    bench = chaos.BENCH
-    states, records = _current(bench, _defaults(bench))
-    lines = ["## chaos: who dies by SIGKILL in the middle of a pass", "", *_states(states)]
-    groups: dict[str, list[Record]] = {}
-    for record in records.values():
-        groups.setdefault(record["method"], []).append(record)
-    rows = [
-        [
-            who,
-            str(len(found)),
-            ", ".join(str(r["metrics"]["scored_at_death"]) for r in found),
-            str(sum(r["metrics"]["runs"] - 1 for r in found)),
-            f"{sum(r['metrics']['manifest_equal'] for r in found)} of {len(found)}",
-        ]
-        for who, found in groups.items()
-    ]
-    if rows:
-        head = ("who", "deaths", "slices scored then (of 10)", "started again", "manifests equal")
-        lines += [*table(head, rows), ""]
-    return [*lines, *_gates(bench, records)]
-
-
-def _odd_files() -> list[str]:
-    bench = odd_files.BENCH
-    states, records = _current(bench, _defaults(bench))
-    lines = ["## odd_files: broken and unusual pictures through survey and embedding", ""]
-    lines += _states(states)
-    for record in records.values():
-        found = record["metrics"]
-        lines += [
-            f"{found['files']} files, {found['pictures']} of them pictures by their names; largest "
-            f"process {found['largest_mb']:,} MB.",
-            "",
-        ]
-        lines += table(("outcome", "files"), [[k, str(n)] for k, n in found["reasons"].items()])
-        lines.append("")
-    return [*lines, *_gates(bench, records)]
-
-
-def _selection() -> list[str]:
-    bench = selection.BENCH
-    states, records = _current(bench, _defaults(bench))
-    lines = ["## selection: ten million faces, a million embeddings", "", *_states(states)]
-    if "select" in records:
-        lines += _selected(records["select"])
-    if "near" in records:
-        lines += _near(records["near"])
-    return [*lines, *_gates(bench, records)]
-
-
-def _selected(record: Record) -> list[str]:
-    found = record["metrics"]
-    layout, storing = found["layout"], found["storing"]
-    head = ("step", "seconds", "largest process")
-    rows = [
-        [
-            "packing scores, guard and faces with the ledger",
-            f"{layout['packing_seconds']:.0f} (n=1)",
-            "",
-        ],
-        [
-            "selecting from the packs, both passes",
-            _seconds(found["seconds"]),
-            f"{max(found['largest_mb']):,} MB",
-        ],
-        ["of it learning, the first pass", _seconds(found["learning_seconds"]), ""],
-        ["CPU of both passes, all threads", _seconds(found["cpu_seconds"]), ""],
-        ["CPU of other work on the machine meanwhile", _seconds(found["others_cpu_seconds"]), ""],
-        [
-            "selecting and packing the selection",
-            f"{storing['seconds']:.1f} (n=1)",
-            f"{storing['megabytes']:,} MB",
-        ],
-    ]
-    reasons = ", ".join(f"{name} {count:,}" for name, count in found["reasons"].items())
-    return [
-        f"{found['rows']:,} faces in {layout['slices']:,} slices and {layout['groups']} groups, "
-        f"{layout['megabytes']:,} MB of packs that are not in the page cache; {record['n']} rounds "
-        f"on {found['cores']} cores that other work shares ({record['host']}). One by one a "
-        f"slice would take {layout['one_by_one_ms']:.0f} ms to commit, pack and sweep.",
-        "",
-        *table(head, rows),
-        "",
-        f"Reasons: {reasons}.",
-        "",
-    ]
-
-
-def _near(record: Record) -> list[str]:
-    found = record["metrics"]
-    return [
-        f"Near copies at a cosine of 0.95 among {found['rows']:,} float16 embeddings of 512 "
-        f"numbers: {found['pairs']:,} pairs in {found['seconds']:.0f} s "
-        f"({found['cpu_seconds']:.0f} CPU-seconds, n=1) with {found['probes']} probes, "
-        f"read from packs in {found['reading_seconds']:.0f} s; largest process "
-        f"{found['largest_mb']:,} MB, {found['before_mb']:,} of them before the search. Against "
-        f"brute force for {found['queries']:,} of the rows: {100 * found['recall']:.2f} % of "
-        f"{found['true_pairs']:,} pairs found, {found['wrong']} wrong ({record['host']}).",
-        "",
-    ]
-
-
-def _seconds(values: Sequence[float]) -> str:
-    """Median, smallest and largest."""
-    return f"{np.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
-
-
-def _defaults(bench: Bench) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    if bench.arguments is not None:
-        bench.arguments(parser)
-    options = parser.parse_args([])
-    options.quick = False
-    return options
-
-
-def _current(bench: Bench, options: argparse.Namespace) -> tuple[dict[str, str], dict[str, Any]]:
-    """State of every cell of a grid, and the records that hold."""
-    at = RESULTS / bench.folder(options)
-    states, records = {}, {}
-    for cell in bench.cells(options):
-        record = load(at, cell.name)
-        states[cell.name] = state_of(cell, record)
-        if record is not None and is_current(cell, record):
-            records[cell.name] = record
-    return states, records
-
-
 def _stored(folder: str) -> dict[str, Record]:
     """All records of a folder, stale ones too, in the order of their names."""
     names = sorted(at.stem for at in (RESULTS / folder).glob("*.json"))
     return {name: record for name in names if (record := load(RESULTS / folder, name))}
-
-
-def _states(states: Mapping[str, str]) -> list[str]:
-    open_cells = [f"{name} {state}" for name, state in states.items() if state != "done"]
-    done = len(states) - len(open_cells)
-    said = f"{done} of {len(states)} cells are finished"
-    return [f"{said}; {', '.join(open_cells)}." if open_cells else f"{said}.", ""]
-
-
-def _gates(bench: Bench, records: Records) -> list[str]:
-    lines = []
-    for gate in bench.gates:
-        verdict, faults = verdict_of(gate, records)
-        why = f": {'; '.join(faults)}" if faults else ""
-        lines.append(f"- gate, {gate.tag}: {gate.name}: {verdict}{why}")
-    return [*lines, ""]
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.bench import ferplus10, gains, selection, tables
+from tests.bench import ferplus10, gains, markdown, selection
 from tests.bench.harness import (
     Bench,
     Cell,
@@ -173,8 +173,8 @@ def test_unpack__inverts_packing():
 
 
 def test_spread__marks_one_seed():
-    assert tables.spread([0.5]) == "50.00 (n=1)"
-    assert tables.spread([0.5, 0.6, 0.7]) == "60.00 +- 10.00 (50.00 to 70.00)"
+    assert markdown.spread([0.5]) == "50.00 (n=1)"
+    assert markdown.spread([0.5, 0.6, 0.7]) == "60.00 +- 10.00 (50.00 to 70.00)"
 
 
 def _selection(**changed):

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from helpers.s3 import s3_bucket
 
+from pipeline import s3
 from pipeline.errors import LabelError, SourceError
 from pipeline.labeled.folder import FolderSet
 from pipeline.labeled.records import MapOther
@@ -35,6 +37,16 @@ def test_records__splits_classes_and_aliases(put):
         "set/val/Neutral/c.png": ("validation", "neutral"),
     }
     assert records.label_names == ("neutral", "sadness", "fear", "anger")
+
+
+def test_records__from_s3_as_from_disk(put):
+    root = put("train/happy/a.png", "train/fear/b.png", "test/fear/c.png")
+    local = FolderSet(path=root).records("set")
+    with s3_bucket() as runs:
+        at = runs.parent / "set"
+        s3.filesystem().put(f"{root}/", f"{at.uri}/", recursive=True)
+        found = FolderSet(path=at.uri).records("set")
+    assert found.table.equals(local.table)
 
 
 def test_records__without_splits_all_is_train(put):

@@ -209,7 +209,10 @@ def test_read__without_an_end_mark(tmp_path, index, suffix):
     images = random_images(3, largest=400)
     data = tar_bytes([(f"{i}.jpg", image) for i, image in enumerate(images)])
     at = write_bytes(tmp_path / f"a{suffix}", data[: 3 * 1024])
-    assert whole(at, index)["image"].to_pylist() == images
+    table = whole(at, index)
+    assert table["image"].to_pylist() == [*images, None]
+    assert table["reason"].to_pylist() == [None] * 3 + ["truncated"]
+    assert table["id"][-1].as_py() == f"a{suffix}@{3 * 1024}"
 
 
 def test_slices__index_is_made_once(tmp_path, index, monkeypatch):

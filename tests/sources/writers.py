@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 MAGIC = struct.pack("<I", 0xCED7230A)
 JPEG = b"\xff\xd8\xff"
@@ -65,12 +66,12 @@ def write_rec(
     at: Path, records: Mapping[int, bytes], order: Iterable[int] | None = None, idx: bool = True
 ) -> dict[int, int]:
     """A .rec of payloads by key, in `order`, and its .idx; returns the offsets."""
-    offsets, data = {}, b""
-    for key in order or records:
-        offsets[key] = len(data)
-        data += record(records[key])
+    offsets, size = {}, 0
     at.parent.mkdir(parents=True, exist_ok=True)
-    at.write_bytes(data)
+    with at.open("wb") as file:
+        for key in order or records:
+            offsets[key] = size
+            size += file.write(record(records[key]))
     if idx:
         lines = "".join(f"{key}\t{offsets[key]}\n" for key in records)
         at.with_suffix(".idx").write_text(lines)
@@ -103,3 +104,14 @@ def tar_bytes(members: Iterable[tuple[str, bytes]], format: int = tarfile.PAX_FO
             header.size = len(data)
             archive.addfile(header, io.BytesIO(data))
     return file.getvalue()
+
+
+# -- Lance ----------------------------------------------------------------------------------------
+
+
+def write_lance(at: Path, table: pa.Table, rows: int, mode: str = "create") -> str:
+    """A Lance dataset in fragments of `rows`; returns its path."""
+    import lance
+
+    lance.write_dataset(table, str(at), mode=mode, max_rows_per_file=rows)
+    return str(at)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from helpers.s3 import s3_bucket
 
 from pipeline.training import checkpoint
 
@@ -34,3 +35,16 @@ def test_save__two_are_kept_and_nothing_else(tmp_path: Path) -> None:
 
 def test_latest__none_where_nothing_is(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path / "missing") is None
+
+
+def test_save__on_s3_the_same() -> None:
+    with s3_bucket() as root:
+        folder = f"{root.uri}/checkpoints"
+        for step in (900, 1000, 1100):
+            checkpoint.save(folder, step, {"x": torch.tensor([step])}, {"step": step})
+        names = [at.name for at in (root / "checkpoints").children()]
+        assert names == ["step-0000001000.safetensors", "step-0000001100.safetensors"]
+        found = checkpoint.latest(folder)
+        assert found is not None
+        assert (found[0]["x"].item(), found[1]) == (1100, {"step": 1100})
+        assert checkpoint.latest(f"{root.uri}/missing") is None

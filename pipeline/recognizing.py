@@ -1,0 +1,203 @@
+"""What kind of labeled set or pool is at a path, by the names and columns it is distributed with.
+
+Nothing is guessed from numbers: a folder of classes named 0 to 6 is not recognized as labeled,
+since every data set counts its emotions differently.
+
+Cost: a listing, of at most 2,000 names; of a table its footer.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from pipeline.errors import LabelError, SourceError
+from pipeline.labeled.files import IMAGE_SUFFIXES
+from pipeline.labeled.records import split_role
+from pipeline.schema import EMOTIONS, emotion
+from pipeline.sources.extents import is_pattern, shards
+from pipeline.sources.lance import SUFFIX, datasets, is_dataset, schema_of
+from pipeline.storage import Location, location, open_table
+
+Role = Literal["labeled", "pool"]
+
+SIGNS: Sequence[tuple[Role, str, tuple[tuple[str, ...], ...]]] = (
+    ("labeled", "ferplus", (("fer2013new.csv",), ("fer2013.csv", "icml_face_data.csv"))),
+    ("labeled", "fer2013", (("fer2013.csv", "icml_face_data.csv"),)),
+    ("labeled", "ferplus", (("FER2013Train",), ("FER2013Valid",))),
+    ("labeled", "rafdb", (("EmoLabel",), ("Image",))),
+    ("labeled", "affectnet", (("Manually_Annotated_file_lists",),)),
+    ("labeled", "affectnet", (("train_set",), ("val_set",))),
+    ("labeled", "ckplus", (("cohn-kanade-images",), ("Emotion",))),
+    ("labeled", "kdef", (("AF01",), ("AM01", "BF01"))),
+    ("labeled", "expw", (("label", "label.lst"), ("origin",))),
+    ("labeled", "sfew", (("Train",), ("Val",), ("Test", "Train_Aligned_Faces"))),
+    ("labeled", "affwild2", (("EXPR_Recognition_Challenge",),)),
+)
+"""Role and kind of folders that hold one name out of each of these groups."""
+
+SUFFIXES: Mapping[str, tuple[Role, str]] = {
+    ".tsv": ("pool", "msceleb_tsv"),
+    ".rec": ("pool", "recordio"),
+    ".tar": ("pool", "webdataset"),
+    ".tar.gz": ("pool", "webdataset"),
+    ".tgz": ("pool", "webdataset"),
+    ".zip": ("pool", "zip"),
+    ".parquet": ("pool", "parquet"),
+    ".lance": ("pool", "lance"),
+}
+VOTES = {"usage", "neutral", "contempt", "NF"}
+"""Columns of FERPlus votes beside FER2013 pixels."""
+IMAGE_COLUMNS = ("image", "img", "jpg", "face")
+LISTED = 2000  # names that recognition looks at
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is at a path.
+
+    Attributes:
+        role: of the recipe's `labeled` or `pool`.
+        config: what to write there.
+        why: what gave it away.
+    """
+
+    role: Role
+    config: dict[str, Any]
+    why: str
+
+
+def recognize(path: str) -> Found:
+    """Tell what kind of labeled set or pool a path holds.
+
+    Raises:
+        SourceError: nothing there, or nothing that any reader knows; names what was seen.
+    """
+    if is_pattern(path):
+        files = shards(path, ())
+        found = _file(_there(files[0]))
+        why = f"{len(files):,} numbered files; {found.why}"
+        return Found(found.role, {**found.config, "path": path}, why)
+    at = _there(location(path))
+    if not at.is_dir() or is_dataset(at):
+        return _file(at)
+    names = {child.name for child in at.children()}
+    for role, kind, groups in SIGNS:
+        held = [next((name for name in group if name in names), None) for group in groups]
+        if all(held):
+            return Found(
+                role, {"kind": kind, "path": path}, f"holds {' and '.join(map(str, held))}"
+            )
+    if any(name.endswith(SUFFIX) for name in names):
+        found = _file(datasets(path)[0])
+        return Found(found.role, {**found.config, "path": path}, f"Lance datasets; {found.why}")
+    suffixes = (*SUFFIXES, *IMAGE_SUFFIXES)
+    listed = [file.uri for file in itertools.islice(at.files(suffixes), LISTED)]
+    containers = Counter(s for uri in listed for s in SUFFIXES if uri.lower().endswith(s))
+    if 2 * containers.total() > len(listed):
+        suffix = max(containers, key=lambda s: (containers[s], len(s)))
+        first = next(uri for uri in listed if uri.lower().endswith(suffix))
+        found = _file(Location(first))
+        config = {**found.config, "path": path}
+        return Found(found.role, config, f"{containers[suffix]:,} {suffix} files; {found.why}")
+    listed = [uri for uri in listed if uri.lower().endswith(IMAGE_SUFFIXES)]
+    if not listed:
+        seen = ", ".join(sorted(names)[:5]) or "nothing"
+        raise SourceError(f"{at}: no format that is known; it holds {seen}")
+    return _folder(at, path, listed)
+
+
+def recognize_pool(path: str) -> Found:
+    """The same for whoever wants only the pictures: what labels there are is not looked at.
+
+    Raises:
+        SourceError: as :func:`recognize`.
+    """
+    found = recognize(path)
+    if found.role == "pool":
+        return found
+    tables = _tables(path)
+    if tables:
+        with open_table(tables[0]) as file:
+            return _column(tables[0], path, file.schema_arrow)
+    return Found("pool", {"kind": "folder", "path": path}, found.why)
+
+
+def suffix_of(name: str) -> str | None:
+    """The suffix of a container file's name, one of SUFFIXES, or None."""
+    return max((s for s in SUFFIXES if name.lower().endswith(s)), key=len, default=None)
+
+
+def _tables(path: str) -> list[Location]:
+    """The Parquet files that a path means."""
+    if is_pattern(path) or not location(path).is_dir():
+        files = shards(path, ())
+    else:
+        files = list(itertools.islice(location(path).files((".parquet",)), 1))
+    return [at for at in files if at.name.lower().endswith(".parquet")]
+
+
+def _there(at: Location) -> Location:
+    if not at.exists():
+        raise SourceError(f"{at}: no such file or folder")
+    return at
+
+
+def _file(at: Location) -> Found:
+    suffix = suffix_of(at.name)
+    if is_dataset(at):
+        return _column(at, at.uri, schema_of(at), "lance")
+    if suffix is None:
+        raise SourceError(f"{at}: no format that is known; expected {', '.join(SUFFIXES)}")
+    role, kind = SUFFIXES[suffix]
+    if kind != "parquet":
+        return Found(role, {"kind": kind, "path": at.uri}, f"{suffix} file")
+    with open_table(at) as file:
+        schema = file.schema_arrow
+    if set(schema.names) >= VOTES:
+        return Found("labeled", {"kind": "ferplus", "path": at.uri}, "columns of FERPlus votes")
+    pictures = _column(at, at.uri, schema)
+    column = pictures.config.get("image_column", "image")
+    if {"label", "emotion", "expression"} & set(schema.names):
+        name = next(n for n in ("label", "emotion", "expression") if n in schema.names)
+        table = {"kind": "table", "path": at.uri, "image_column": column, "label_column": name}
+        return Found("labeled", table, f"columns {column} and {name}")
+    return pictures
+
+
+def _column(at: Location, path: str, schema: pa.Schema, kind: str = "parquet") -> Found:
+    """A pool of a table's pictures, by the name of their column."""
+    column = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
+    if column is None:
+        raise SourceError(f"{at}: no column of images; found: {', '.join(schema.names)}")
+    config = {"kind": kind, "path": path}
+    config |= {} if column == "image" else {"image_column": column}
+    return Found("pool", config, f"column {column} of type {schema.field(column).type}")
+
+
+def _folder(at: Location, path: str, listed: Sequence[str]) -> Found:
+    parts = [uri.removeprefix(at.uri).strip("/").split("/") for uri in listed]
+    depth = 1 if all(len(p) > 2 and split_role(p[0]) for p in parts) else 0
+    classes = sorted({p[depth] for p in parts if len(p) > depth + 1})
+    if classes and all(len(p) > depth + 1 for p in parts) and all(map(_is_emotion, classes)):
+        said = f"folders {', '.join(classes[:9])}"
+        return Found("labeled", {"kind": "folder", "path": path}, said)
+    config: dict[str, Any] = {"kind": "folder", "path": path}
+    if classes and len(classes) > len(EMOTIONS):
+        config["group_from"] = "parent"
+    return Found(
+        "pool", config, f"image files, in {len(classes) or 'no'} folders of no known class"
+    )
+
+
+def _is_emotion(name: str) -> bool:
+    try:
+        emotion(name)
+    except LabelError:
+        return False
+    return True

@@ -1,0 +1,87 @@
+"""Markdown of RESULTS.md: tables, the state of a grid's cells, verdicts of gates."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from tests.bench.harness import (
+    RESULTS,
+    Bench,
+    Record,
+    Records,
+    is_current,
+    load,
+    state_of,
+    verdict_of,
+)
+
+
+def section(bench: Bench, title: str, body: Callable[[Records], list[str]]) -> list[str]:
+    """A heading, what is missing, the body of the records that hold, the gates."""
+    states, records = current(bench)
+    head = [f"## {bench.name}: {title}", "", *said(states)]
+    return [*head, *body(records), *gates(bench, records)]
+
+
+def current(bench: Bench) -> tuple[dict[str, str], Records]:
+    """State of every cell of a grid, and the records that hold."""
+    options = _defaults(bench)
+    at = RESULTS / bench.folder(options)
+    states: dict[str, str] = {}
+    records: dict[str, Record] = {}
+    for cell in bench.cells(options):
+        record = load(at, cell.name)
+        states[cell.name] = state_of(cell, record)
+        if record is not None and is_current(cell, record):
+            records[cell.name] = record
+    return states, records
+
+
+def said(states: Mapping[str, str]) -> list[str]:
+    """How many cells are finished, and which are not."""
+    open_cells = [f"{name} {state}" for name, state in states.items() if state != "done"]
+    done = len(states) - len(open_cells)
+    done_of = f"{done} of {len(states)} cells are finished"
+    return [f"{done_of}; {', '.join(open_cells)}." if open_cells else f"{done_of}.", ""]
+
+
+def gates(bench: Bench, records: Records) -> list[str]:
+    """A line per gate."""
+    lines = []
+    for gate in bench.gates:
+        verdict, faults = verdict_of(gate, records)
+        why = f": {'; '.join(faults)}" if faults else ""
+        lines.append(f"- gate, {gate.tag}: {gate.name}: {verdict}{why}")
+    return [*lines, ""]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(cells) + " |" for cells in lines]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Percent over seeds, n=1 marked."""
+    percent = 100 * np.asarray(values)
+    if len(percent) == 1:
+        return f"{percent[0]:.2f} (n=1)"
+    mean, deviation = percent.mean(), percent.std(ddof=1)
+    return f"{mean:.2f} +- {deviation:.2f} ({percent.min():.2f} to {percent.max():.2f})"
+
+
+def seconds(values: Sequence[float]) -> str:
+    """Median, smallest and largest."""
+    return f"{np.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+def _defaults(bench: Bench) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    if bench.arguments is not None:
+        bench.arguments(parser)
+    options = parser.parse_args([])
+    options.quick = False
+    return options
