@@ -215,7 +215,8 @@ def _scoring_speed(records: Records) -> list[str]:
             f"{len(scoring_speed.rates(records, scoring_speed.CEILING))} alternating rounds "
             f"(smallest to largest); {first['host']}, {found['amx']}. Smallest cosine with "
             f"float32: {worst}. Alone, scoring a slice of 256 faces takes "
-            f"{ours['score_per_slice']:.3f} s and both commits {ours["commit_per_slice"]:.3f} s.",
+            f"{ours['score_per_slice']:.3f} s and both commits "
+            f"{ours['commit_per_slice']:.3f} s.",
             "",
             *table(
                 ("row", "img/s", f"over {scoring_speed.CEILING}", "cores of driver and Ray"), rows
