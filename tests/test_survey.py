@@ -27,6 +27,7 @@ def read_table(encoded: list[bytes | None], reasons: dict[int, str] | None = Non
             "group": [f"g{i % 2}" for i in range(count)],
             "image": encoded,
             "box": [None] * count,
+            "landmarks": [None] * count,
             "reason": [(reasons or {}).get(i) for i in range(count)],
         },
         schema=READ,

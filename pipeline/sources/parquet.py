@@ -8,18 +8,19 @@ its last: row groups of 100-1,000 faces are read once, one of 100,000 many times
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config import Config
 from pipeline.errors import SourceError
 from pipeline.images import Color, Crop
-from pipeline.labeled.records import box_floats, image_bytes
-from pipeline.schema import READ, require_columns
+from pipeline.labeled.records import box_floats, image_bytes, landmark_floats
+from pipeline.schema import BOX, LANDMARKS, READ, REASONS, require_columns
 from pipeline.sources.extents import (
     Extent,
     Part,
@@ -35,6 +36,23 @@ from pipeline.storage import Location
 BATCH = 1024
 
 
+Convert = Callable[[pa.ChunkedArray, str], pa.Array]
+"""(column, where it is, for messages) -> one array of the type READ asks for."""
+
+
+def _text(column: pa.ChunkedArray, where: str) -> pa.Array:
+    del where
+    return column.combine_chunks().cast(pa.string())
+
+
+def _reasons(column: pa.ChunkedArray, where: str) -> pa.Array:
+    found = _text(column, where)
+    unknown = set(found.drop_null().to_pylist()) - set(REASONS)
+    if unknown:
+        raise SourceError(f"{where}: reason {min(unknown)!r}; expected one of pipeline.schema")
+    return found
+
+
 class ParquetPool(Config):
     """A pool in Parquet files."""
 
@@ -44,6 +62,9 @@ class ParquetPool(Config):
     image_column: str = "image"  # binary, or struct<bytes, path> as Hugging Face datasets write it
     group_column: str | None = None  # opaque; serves splitting and capping only
     box_column: str | None = None  # x0 y0 x1 y1 in pixels
+    landmarks_column: str | None = None  # ten numbers, see pipeline.schema.LANDMARKS
+    id_column: str | None = None  # unique in the whole source; None: file#row
+    reason_column: str | None = None  # why a row has no image, in the words of schema.REASONS
     crop: Crop = Crop()
     color: Color = "gray"
 
@@ -77,23 +98,34 @@ class ParquetPool(Config):
         rows, table = read_rows(at, self._columns(), extent, positions)
         shard = name_below(root_of(self.path), at)
         images = image_bytes(table[self.image_column], f"{at} column {self.image_column}")
-        group, box = self.group_column, self.box_column
+
+        def given(name: str | None, kind: pa.DataType, convert: Convert = _text) -> pa.Array:
+            if name is None:
+                return pa.nulls(len(rows), kind)
+            return convert(table[name], f"{at} column {name}")
+
+        ids = given(self.id_column, pa.string())
+        if self.id_column is None:
+            ids = pa.array([f"{shard}#{row}" for row in rows], pa.string())
+        elif ids.null_count:
+            raise SourceError(f"{at} column {self.id_column}: a row without an id")
+        reasons = given(self.reason_column, pa.string(), _reasons)
         return pa.table(
             [
-                pa.array([f"{shard}#{row}" for row in rows], pa.string()),
+                ids,
                 pa.array(rows, pa.int64()),
-                table[group].cast(pa.string()) if group else pa.nulls(len(rows), pa.string()),
+                given(self.group_column, pa.string()),
                 images,
-                box_floats(table[box], f"{at} column {box}")
-                if box
-                else pa.nulls(len(rows), READ.field("box").type),
-                no_image(images),
+                given(self.box_column, BOX, box_floats),
+                given(self.landmarks_column, LANDMARKS, landmark_floats),
+                pc.coalesce(reasons, no_image(images)),
             ],
             schema=READ,
         )
 
     def _columns(self) -> list[str]:
-        named = (self.image_column, self.group_column, self.box_column)
+        where = (self.box_column, self.landmarks_column)
+        named = (self.image_column, self.group_column, *where, self.id_column, self.reason_column)
         return list(dict.fromkeys(name for name in named if name))
 
 
@@ -118,7 +150,8 @@ def read_rows(
 
 def no_image(images: pa.Array) -> pa.Array:
     """Reason `empty` where a row has no image, else null."""
-    return pa.array(["empty" if missing else None for missing in images.is_null().to_pylist()])
+    reasons = ["empty" if missing else None for missing in images.is_null().to_pylist()]
+    return pa.array(reasons, pa.string())
 
 
 def _batches(

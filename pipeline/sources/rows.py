@@ -19,6 +19,7 @@ class Face(NamedTuple):
     group: str | None = None
     image: bytes | None = None
     box: tuple[float, float, float, float] | None = None
+    landmarks: tuple[float, ...] | None = None  # see pipeline.schema.LANDMARKS
     reason: str | None = None
 
 
