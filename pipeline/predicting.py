@@ -69,12 +69,15 @@ def predict(
         counts: images (faces, where they are detected), quarantined, abstained.
 
     Raises:
-        ConfigError: another suffix of `out`.
+        ConfigError: another suffix of `out`; aligning without a detector.
         ModelError: not a model.
         SourceError: nothing to read at `path`.
     """
     if out.suffix not in _WRITERS:
         raise ConfigError(f"--out {out}: expected a name ending in {' or '.join(_WRITERS)}")
+    aligning = crop is not None and crop.align is not None
+    if aligning and detect is None:
+        raise ConfigError("predict: aligning needs landmarks; find them with --detect YUNET.ONNX")
     model = on_node(model_at)
     teacher = load_any(model)
     cut = read_meta(model).get("abstain_below") if abstain is None else abstain

@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from helpers.command import omnifer
 from helpers.yunet import write_yunet
 from test_detection import BLUE, GREEN, RED, photo, png
 
@@ -134,6 +135,18 @@ def test_detect__one_photo_and_a_table_of_photos(photos, config, out, tmp_path):
     detect(location(tmp_path / "p.parquet"), location(tmp_path / "o"), config)
     ids = pq.read_table(tmp_path / "o/part-00000.parquet")["id"].to_pylist()
     assert ids[:3] == ["p.parquet#0#0", "p.parquet#0#1", "p.parquet#1"]
+
+
+def test_verb__detects_and_names_what_is_wrong(photos, config, out):
+    ended = omnifer("detect", photos.uri, "--model", config.model, "--out", out.uri)
+    assert ended.code == 0
+    assert "'faces': 5, 'no_face': 1, 'unreadable': 1" in ended.out
+    ended = omnifer("detect", photos.uri, "--model", config.model, "--out", out.uri, "--score", "2")
+    assert ended.code == 2
+    assert "omnifer detect: score: " in ended.err
+    ended = omnifer("detect", photos.uri, "--model", out.uri + "/x", "--out", out.uri)
+    assert ended.code == 2
+    assert "no such file" in ended.err
 
 
 def test_detect__bad_places(photos, config, out, tmp_path):

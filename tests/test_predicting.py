@@ -187,3 +187,8 @@ def test_predict__all_faces_of_photos(student, tmp_path, suffix):
         assert [row["y1"] for row in rows] == [52 + 24, 52 + 24, None]
         assert rows[2]["reason"] == "no_face"
         assert sum(rows[0][f"prob_{name}"] for name in NAMES) == pytest.approx(1, abs=1e-5)
+
+
+def test_predict__aligning_needs_a_detector(student, folder, tmp_path):
+    with pytest.raises(ConfigError, match="aligning needs landmarks"):
+        predict(student, folder, tmp_path / "x.csv", crop=Crop(align=Align()))
