@@ -128,12 +128,45 @@ def predict(
     abstain: Annotated[
         float | None, typer.Option(min=0, max=1, help="mark faces below this confidence")
     ] = None,
+    detect: Annotated[
+        str | None,
+        typer.Option(metavar="YUNET.ONNX", help="find all faces of each photo first"),
+    ] = None,
+    align: Annotated[
+        str | None, typer.Option(help="with --detect: arcface112 or centered; else the box")
+    ] = None,
 ) -> None:
     """Write probabilities by class name for every image; bad files are rows."""
+    from pipeline.config import parse
+    from pipeline.detection import DetectConfig
+    from pipeline.images import Crop
     from pipeline.predicting import predict as predict_faces
     from pipeline.storage import location
 
-    counts = predict_faces(location(model), location(path), out, abstain=abstain)
+    found = None if detect is None else DetectConfig(model=detect)
+    crop = None if align is None else parse(Crop, {"align": {"template": align}}, "--align")
+    at, pictures = location(model), location(path)
+    counts = predict_faces(at, pictures, out, abstain=abstain, detect=found, crop=crop)
+    console.print(f"{out}: {counts}", markup=False)
+
+
+@app.command()
+def detect(
+    path: Annotated[str, typer.Argument(help="photo, folder of photos, or Parquet")],
+    model: Annotated[str, typer.Option(help="ONNX file of YuNet; nothing is downloaded")],
+    out: Annotated[str, typer.Option("--out", help="folder of Parquet parts; continued")],
+    score: Annotated[float, typer.Option(help="least score of a face, 0 to 1")] = 0.6,
+    nms: Annotated[float, typer.Option(help="boxes that overlap more are one face")] = 0.3,
+    longest: Annotated[int, typer.Option(help="longer side the detector sees, pixels")] = 1024,
+) -> None:
+    """Find all faces of photos, once; what is written is a pool with boxes and landmarks."""
+    from pipeline.config import parse
+    from pipeline.detecting import detect as find
+    from pipeline.detection import DetectConfig
+    from pipeline.storage import location
+
+    values = {"model": model, "score": score, "nms": nms, "longest": longest}
+    counts = find(location(path), location(out), parse(DetectConfig, values, "omnifer detect"))
     console.print(f"{out}: {counts}", markup=False)
 
 

@@ -103,6 +103,7 @@ class Decoder:
             and for each real row its reason (None: good).
         """
         images, boxes = table.column("image"), table.column("box")
+        landmarks = table.column("landmarks")
         reasons = table.column("reason").to_pylist()
 
         def one(row: int) -> np.ndarray | str:
@@ -110,7 +111,7 @@ class Decoder:
             if reasons[row] is not None or data is None:
                 return reasons[row] or "unreadable"
             try:
-                return self._face(data, crop, color, boxes[row].as_py())
+                return self._face(data, crop, color, boxes[row].as_py(), landmarks[row].as_py())
             except RecordError as err:
                 return err.reason
 
@@ -123,9 +124,16 @@ class Decoder:
         while waiting:
             yield self._collect(waiting.popleft())
 
-    def _face(self, data: bytes, crop: Crop, color: Color, box: list[float] | None) -> np.ndarray:
+    def _face(
+        self,
+        data: bytes,
+        crop: Crop,
+        color: Color,
+        box: list[float] | None,
+        landmarks: list[float] | None,
+    ) -> np.ndarray:
         seen: Color = "gray" if "gray" in (color, self._color) else "rgb"
-        return face(data, crop=crop, color=seen, size=self._size, box=box)
+        return face(data, crop=crop, color=seen, size=self._size, box=box, landmarks=landmarks)
 
     def _collect(
         self, decoding: list[Future[np.ndarray | str]]

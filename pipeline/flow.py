@@ -78,6 +78,7 @@ def _describe(job: Job, table: pa.Table) -> pa.Table:
             "group": table["group"],
             "image": table["image"],
             "box": table["box"],
+            "landmarks": table["landmarks"],
             "reason": pa.nulls(count, pa.string()),
         }
     )
@@ -118,9 +119,11 @@ def handed(job: Job, *, mined: bool = False) -> Handed:
 
 
 def training_digest(job: Job) -> str:
-    """Digest of the labeled faces that may train, whatever made them so."""
+    """Digest of the labeled faces that may train, whatever made them so, and of their crop."""
+    config = job.recipe.labeled
     rows = labeled_rows(handed(job), ("train",))
-    return content_digest(rows.select(["id", "label", "soft", "image"]))
+    faces = content_digest(rows.select(["id", "label", "soft", "image", "box", "landmarks"]))
+    return digest([faces, config.crop.model_dump(mode="json"), config.color])
 
 
 def embed_and_score(

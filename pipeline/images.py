@@ -31,6 +31,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL import __version__ as pillow_version
 from pydantic import Field
 
+from pipeline.alignment import Template, align
 from pipeline.config import Config
 from pipeline.errors import RecordError
 
@@ -39,6 +40,8 @@ Color = Literal["gray", "rgb"]
 MAX_BYTES = 64 << 20
 MAX_PIXELS = 64_000_000
 THUMBNAIL = 16
+SEEN = 96
+"""Side of an aligned face where no model's size is known: a multiple of all that hashes look at."""
 DECODER = f"simplejpeg {simplejpeg.__version__}, pillow {pillow_version}"
 
 JPEG = b"\xff\xd8\xff"
@@ -62,17 +65,29 @@ ORIENTATION = {2: (0, 1), 3: (2, 0), 4: (2, 1), 5: (3, 1), 6: (3, 0), 7: (1, 1),
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
+class Align(Config):
+    """Turn, scale and shift a face so that its landmarks come to lie on a template.
+
+    `missing` says what becomes of a face without landmarks: cropped by its `box`, or a bad record.
+    Landmarks that cannot be a face's are a bad record always.
+    """
+
+    template: Template = "arcface112"
+    missing: Literal["box", "quarantine"] = "quarantine"
+
+
 class Crop(Config):
     """Which part of a picture is the face. Without any, the whole picture, stretched to a square.
 
     `fraction` takes the central square of that share of the shorter side; `box` takes the square
     around the record's box, its longer side widened by `margin` of itself on each side and moved
-    inside the picture.
+    inside the picture; `align` draws a square around the record's landmarks and goes before both.
     """
 
     fraction: float | None = Field(default=None, gt=0, le=1)
     box: bool = False
     margin: float = Field(default=0.0, ge=0, le=4)
+    align: Align | None = None
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -92,14 +107,32 @@ def decode(data: bytes) -> np.ndarray:
     return _decode_pillow(data, _format(data))
 
 
-def crop_face(pixels: np.ndarray, crop: Crop, box: Sequence[float] | None = None) -> np.ndarray:
-    """The face's part of `pixels` as a view; `box` is x0 y0 x1 y1 in pixels.
+def crop_face(
+    pixels: np.ndarray,
+    crop: Crop,
+    box: Sequence[float] | None = None,
+    landmarks: Sequence[float] | None = None,
+    size: int = SEEN,
+) -> np.ndarray:
+    """The face's part of `pixels`: a view of any size, or an aligned square of `size` pixels.
+
+    Args:
+        pixels: the whole picture, (H, W) or (H, W, 3).
+        crop: which part.
+        box: x0 y0 x1 y1 in pixels.
+        landmarks: ten numbers, see :data:`pipeline.schema.LANDMARKS`.
+        size: side of an aligned face.
 
     Raises:
-        RecordError: unreadable, where the crop needs a box and there is none or an empty one.
+        RecordError: unreadable, where the crop needs a box and there is none or an empty one;
+            no_landmarks or bad_landmarks, where it aligns.
     """
     height, width = pixels.shape[:2]
-    if crop.box:
+    if crop.align is not None and landmarks is not None:
+        return align(pixels, landmarks, crop.align.template, size)
+    if crop.align is not None and crop.align.missing == "quarantine":
+        raise RecordError("no_landmarks", "the crop aligns faces, the record has no landmarks")
+    if crop.box or crop.align is not None:
         if box is None:
             raise RecordError("unreadable", "the crop needs a box, the record has none")
         x0, y0, x1, y1 = (float(v) for v in box)
@@ -119,14 +152,20 @@ def crop_face(pixels: np.ndarray, crop: Crop, box: Sequence[float] | None = None
 
 
 def face(
-    data: bytes, *, crop: Crop, color: Color, size: int, box: Sequence[float] | None = None
+    data: bytes,
+    *,
+    crop: Crop,
+    color: Color,
+    size: int,
+    box: Sequence[float] | None = None,
+    landmarks: Sequence[float] | None = None,
 ) -> np.ndarray:
     """Decode, crop, convert and resize one face: uint8 (C, size, size), C 1 (gray) or 3 (rgb).
 
     Raises:
         RecordError: as :func:`decode` and :func:`crop_face`.
     """
-    return planes(crop_face(decode(data), crop, box), color, size)
+    return planes(crop_face(decode(data), crop, box, landmarks, size), color, size)
 
 
 def planes(pixels: np.ndarray, color: Color, size: int) -> np.ndarray:

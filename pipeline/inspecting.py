@@ -188,9 +188,8 @@ def audit(records: Records, model: Teacher, crop: Crop, most: int = 2000) -> met
     pixels, codes = [], []
     for row in rows.to_pylist():
         try:
-            one = images.face(
-                row["image"], crop=crop, color=net.color, size=net.size, box=row["box"]
-            )
+            where = {name: row[name] for name in ("box", "landmarks")}
+            one = images.face(row["image"], crop=crop, color=net.color, size=net.size, **where)
         except RecordError:
             continue
         pixels.append(one)
@@ -212,11 +211,13 @@ def contact_sheet(sample: pa.Table, crop: Crop, captions: Sequence[str]) -> np.n
     rows = -(-count // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * SIDE, rows * (SIDE + CAPTION)), "white")
     pen = ImageDraw.Draw(sheet)
-    for i, (data, box) in enumerate(zip(sample["image"], sample["box"], strict=True)):
+    known = (sample[name] for name in ("image", "box", "landmarks"))
+    for i, (data, box, landmarks) in enumerate(zip(*known, strict=True)):
         left, top = i % COLUMNS * SIDE, i // COLUMNS * (SIDE + CAPTION)
         try:
             encoded = data.as_py() or b""
-            face = images.face(encoded, crop=crop, color="rgb", size=SIDE - 4, box=box.as_py())
+            where = {"box": box.as_py(), "landmarks": landmarks.as_py()}
+            face = images.face(encoded, crop=crop, color="rgb", size=SIDE - 4, **where)
             picture = Image.fromarray(np.ascontiguousarray(face.transpose(1, 2, 0)))
         except RecordError:
             picture = Image.new("RGB", (SIDE - 4, SIDE - 4), "dimgray")
@@ -239,6 +240,7 @@ def _as_read(table: pa.Table) -> pa.Table:
         "group": table["group"],
         "image": table["image"],
         "box": table["box"],
+        "landmarks": table["landmarks"],
         "reason": pa.nulls(count, pa.string()),
     }
     return pa.table(columns, schema=READ)

@@ -120,6 +120,7 @@ class Miner:
             "confidence": scored["confidence"],
             "group": surveyed["group"],
             "box": read["box"],
+            "landmarks": read["landmarks"],
             "source": pa.repeat(slice.source, count),
             "shard": pa.repeat(slice.shard, count),
             "position": surveyed["position"],

@@ -5,7 +5,8 @@ Ray: one process, decode threads beside the forward pass. Memory is flat: a few 
 time, however many there are, but for compressed tars, which are read whole; results are written as
 they come. A bad image is a row with its reason. Faces are taken as they are, stretched to a square,
 so they should be framed like those that the model was trained on; `crop` cuts them out of larger
-pictures.
+pictures, and `detect` finds all faces of photos first: rows are then faces, photo#0 to the left of
+photo#1.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +26,7 @@ from pyarrow import csv
 from pydantic import TypeAdapter
 
 from pipeline.artifacts import Teacher, load_any, on_node, read_meta
+from pipeline.detection import DetectConfig, YuNet, find_faces
 from pipeline.embedding import Decoder, EmbedConfig, Forward, spread
 from pipeline.errors import ConfigError
 from pipeline.images import Crop
@@ -35,6 +38,8 @@ from pipeline.sources.reader import PoolSource, extents_of
 from pipeline.storage import Location, location
 
 CHUNK = 512  # faces read, scored and written at a time
+PHOTOS = 32  # photos read and searched for faces at a time
+SIDES = ("x0", "y0", "x1", "y1")
 
 
 def predict(
@@ -44,9 +49,13 @@ def predict(
     *,
     abstain: float | None = None,
     crop: Crop | None = None,
+    detect: DetectConfig | None = None,
     config: EmbedConfig | None = None,
 ) -> dict[str, int]:
     """Write one row per image: path, prob_<name>..., top1, top2, abstain, status, reason.
+
+    With a detector one row per face, or photo without any, and behind the path the face's box in
+    the photo: x0, y0, x1, y1.
 
     Args:
         model_at: model folder (a student) or teacher folder.
@@ -55,19 +64,23 @@ def predict(
         out: `.parquet` or `.csv`; appears when everything is written.
         abstain: rows whose highest probability is below this are marked; None takes the cut that
             is stored with the model (`abstain_below`), if any.
-        crop: which part of each picture is the face; None: all of it.
+        crop: which part of each picture is the face; None: all of it, or the detector's box.
+        detect: find the faces of photos first; None: every picture is a face.
         config: batch, precision, threads and device; None: what this machine has.
 
     Returns:
-        counts: images, quarantined, abstained.
+        counts: images (faces, where they are detected), quarantined, abstained.
 
     Raises:
-        ConfigError: another suffix of `out`.
+        ConfigError: another suffix of `out`; aligning without a detector.
         ModelError: not a model.
         SourceError: nothing to read at `path`, or what its reader says.
     """
     if out.suffix not in _WRITERS:
         raise ConfigError(f"--out {out}: expected a name ending in {' or '.join(_WRITERS)}")
+    aligning = crop is not None and crop.align is not None
+    if aligning and detect is None:
+        raise ConfigError("predict: aligning needs landmarks; find them with --detect YUNET.ONNX")
     model = on_node(model_at)
     teacher = load_any(model)
     cut = read_meta(model).get("abstain_below") if abstain is None else abstain
@@ -75,19 +88,20 @@ def predict(
     forward = Forward(teacher, config)
     seen = teacher.members[0].config
     decoder = Decoder(seen.color, seen.size, config.batch, config.decode_threads)
-    schema = _schema(teacher.label_names)
+    schema = _schema(teacher.label_names, detect is not None)
+    crop = crop or Crop(box=detect is not None)
     counts = {"images": 0, "quarantined": 0, "abstained": 0}
     with (
         tempfile.TemporaryDirectory(prefix="omnifer-") as work,
         location(out).replacing() as sink,
         _WRITERS[out.suffix](sink, schema) as writer,
     ):
-        for table in _ahead(_tables(path, location(work))):
+        for table in _ahead(_tables(path, location(work), detect, config.decode_threads)):
             probs, reasons = [np.zeros((0, len(teacher.label_names)), np.float32)], []
-            for pixels, found in decoder.batches(table, crop or Crop(), "rgb"):
+            for pixels, found in decoder.batches(table, crop, "rgb"):
                 probs.append(teacher.probs(forward(pixels)[1]).cpu().numpy()[: len(found)])
                 reasons.extend(found)
-            rows = _rows(table.column("id"), np.concatenate(probs), reasons, teacher, cut, schema)
+            rows = _rows(table, np.concatenate(probs), reasons, teacher, cut, schema)
             writer.write(rows)
             counts["images"] += rows.num_rows
             counts["quarantined"] += sum(reason is not None for reason in reasons)
@@ -107,15 +121,42 @@ def _this_machine() -> EmbedConfig:
     )
 
 
-def _tables(path: Location, work: Location) -> Iterator[pa.Table]:
-    """READ tables of about CHUNK rows; the id is the path below `path`, or file#row or #byte."""
+class Read(NamedTuple):
+    """Some pictures that can be read: how many, what tells them from others, and the reading."""
+
+    rows: int
+    mark: str
+    table: Callable[[], pa.Table]
+    """READ; the id is the path below what was named, or file#row or #byte."""
+
+
+def readers(path: Location, work: Location, count: int) -> Iterator[Read]:
+    """The pictures of a path, about `count` at a time; an index of them may be made in `work`.
+
+    Raises:
+        SourceError: nothing to read at `path`, or what its reader says.
+    """
     one = not is_pattern(path.uri) and suffix_of(path.name) is None
     if one and path.exists() and not path.is_dir():
         row = {"id": path.name, "position": 0, "image": path.read_bytes()}
-        yield pa.Table.from_pylist([row], schema=READ)
+        alone = pa.Table.from_pylist([row], schema=READ)
+        yield Read(1, path.stamp(), lambda: alone)
         return
     source: Any = TypeAdapter(PoolSource).validate_python(recognize_pool(path.uri).config)
-    yield from map(source.read, extents_of("pool", source, CHUNK, work))
+    for extent in extents_of("pool", source, count, work):
+        yield Read(extent.faces or 0, extent.fingerprint, partial(source.read, extent))
+
+
+def _tables(
+    path: Location, work: Location, detect: DetectConfig | None, threads: int
+) -> Iterator[pa.Table]:
+    """Faces with id, image, box, landmarks and reason."""
+    if detect is None:
+        yield from (read.table() for read in readers(path, work, CHUNK))
+        return
+    detector = YuNet(detect)
+    for read in readers(path, work, PHOTOS):
+        yield find_faces(read.table(), detector, detect, threads=threads)
 
 
 def _ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
@@ -127,10 +168,11 @@ def _ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
             yield table
 
 
-def _schema(label_names: tuple[str, ...]) -> pa.Schema:
+def _schema(label_names: tuple[str, ...], detected: bool) -> pa.Schema:
     return pa.schema(
         [
             pa.field("path", pa.string(), nullable=False),
+            *(pa.field(side, pa.float32()) for side in SIDES if detected),
             *(pa.field(f"prob_{name}", pa.float32()) for name in label_names),
             pa.field("top1", pa.string()),
             pa.field("top2", pa.string()),
@@ -142,7 +184,7 @@ def _schema(label_names: tuple[str, ...]) -> pa.Schema:
 
 
 def _rows(
-    paths: pa.ChunkedArray,
+    faces: pa.Table,
     probs: np.ndarray,
     reasons: list[str | None],
     teacher: Teacher,
@@ -155,13 +197,26 @@ def _rows(
     ranked = np.argsort(-probs, axis=1, kind="stable")
     below = probs.max(axis=1, initial=0) < (0 if cut is None else cut)
     found = [*probs.T, names[ranked[:, 0]], names[ranked[:, 1]], below]
-    kinds = schema.types[1:-2]
+    kinds = [field.type for field in schema if field.name not in (*SIDES, *_AROUND)]
+    sides = []
+    if SIDES[0] in schema.names:
+        boxes = [box or [None] * 4 for box in faces["photo_box"].to_pylist()]
+        sides = [pa.array(side, pa.float32()) for side in zip(*boxes, strict=True)]
     columns = [spread(values, good, kind) for values, kind in zip(found, kinds, strict=True)]
     status = [OK if reason is None else QUARANTINED for reason in reasons]
     return pa.Table.from_arrays(
-        [paths, *columns, pa.array(status, pa.string()), pa.array(reasons, pa.string())],
+        [
+            faces["id"],
+            *sides,
+            *columns,
+            pa.array(status, pa.string()),
+            pa.array(reasons, pa.string()),
+        ],
         schema=schema,
     )
+
+
+_AROUND = ("path", "status", "reason")
 
 
 def _csv_writer(sink: IO[bytes], schema: pa.Schema) -> Any:

@@ -78,6 +78,9 @@ REASONS: tuple[str, ...] = (
     "unsupported",
     "blank",
     "crashed",  # decoding it ended or blocked the process
+    "no_face",  # a detector found none in the photo
+    "no_landmarks",  # the crop aligns faces, and the source has no landmarks of this one
+    "bad_landmarks",  # on a line, in one point, or not like a face
     # why a face is not selected (SELECTION.reason), in the order the rules are asked
     "quarantined",
     "twin_of_test",
@@ -94,13 +97,23 @@ REASONS: tuple[str, ...] = (
 
 # -- Arrow schemas --------------------------------------------------------------------------------
 
+BOX = pa.list_(pa.float32(), 4)
+"""x0 y0 x1 y1 in pixels of the decoded picture after its EXIF turn; the first one spans 0 to 1."""
+
+LANDMARKS = pa.list_(pa.float32(), 10)
+"""x and y of the left eye, right eye, tip of the nose, left and right corner of the mouth.
+
+Left is what an upright picture shows on its left: the person's right. Pixels as those of BOX.
+"""
+
 READ = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         pa.field("position", pa.int64(), nullable=False),  # where in the shard: row, byte, index
         pa.field("group", pa.string()),  # opaque; serves splitting and capping only
         pa.field("image", pa.large_binary()),  # encoded bytes; null if the record is unreadable
-        pa.field("box", pa.list_(pa.float32(), 4)),  # x0 y0 x1 y1 in pixels, if the source has it
+        pa.field("box", BOX),  # if the source has it
+        pa.field("landmarks", LANDMARKS),  # if the source has them
         pa.field("reason", pa.string()),  # null, or why the record could not be read
     ]
 )
@@ -157,6 +170,12 @@ GUARD = pa.schema(
 )
 """guard: one row per pool face, in slice order."""
 
+PERCEIVED = ("perceived_gender", "perceived_race", "perceived_age")
+"""What annotators saw in a face, in the words of its data set; for subgroups in evaluation only.
+
+Null unless the recipe asks a labeled set for it. Nothing trains on it.
+"""
+
 LABELED = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -165,7 +184,9 @@ LABELED = pa.schema(
         pa.field("soft", pa.list_(pa.float32())),  # over label_names, sums to 1; null if none
         pa.field("group", pa.string()),
         pa.field("image", pa.large_binary()),
-        pa.field("box", pa.list_(pa.float32(), 4)),
+        pa.field("box", BOX),
+        pa.field("landmarks", LANDMARKS),
+        *(pa.field(name, pa.string()) for name in PERCEIVED),
     ]
 )
 """Labeled faces with their split, one file for all roles; `label_names` is in the metadata."""
@@ -230,7 +251,8 @@ MINED = pa.schema(
         pa.field("weight", pa.float32(), nullable=False),
         pa.field("confidence", pa.float32(), nullable=False),
         pa.field("group", pa.string()),
-        pa.field("box", pa.list_(pa.float32(), 4)),
+        pa.field("box", BOX),
+        pa.field("landmarks", LANDMARKS),
         pa.field("source", pa.string(), nullable=False),  # the recipe's name of the source
         pa.field("shard", pa.string(), nullable=False),  # uri of what the face was read from
         pa.field("position", pa.int64(), nullable=False),

@@ -80,7 +80,7 @@ def describe(table: pa.Table, crop: Crop, color: Color, *, threads: int) -> pa.T
     sha256 and first bytes if they have any. A face all of one gray level is quarantined as blank.
     """
     encoded = table["image"].to_pylist()
-    boxes = table["box"].to_pylist()
+    boxes, landmarks = table["box"].to_pylist(), table["landmarks"].to_pylist()
     reasons = table["reason"].to_pylist()
 
     def look(row: int) -> _Seen | RecordError:
@@ -88,7 +88,7 @@ def describe(table: pa.Table, crop: Crop, color: Color, *, threads: int) -> pa.T
         if reasons[row] is not None or data is None:
             return RecordError(reasons[row] or "unreadable")
         try:
-            return _look(data, crop, color, boxes[row])
+            return _look(data, crop, color, boxes[row], landmarks[row])
         except RecordError as err:
             return err
 
@@ -118,11 +118,13 @@ def describe(table: pa.Table, crop: Crop, color: Color, *, threads: int) -> pa.T
     return pa.table([*kept, *columns], schema=FACES)
 
 
-def _look(data: bytes, crop: Crop, color: Color, box: list[float] | None) -> _Seen:
+def _look(
+    data: bytes, crop: Crop, color: Color, box: list[float] | None, landmarks: list[float] | None
+) -> _Seen:
     pixels = images.decode(data)
     if color == "gray":
         pixels = images.to_gray(pixels)
-    gray = images.to_gray(images.crop_face(pixels, crop, box))
+    gray = images.to_gray(images.crop_face(pixels, crop, box, landmarks))
     return _Seen(
         pixel_sha256=images.pixel_digest(pixels),
         width=pixels.shape[1],

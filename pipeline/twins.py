@@ -94,7 +94,7 @@ def _reference(job: Job) -> guarding.Reference:
 def _reference_embeddings(job: Job, wanted: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the reference that decode, and their embeddings (R, D)."""
     tables = [read_table(job.run.artifact(name).dir / LABELED_FILE) for name in ("test", "labeled")]
-    faces = pa.concat_tables([t.select(["id", "image", "box"]) for t in tables])
+    faces = pa.concat_tables([t.select(["id", "image", "box", "landmarks"]) for t in tables])
     faces = faces.filter(pc.is_in(faces["id"], pa.array(list(wanted))))
     teacher = load_teacher(job.run.artifact("teach").dir / runs.TEACHER)
     embedding = exam.embeddings(teacher, faces, handed(job))

@@ -38,6 +38,7 @@ def read_table(images, reasons=None):
         [None] * n,
         images,
         [None] * n,
+        [None] * n,
         reasons or [None] * n,
     ]
     return pa.table(columns, schema=READ)

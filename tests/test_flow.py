@@ -1,5 +1,6 @@
 """Proves how artifacts of a run are found, joined and counted between stages."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,14 @@ def test_training_digest__twins_and_removed_faces_change_it(
     assert flow.training_digest(other) == before
     listed.write_text(table["id"][0].as_py())
     assert flow.training_digest(other) != before
+
+
+def test_training_digest__another_crop_or_color_changes_it(job: tiny.LoggedJob) -> None:
+    settings = ((), ("labeled.crop={fraction: 0.9}",), ("labeled.color=rgb",))
+    jobs = [replace(job, recipe=tiny.tiny(tiny.UNTRACKED, *sets)) for sets in settings]
+    digests = [flow.training_digest(other) for other in jobs]
+    assert digests[0] == flow.training_digest(job)
+    assert len(set(digests)) == 3
 
 
 def test_points__one_row_per_training_face(job: tiny.LoggedJob) -> None:

@@ -53,6 +53,7 @@ def faces(prefix: str, encoded: Sequence[bytes], crop: Crop | None = None) -> pa
         "group": [None] * count,
         "image": list(encoded),
         "box": [None] * count,
+        "landmarks": [None] * count,
         "reason": [None] * count,
     }
     return describe(pa.table(columns, schema=READ), crop or Crop(), "gray", threads=2)

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from pipeline import images
+from pipeline.alignment import TEMPLATES
 from pipeline.errors import RecordError
-from pipeline.images import Crop, crop_face, decode, face
+from pipeline.images import Align, Crop, crop_face, decode, face
 
 
 def encoded(pixels: np.ndarray, kind: str, **options: object) -> bytes:
@@ -171,6 +172,43 @@ def test_crop_face__box_is_widened_and_moved_inside() -> None:
 def test_crop_face__unusable_box_is_a_bad_record(box: tuple[float, ...] | None) -> None:
     with pytest.raises(RecordError, match="unreadable"):
         crop_face(np.zeros((100, 60)), Crop(box=True), box)
+
+
+ALIGNED = Crop(align=Align(template="centered"))
+POINTS = (TEMPLATES["centered"] * 40 + [10, 0]).ravel().tolist()
+
+
+def test_crop_face__alignment_goes_first_and_needs_landmarks() -> None:
+    pixels = smooth(40, 60)
+    square = crop_face(pixels, ALIGNED, (0, 0, 9, 9), POINTS, 40)
+    assert np.abs(square.astype(int) - pixels[:, 10:50]).max() <= 1
+    with pytest.raises(RecordError, match="has no landmarks") as caught:
+        crop_face(pixels, ALIGNED, (0, 0, 9, 9))
+    assert caught.value.reason == "no_landmarks"
+
+
+def test_crop_face__without_landmarks_the_box_where_that_is_said() -> None:
+    pixels = smooth(40, 60)
+    crop = Crop(margin=0.25, align=Align(missing="box"))
+    boxed = crop_face(pixels, Crop(box=True, margin=0.25), (10, 10, 20, 20))
+    assert np.array_equal(crop_face(pixels, crop, (10, 10, 20, 20)), boxed)
+    with pytest.raises(RecordError, match="needs a box"):
+        crop_face(pixels, crop)
+    with pytest.raises(RecordError, match="bad_landmarks"):
+        crop_face(pixels, crop, (10, 10, 20, 20), [5.0] * 10)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_face__landmarks_are_of_the_turned_picture(orientation: int) -> None:
+    upright = smooth(40, 60)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turns = {1: 0, 3: 2, 6: 1}[orientation]
+    data = encoded(np.ascontiguousarray(np.rot90(upright, turns)), "PNG", exif=exif)
+    got = face(data, crop=ALIGNED, color="rgb", size=40, landmarks=POINTS)
+    assert np.abs(got.transpose(1, 2, 0).astype(int) - upright[:, 10:50]).max() <= 1
+    gray = face(data, crop=ALIGNED, color="gray", size=40, landmarks=POINTS)
+    assert np.abs(gray[0].astype(int) - images.to_gray(upright)[:, 10:50]).max() <= 2
 
 
 def test_face__shapes_and_luma() -> None:

@@ -10,14 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.tiny import NAMES, tiny_model, tiny_teacher
+from helpers.yunet import write_yunet
 from PIL import Image
+from pyarrow.csv import read_csv
 from sources import writers
 
 from pipeline import predicting
 from pipeline.artifacts import save_model, save_teacher
+from pipeline.detection import DetectConfig
 from pipeline.embedding import EmbedConfig
 from pipeline.errors import ConfigError, ModelError, SourceError
-from pipeline.images import Crop
+from pipeline.images import Align, Crop
 from pipeline.predicting import predict
 from pipeline.storage import location
 
@@ -250,3 +253,33 @@ def test_predict__what_cannot_be_done_is_said_and_nothing_is_left_behind(student
     with pytest.raises(ModelError, match=r"expected model.safetensors"):
         predict(folder, folder, tmp_path / "x.parquet")
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == []
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_predict__all_faces_of_photos(student, tmp_path, suffix):
+    config = DetectConfig(model=str(write_yunet(tmp_path / "yunet.onnx")))
+    pixels = np.full((120, 160, 3), 90, np.uint8)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "photos" / "b.png")
+    for column in (24, 88):
+        pixels[48:56, column : column + 8] = (255, 0, 0)
+    Image.fromarray(pixels).save(tmp_path / "photos" / "a.png")
+    out = tmp_path / f"x.{suffix}"
+    aligned = Crop(align=Align(template="centered"))
+    for crop in (None, aligned):
+        photos = location(tmp_path / "photos")
+        counts = predict(student, photos, out, config=CONFIG, detect=config, crop=crop)
+        assert (counts["images"], counts["quarantined"]) == (3, 1)
+        table = pq.read_table(out) if suffix == "parquet" else read_csv(out)
+        assert table.column_names == [COLUMNS[0], "x0", "y0", "x1", "y1", *COLUMNS[1:]]
+        rows = table.to_pylist()
+        assert [row["path"] for row in rows] == ["a.png#0", "a.png#1", "b.png"]
+        assert [row["x0"] for row in rows] == [28 - 20, 92 - 20, None]
+        assert [row["y1"] for row in rows] == [52 + 24, 52 + 24, None]
+        assert rows[2]["reason"] == "no_face"
+        assert sum(rows[0][f"prob_{name}"] for name in NAMES) == pytest.approx(1, abs=1e-5)
+
+
+def test_predict__aligning_needs_a_detector(student, folder, tmp_path):
+    with pytest.raises(ConfigError, match="aligning needs landmarks"):
+        predict(student, folder, tmp_path / "x.csv", crop=Crop(align=Align()))

@@ -44,6 +44,7 @@ def table(images: list[bytes | None], reasons: dict[int, str] | None = None) -> 
         "group": [None for _ in rows],
         "image": images,
         "box": [None for _ in rows],
+        "landmarks": [None for _ in rows],
         "reason": [(reasons or {}).get(i) for i in rows],
     }
     return pa.table(columns, schema=READ)

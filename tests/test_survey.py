@@ -11,9 +11,10 @@ import pyarrow as pa
 from PIL import Image
 
 from pipeline import images, synthetic
-from pipeline.images import Crop
+from pipeline.alignment import TEMPLATES
+from pipeline.images import Align, Crop
 from pipeline.ledger import Ledger, Plan, Slice
-from pipeline.schema import FACES, READ
+from pipeline.schema import FACES, LANDMARKS, READ
 from pipeline.storage import location
 from pipeline.survey import Surveyor, describe
 
@@ -27,6 +28,7 @@ def read_table(encoded: list[bytes | None], reasons: dict[int, str] | None = Non
             "group": [f"g{i % 2}" for i in range(count)],
             "image": encoded,
             "box": [None] * count,
+            "landmarks": [None] * count,
             "reason": [(reasons or {}).get(i) for i in range(count)],
         },
         schema=READ,
@@ -77,6 +79,24 @@ def test_describe__columns_are_those_of_the_cropped_face() -> None:
     assert row["brightness"] == np.float32(crop.mean())
     assert abs(row["contrast"] - crop.std()) < 1e-3
     assert row["sharpness"] > 0
+
+
+def test_describe__aligned_faces_are_hashed_as_the_template_shows_them() -> None:
+    table = mixed()
+    data = next(d for d in table["image"].to_pylist() if d is not None)
+    pixels = images.decode(data)
+    side = min(pixels.shape[:2])
+    points = (TEMPLATES["centered"] * side).ravel().tolist()
+    given = read_table([data, data, data])
+    column = pa.array([points, None, [1.0] * 10], LANDMARKS)
+    given = given.set_column(given.schema.get_field_index("landmarks"), "landmarks", column)
+    crop = Crop(align=Align(template="centered"))
+    faces = describe(given, crop, "gray", threads=2)
+    assert faces["reason"].to_pylist() == [None, "no_landmarks", "bad_landmarks"]
+    upright = images.to_gray(pixels)[:side, :side]
+    found = np.frombuffer(faces["thumbnail"][0].as_py(), np.uint8).reshape(16, 16)
+    assert np.abs(found.astype(int) - images.thumbnail(upright)).mean() < 3
+    assert faces["width"][0].as_py() == pixels.shape[1]
 
 
 def test_describe__gray_sources_compare_the_luma() -> None:

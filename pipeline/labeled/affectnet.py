@@ -2,9 +2,15 @@
 
     2017  Manually_Annotated_file_lists/{training,validation}.csv, with or without a header line
           Manually_Annotated_Images/103/29a31ebf....JPG: whole pictures, faces by their boxes
+          automatically_annotated.csv and Automatically_Annotated_Images: the same, labeled by
+          a network; training faces only
     2021  {train,val}_set/images/5.jpg: faces
           {train,val}_set/annotations/5_exp.npy: a 0-d array, the code as text
+          {train,val}_set/annotations/5_lnd.npy: 136 numbers
 
+Of the 68 landmarks five are kept: the middles of the eyes, the tip of the nose, the corners of the
+mouth. Those of 2017 are in the pixels of the whole picture; those of 2021 are taken to be in the
+pixels of the crop, which no document says, so they are read only where `landmarks` asks for them.
 Rows of 2017 without an emotion (codes 8-10) or without a face box (negative width) are left out.
 The test set was never published: `held_out` says what the validation set is here.
 
@@ -24,6 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pcsv
 
+from pipeline.alignment import five_of_68
 from pipeline.config import Config
 from pipeline.errors import LabelError, SourceError
 from pipeline.labeled.codes import emotion_of, label_names
@@ -39,10 +46,26 @@ COLUMNS = (
 READ = {
     "subDirectory_filePath": pa.string(),
     "expression": pa.int64(),
+    "facial_landmarks": pa.string(),
     **{f"face_{side}": pa.float64() for side in ("x", "y", "width", "height")},
 }
 SETS = {"train": "train_set", "validation": "val_set"}
-LISTS = {"train": "training.csv", "validation": "validation.csv"}
+LISTS = {
+    "train": "training.csv",
+    "validation": "validation.csv",
+    "automatic": "automatically_annotated.csv",
+}
+FOLDERS_2017 = {
+    "manual": ("Manually_Annotated_Images", "Manually_Annotated_file_lists"),
+    "automatic": (
+        "Automatically_Annotated_Images",
+        "Automatically_annotated_file_list",
+        "Automatically_Annotated_file_lists",
+        "Manually_Annotated_file_lists",
+    ),
+}
+"""Pictures, then where the list may lie."""
+AUTOMATIC = "training labels are a network's (automatically_annotated.csv)"
 
 OFFICIAL = {
     "train": {
@@ -63,6 +86,8 @@ class AffectnetSet(Config):
     split: Literal["train", "validation"] | None = None  # read only this one
     held_out: HeldOut = "test"
     classes: Literal[7, 8] = 8  # 7: faces of contempt are left out
+    annotation: Literal["manual", "automatic"] = "manual"  # of training faces; release of 2017
+    landmarks: bool = False  # of the release of 2021, one more read per face; 2017: always read
 
     def records(self, name: str) -> Records:
         """Read the set.
@@ -78,14 +103,22 @@ class AffectnetSet(Config):
         for split in SETS if self.split is None else (self.split,):
             role = "train" if split == "train" else self.held_out
             if is_2021:
-                faces += _faces_2021(child(root, SETS[split]), role)
+                if self.annotation == "automatic":
+                    raise SourceError(f"{root}: release of 2021; `automatic` is of 2017")
+                faces += _faces_2021(child(root, SETS[split]), role, self.landmarks)
             else:
-                faces += _faces_2017(root, _list_of(root, split), role, dropped)
+                automatic = self.annotation == "automatic" and split == "train"
+                images, listed = _list_of(root, "automatic" if automatic else split)
+                faces += _faces_2017(images, listed, role, dropped)
         names = label_names("affectnet")[: self.classes]
         kept = [face for face in faces if face.label in names]
         dropped["contempt"] += len(faces) - len(kept)
         return Records(
-            read_listed(name, root, kept), names, dropped=dropped, official=self._official(names)
+            read_listed(name, root, kept),
+            names,
+            rules={"protocol": AUTOMATIC} if self.annotation == "automatic" else {},
+            dropped=dropped,
+            official=self._official(names),
         )
 
     def _official(self, names: tuple[str, ...]) -> dict[str, dict[str, int]]:
@@ -96,22 +129,23 @@ class AffectnetSet(Config):
                 **{name: counts[name] for name in names},
             }
             for split, counts in OFFICIAL.items()
-            if self.split in (None, split)
+            if self.split in (None, split) and (split, self.annotation) != ("train", "automatic")
         }
 
 
 # -- 2017 -----------------------------------------------------------------------------------------
 
 
-def _list_of(root: Location, split: str) -> Location:
-    folder = root / "Manually_Annotated_file_lists"
-    return child(folder if folder.is_dir() else root, LISTS[split])
+def _list_of(root: Location, what: str) -> tuple[Location, Location]:
+    """Folder of the pictures, and the list, which some copies keep in another folder."""
+    images, *folders = FOLDERS_2017["automatic" if what == "automatic" else "manual"]
+    found = [root / name for name in folders if (root / name / LISTS[what]).exists()]
+    return root / images, child(found[0] if found else root, LISTS[what])
 
 
 def _faces_2017(
-    root: Location, listed: Location, role: str, dropped: Counter[str]
+    images: Location, listed: Location, role: str, dropped: Counter[str]
 ) -> list[ListedFace]:
-    images = root / "Manually_Annotated_Images"
     faces = []
     for row, line in enumerate(_read_list(listed)):
         label = emotion_of(str(line["expression"]), "affectnet", f"{listed} row {row}")
@@ -122,8 +156,21 @@ def _faces_2017(
             dropped["no_face_box"] += 1
         else:
             file = images / line["subDirectory_filePath"].strip()
-            faces.append(ListedFace(file, role, label, box=(x, y, x + width, y + height)))
+            points = _five(line["facial_landmarks"], f"{listed} row {row}")
+            box = (x, y, x + width, y + height)
+            faces.append(ListedFace(file, role, label, box=box, landmarks=points))
     return faces
+
+
+def _five(text: str | None, where: str) -> list[float] | None:
+    """Five landmarks out of `x1;y1;x2;y2;...`; None where there are none."""
+    if not text or not text.strip():
+        return None
+    try:
+        numbers = np.array(text.strip().strip(";").split(";"), np.float64)
+        return five_of_68(numbers.reshape(68, 2)).ravel().tolist()
+    except ValueError as err:
+        raise SourceError(f"{where}: {text[:40]!r}...; expected 136 landmark numbers") from err
 
 
 def _read_list(file: Location) -> list[dict[str, Any]]:
@@ -152,17 +199,28 @@ def _read_list(file: Location) -> list[dict[str, Any]]:
 # -- 2021 -----------------------------------------------------------------------------------------
 
 
-def _faces_2021(folder: Location, role: str) -> list[ListedFace]:
+def _faces_2021(folder: Location, role: str, landmarks: bool) -> list[ListedFace]:
     annotations = folder / "annotations"
     faces = []
     for file in (folder / "images").files(IMAGE_SUFFIXES):
-        code_file = annotations / f"{file.name.rpartition('.')[0]}_exp.npy"
+        stem = file.name.rpartition(".")[0]
+        code_file = annotations / f"{stem}_exp.npy"
         code = _code(code_file)
         label = emotion_of(code, "affectnet", str(code_file))
         if label is None:
             raise LabelError(f"{code_file}: emotion code {code}; this release has 0-7")
-        faces.append(ListedFace(file, role, label))
+        points = _landmarks(annotations / f"{stem}_lnd.npy") if landmarks else None
+        faces.append(ListedFace(file, role, label, landmarks=points))
     return faces
+
+
+def _landmarks(file: Location) -> list[float]:
+    """Five landmarks out of an array of 136 numbers, or texts of numbers; never a pickle."""
+    try:
+        values = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
+        return five_of_68(values.astype(np.float64).reshape(68, 2)).ravel().tolist()
+    except (ValueError, TypeError, EOFError) as err:
+        raise SourceError(f"{file}: expected 136 landmark numbers: {err}") from err
 
 
 def _code(file: Location) -> str:

@@ -6,15 +6,16 @@ Cost: files are read whole, one after the other, on S3 some at a time; all bytes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import SourceError
-from pipeline.labeled.records import RECORDS, records_table
+from pipeline.labeled.records import records_table
+from pipeline.schema import BOX, LANDMARKS, PERCEIVED
 from pipeline.storage import Location
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -34,6 +35,8 @@ class ListedFace:
     group: str | None = None
     box: Box | None = None  # x0 y0 x1 y1 in pixels
     number: str | None = None  # tells the faces of one picture apart
+    landmarks: Sequence[float] | None = None  # ten numbers, see pipeline.schema.LANDMARKS
+    perceived: Mapping[str, str] = field(default_factory=dict)  # by names of schema.PERCEIVED
 
 
 def read_listed(
@@ -59,7 +62,9 @@ def read_listed(
         _bytes(faces),
         soft=soft,
         groups=pa.array([face.group for face in faces], pa.string()),
-        boxes=pa.array([face.box for face in faces], RECORDS.field("box").type),
+        boxes=pa.array([face.box for face in faces], BOX),
+        landmarks=pa.array([face.landmarks for face in faces], LANDMARKS),
+        perceived={name: [face.perceived.get(name) for face in faces] for name in PERCEIVED},
     )
 
 

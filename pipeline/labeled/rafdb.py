@@ -2,22 +2,30 @@
 
     basic/EmoLabel/list_patition_label.txt     `train_00001.jpg 5`; mirrors mend the file's name
     basic/Image/aligned/train_00001_aligned.jpg, basic/Image/original/train_00001.jpg
+    basic/Annotation/manual/train_00001_manu_attri.txt
+        five lines `x<TAB>y`: eyes, nose, mouth corners; then gender, race, age as codes
     train/1/*.jpg, test/7/*.jpg                what mirrors make of it
 
 The list names the originals, aligned files insert `_aligned`; train numbers have five digits, test
-numbers four; codes start at 1.
+numbers four; codes start at 1. Landmarks are of the original pictures; how the aligned ones were
+made of them is not published. Which eye comes first is not either: the points are put into the
+order that the picture shows. Gender, race and age are what annotators saw, not what people are.
+
+Cost: landmarks and attributes are one small read per face.
 
 Source: Li, Deng, Du, Reliable Crowdsourcing and Deep Locality-Preserving Learning for Expression
     Recognition in the Wild, CVPR 2017.
-Departs: the annotators' notes on gender, race and age are not read; the table has no column.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+from pydantic import model_validator
 
+from pipeline.alignment import seen_order
 from pipeline.config import Config
 from pipeline.errors import LabelError, SourceError
 from pipeline.labeled.codes import RAFDB, SCHEMES, emotion_of, label_names
@@ -42,6 +50,15 @@ OFFICIAL = {
 }  # fmt: skip
 
 
+ATTRIBUTES = {
+    "perceived_gender": ("male", "female", "unsure"),
+    "perceived_race": ("Caucasian", "African-American", "Asian"),
+    "perceived_age": ("0-3", "4-19", "20-39", "40-69", "70+"),
+}
+"""Words of the data set's codes, in the order of its lines behind the landmarks."""
+POINTS = 5
+
+
 class RafdbSet(Config):
     """RAF-DB basic as distributed, or a mirror's folders of codes."""
 
@@ -51,6 +68,14 @@ class RafdbSet(Config):
     split: Literal["train", "test"] | None = None  # read only this one
     image: Literal["aligned", "original"] = "aligned"
     soft: bool = False  # read the raters' shares of EmoLabel/distribution_basic.txt too
+    landmarks: bool = False  # read the five of Annotation/manual; of original images only
+    attributes: bool = False  # read perceived gender, race and age there, for subgroups
+
+    @model_validator(mode="after")
+    def _landmarks_are_of_originals(self) -> RafdbSet:
+        if self.landmarks and self.image != "original":
+            raise ValueError("landmarks are those of the original images; set image: original")
+        return self
 
     def records(self, name: str) -> Records:
         """Read the set.
@@ -61,7 +86,8 @@ class RafdbSet(Config):
         """
         root = location(self.path)
         official = {role: n for role, n in OFFICIAL.items() if self.split in (None, role)}
-        folder = child(root, "EmoLabel") if self.soft else child(root, "EmoLabel", *OFFICIAL)
+        annotated = self.soft or self.landmarks or self.attributes
+        folder = child(root, "EmoLabel") if annotated else child(root, "EmoLabel", *OFFICIAL)
         if folder.name in OFFICIAL:
             mirror = FolderSet(path=self.path, split=self.split, names=dict(SCHEMES["rafdb"]))
             return Records(mirror.records(name).table, NAMES, official=official)
@@ -71,12 +97,21 @@ class RafdbSet(Config):
             for picture, label in listed.items()
             if self.split in (None, _role(picture))
         }
-        faces = [
-            ListedFace(self._file(root, picture), _role(picture), label)
-            for picture, label in listed.items()
-        ]
+        faces = [self._face(root, picture, label) for picture, label in listed.items()]
         soft = _soft(folder / "distribution_basic.txt", listed) if self.soft else None
         return Records(read_listed(name, root, faces, soft), NAMES, official=official)
+
+    def _face(self, root: Location, picture: str, label: str | None) -> ListedFace:
+        face = ListedFace(self._file(root, picture), _role(picture), label)
+        if not (self.landmarks or self.attributes):
+            return face
+        stem = picture.rpartition(".")[0]
+        points, perceived = _annotated(root / "Annotation" / "manual" / f"{stem}_manu_attri.txt")
+        return replace(
+            face,
+            landmarks=points if self.landmarks else None,
+            perceived=perceived if self.attributes else {},
+        )
 
     def _file(self, root: Location, picture: str) -> Location:
         stem, dot, suffix = picture.rpartition(".")
@@ -97,6 +132,27 @@ def _listed(file: Location) -> dict[str, str | None]:
             raise SourceError(f"{where}: {line!r}; expected a name train_* or test_* and a code")
         listed[picture] = emotion_of(code, "rafdb", where)
     return listed
+
+
+def _annotated(file: Location) -> tuple[list[float], dict[str, str]]:
+    """Landmarks, and perceived attributes by name, of one face."""
+    lines = lines_of(file)
+    if len(lines) != POINTS + len(ATTRIBUTES):
+        raise SourceError(f"{file}: {len(lines)} lines; expected {POINTS + len(ATTRIBUTES)}")
+    points = []
+    for where, line in lines[:POINTS]:
+        try:
+            x, y = map(float, line.split())
+        except ValueError as err:
+            raise SourceError(f"{where}: {line!r}; expected x and y") from err
+        points.append((x, y))
+    perceived = {}
+    for (where, line), (name, words) in zip(lines[POINTS:], ATTRIBUTES.items(), strict=True):
+        code = line.strip()
+        if not (code.isdecimal() and int(code) < len(words)):
+            raise LabelError(f"{where}: {name} {code!r}; expected 0-{len(words) - 1}")
+        perceived[name] = words[int(code)]
+    return seen_order(np.array(points)).ravel().tolist(), perceived
 
 
 def _soft(file: Location, listed: dict[str, str | None]) -> np.ndarray:

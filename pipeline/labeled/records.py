@@ -20,7 +20,7 @@ from pydantic import BeforeValidator
 from pipeline.config import Config
 from pipeline.errors import LabelError, SourceError
 from pipeline.labeled.codes import SCHEMES
-from pipeline.schema import EMOTIONS, OTHER, emotion
+from pipeline.schema import BOX, EMOTIONS, LANDMARKS, OTHER, PERCEIVED, emotion
 
 RECORDS = pa.schema(
     [
@@ -30,7 +30,9 @@ RECORDS = pa.schema(
         pa.field("soft", pa.list_(pa.float32())),  # over the reader's label_names, or null
         pa.field("group", pa.string()),
         pa.field("image", pa.large_binary()),
-        pa.field("box", pa.list_(pa.float32(), 4)),
+        pa.field("box", BOX),
+        pa.field("landmarks", LANDMARKS),
+        *(pa.field(name, pa.string()) for name in PERCEIVED),
     ]
 )
 """One row per labeled face, before the recipe's split."""
@@ -184,15 +186,29 @@ def image_bytes(column: pa.ChunkedArray, where: str) -> pa.Array:
 
 
 def box_floats(column: pa.ChunkedArray, where: str) -> pa.Array:
-    """Boxes x0 y0 x1 y1 as lists of 4 float32; null where the column is.
+    """Boxes as :data:`pipeline.schema.BOX`; null where the column is.
 
     Raises:
         SourceError: not a list of numbers, or not 4 of them.
     """
+    return _floats(column, BOX, where)
+
+
+def landmark_floats(column: pa.ChunkedArray, where: str) -> pa.Array:
+    """Landmarks as :data:`pipeline.schema.LANDMARKS`; null where the column is.
+
+    Raises:
+        SourceError: not a list of numbers, or not 10 of them.
+    """
+    return _floats(column, LANDMARKS, where)
+
+
+def _floats(column: pa.ChunkedArray, kind: pa.DataType, where: str) -> pa.Array:
     try:
-        return column.combine_chunks().cast(RECORDS.field("box").type)
+        return column.combine_chunks().cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as err:
-        raise SourceError(f"{where}: type {column.type}; expected lists of 4 numbers") from err
+        expected = f"lists of {kind.list_size} numbers"
+        raise SourceError(f"{where}: type {column.type}; expected {expected}") from err
 
 
 def records_table(
@@ -204,13 +220,16 @@ def records_table(
     soft: np.ndarray | None = None,
     groups: pa.Array | None = None,
     boxes: pa.Array | None = None,
+    landmarks: pa.Array | None = None,
+    perceived: Mapping[str, Sequence[str | None]] | None = None,
 ) -> pa.Table:
     """A RECORDS table; a row of zeros in `soft` (N, K) means no soft label."""
     shares = None if soft is None else [row if row.any() else None for row in soft]
-    columns = (ids, roles, labels, shares, groups, images, boxes)
+    columns = (ids, roles, labels, shares, groups, images, boxes, landmarks)
+    known = [(perceived or {}).get(name) for name in PERCEIVED]
     arrays = [
         pa.nulls(len(ids), field.type) if values is None else _array(values, field.type)
-        for values, field in zip(columns, RECORDS, strict=True)
+        for values, field in zip([*columns, *known], RECORDS, strict=True)
     ]
     return pa.table(arrays, schema=RECORDS)
 

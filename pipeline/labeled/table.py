@@ -25,6 +25,7 @@ from pipeline.labeled.records import (
     box_floats,
     image_bytes,
     labels_present,
+    landmark_floats,
     records_table,
     resolve_labels,
     split_role,
@@ -44,6 +45,7 @@ class TableSet(Config):
     split_column: str | None = None  # None: every row is `train`
     group_column: str | None = None  # faces that no split may part, as those of one person
     box_column: str | None = None  # x0 y0 x1 y1 in pixels
+    landmarks_column: str | None = None  # ten numbers, see pipeline.schema.LANDMARKS
     split: str | None = None  # read only rows of this split, as the table spells it
     names: ClassNames = Field(default_factory=dict)  # class or code -> emotion; null drops it
     label_policy: LabelPolicy | None = None  # what becomes of the class `other`
@@ -51,7 +53,8 @@ class TableSet(Config):
     def records(self, name: str) -> Records:
         """Read the table; raises SourceError, or LabelError naming the row of a bad label."""
         at = location(self.path)
-        optional = (self.split_column, self.group_column, self.box_column)
+        known = (self.box_column, self.landmarks_column)
+        optional = (self.split_column, self.group_column, *known)
         columns = [self.image_column, self.label_column, *(c for c in optional if c)]
         table = _read(at, list(dict.fromkeys(columns)))
         splits = _splits(table, self.split_column, at)
@@ -72,6 +75,11 @@ class TableSet(Config):
             groups=_text(kept[self.group_column]) if self.group_column else None,
             boxes=box_floats(kept[self.box_column], f"{at} column {self.box_column}")
             if self.box_column
+            else None,
+            landmarks=landmark_floats(
+                kept[self.landmarks_column], f"{at} column {self.landmarks_column}"
+            )
+            if self.landmarks_column
             else None,
         )
         return Records(records, labels_present(labels), {})

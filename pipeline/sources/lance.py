@@ -37,7 +37,7 @@ from pipeline.sources.extents import (
     root_of,
     shards,
 )
-from pipeline.sources.rows import column_table
+from pipeline.sources.rows import Columns, column_table
 from pipeline.storage import Location, location
 
 SUFFIX = ".lance"
@@ -56,6 +56,7 @@ class LancePool(Config):
     image_column: str = "image"  # binary, or struct<bytes, path> as Hugging Face datasets write it
     group_column: str | None = None  # opaque; serves splitting and capping only
     box_column: str | None = None  # x0 y0 x1 y1 in pixels
+    landmarks_column: str | None = None  # ten numbers, see pipeline.schema.LANDMARKS
     crop: Crop = Crop()
     color: Color = "gray"
 
@@ -70,7 +71,7 @@ class LancePool(Config):
         total = 0
         for at in sets:
             data = _open(at, self.version)
-            require_columns(data.schema.names, self._columns(), at.uri)
+            require_columns(data.schema.names, self._columns().named, at.uri)
             field = data.schema.field(self.image_column)
             image_bytes(pa.chunked_array([], field.type), f"{at} column {self.image_column}")
             mark = _fingerprint(data)
@@ -93,16 +94,14 @@ class LancePool(Config):
         if positions is not None:
             rows = np.sort(np.asarray(positions, np.int64))
         try:
-            table = data.take(rows, columns=self._columns())
+            table = data.take(rows, columns=self._columns().named)
         except BROKEN as err:
             raise _broken(at, err) from err
         shard = name_below(_root(self.path), at)
-        columns = (self.image_column, self.group_column, self.box_column)
-        return column_table(shard, rows, table, columns, at.uri)
+        return column_table(shard, rows, table, self._columns(), at.uri)
 
-    def _columns(self) -> list[str]:
-        named = (self.image_column, self.group_column, self.box_column)
-        return list(dict.fromkeys(name for name in named if name))
+    def _columns(self) -> Columns:
+        return Columns(self.image_column, self.group_column, self.box_column, self.landmarks_column)
 
 
 def is_dataset(at: Location) -> bool:

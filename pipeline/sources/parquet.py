@@ -30,7 +30,7 @@ from pipeline.sources.extents import (
     root_of,
     shards,
 )
-from pipeline.sources.rows import column_table
+from pipeline.sources.rows import Columns, column_table
 from pipeline.storage import Location
 
 BATCH = 1024
@@ -45,6 +45,9 @@ class ParquetPool(Config):
     image_column: str = "image"  # binary, or struct<bytes, path> as Hugging Face datasets write it
     group_column: str | None = None  # opaque; serves splitting and capping only
     box_column: str | None = None  # x0 y0 x1 y1 in pixels
+    landmarks_column: str | None = None  # ten numbers, see pipeline.schema.LANDMARKS
+    id_column: str | None = None  # unique in the whole source; None: file#row
+    reason_column: str | None = None  # why a row has no image, in the words of schema.REASONS
     crop: Crop = Crop()
     color: Color = "gray"
 
@@ -58,7 +61,7 @@ class ParquetPool(Config):
         total = 0
         for at in files:
             mark = fingerprint(at)
-            with _open(at, self._columns()) as file:
+            with _open(at, self._columns().named) as file:
                 image_bytes(_empty(file, self.image_column), f"{at} column {self.image_column}")
                 parts = list(_parts(file.metadata, self.image_column))
             total += sum(part.faces for part in parts)
@@ -75,14 +78,19 @@ class ParquetPool(Config):
         """
         at = Location(extent.shard)
         require_fingerprint(extent, fingerprint(at))
-        rows, table = read_rows(at, self._columns(), extent, positions)
+        rows, table = read_rows(at, self._columns().named, extent, positions)
         shard = name_below(root_of(self.path), at)
-        columns = (self.image_column, self.group_column, self.box_column)
-        return column_table(shard, rows, table, columns, at.uri)
+        return column_table(shard, rows, table, self._columns(), at.uri)
 
-    def _columns(self) -> list[str]:
-        named = (self.image_column, self.group_column, self.box_column)
-        return list(dict.fromkeys(name for name in named if name))
+    def _columns(self) -> Columns:
+        return Columns(
+            self.image_column,
+            self.group_column,
+            self.box_column,
+            self.landmarks_column,
+            self.id_column,
+            self.reason_column,
+        )
 
 
 def read_rows(

@@ -15,14 +15,14 @@ import pyarrow as pa
 from pipeline.config import Config
 from pipeline.errors import SourceError
 from pipeline.images import Color, Crop
-from pipeline.labeled.records import box_floats
+from pipeline.labeled.records import box_floats, landmark_floats
 from pipeline.schema import READ
 from pipeline.sources.extents import Extent, Part, content_fingerprint, cut, require_fingerprint
 from pipeline.sources.parquet import read_rows
 from pipeline.sources.rows import no_image
 from pipeline.storage import Location, read_table
 
-COLUMNS = ("id", "group", "image", "box")
+COLUMNS = ("id", "group", "image", "box", "landmarks")
 
 
 class RestPool(Config):
@@ -67,6 +67,7 @@ class RestPool(Config):
             table["group"],
             images,
             box_floats(table["box"], f"{at} column box"),
+            landmark_floats(table["landmarks"], f"{at} column landmarks"),
             no_image(images),
         ]
         return pa.table(columns, schema=READ)

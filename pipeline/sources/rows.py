@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import astuple, dataclass
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.labeled.records import box_floats, image_bytes
-from pipeline.schema import READ
+from pipeline.errors import SourceError
+from pipeline.labeled.records import box_floats, image_bytes, landmark_floats
+from pipeline.schema import BOX, LANDMARKS, READ, REASONS
 
 
 class Face(NamedTuple):
@@ -22,6 +25,7 @@ class Face(NamedTuple):
     group: str | None = None
     image: bytes | None = None
     box: tuple[float, float, float, float] | None = None
+    landmarks: tuple[float, ...] | None = None  # see pipeline.schema.LANDMARKS
     reason: str | None = None
 
 
@@ -31,45 +35,85 @@ def read_table(faces: Iterable[Face]) -> pa.Table:
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, READ, strict=True)], schema=READ)
 
 
+@dataclass(frozen=True)
+class Columns:
+    """Names of a table's columns; None where there is none."""
+
+    image: str
+    group: str | None = None
+    box: str | None = None
+    landmarks: str | None = None
+    id: str | None = None
+    reason: str | None = None
+
+    @property
+    def named(self) -> list[str]:
+        """Those there are, each once."""
+        return list(dict.fromkeys(name for name in astuple(self) if name))
+
+
 def column_table(
-    shard: str,
-    rows: NDArray[np.int64],
-    table: pa.Table,
-    columns: tuple[str, str | None, str | None],
-    where: str,
+    shard: str, rows: NDArray[np.int64], table: pa.Table, columns: Columns, where: str
 ) -> pa.Table:
-    """READ rows of a table's rows; ids are `shard#row`.
+    """READ rows of a table's rows; ids are `shard#row` where there is no column of ids.
 
     Args:
         shard: name of the file or data set.
         rows: numbers of the table's rows in it.
         table: as read.
-        columns: names of the columns of images, groups and boxes; None where there is none.
+        columns: what is what.
         where: for messages.
 
     Raises:
-        SourceError: a column of another type.
+        SourceError: a column of another type, a row without an id, an unknown reason.
     """
-    image, group, box = columns
-    images = image_bytes(table[image], f"{where} column {image}")
+    images = image_bytes(table[columns.image], f"{where} column {columns.image}")
+
+    def given(name: str | None, kind: pa.DataType, convert: Convert = _text) -> pa.Array:
+        if name is None:
+            return pa.nulls(len(rows), kind)
+        return convert(table[name], f"{where} column {name}")
+
+    ids = given(columns.id, pa.string())
+    if columns.id is None:
+        ids = pa.array([f"{shard}#{row}" for row in rows], pa.string())
+    elif ids.null_count:
+        raise SourceError(f"{where} column {columns.id}: a row without an id")
     return pa.table(
         [
-            pa.array([f"{shard}#{row}" for row in rows], pa.string()),
+            ids,
             pa.array(rows, pa.int64()),
-            table[group].cast(pa.string()) if group else pa.nulls(len(rows), pa.string()),
+            given(columns.group, pa.string()),
             images,
-            box_floats(table[box], f"{where} column {box}")
-            if box
-            else pa.nulls(len(rows), READ.field("box").type),
-            no_image(images),
+            given(columns.box, BOX, box_floats),
+            given(columns.landmarks, LANDMARKS, landmark_floats),
+            pc.coalesce(given(columns.reason, pa.string(), _reasons), no_image(images)),
         ],
         schema=READ,
     )
 
 
+Convert = Callable[[pa.ChunkedArray, str], pa.Array]
+"""(column, where it is, for messages) -> one array of the type READ asks for."""
+
+
+def _text(column: pa.ChunkedArray, where: str) -> pa.Array:
+    del where
+    return column.combine_chunks().cast(pa.string())
+
+
+def _reasons(column: pa.ChunkedArray, where: str) -> pa.Array:
+    found = _text(column, where)
+    unknown = set(found.drop_null().to_pylist()) - set(REASONS)
+    if unknown:
+        raise SourceError(f"{where}: reason {min(unknown)!r}; expected one of pipeline.schema")
+    return found
+
+
 def no_image(images: pa.Array) -> pa.Array:
     """Reason `empty` where a row has no image, else null."""
-    return pa.array(["empty" if missing else None for missing in images.is_null().to_pylist()])
+    reasons = ["empty" if missing else None for missing in images.is_null().to_pylist()]
+    return pa.array(reasons, pa.string())
 
 
 def opaque(text: str) -> str:

@@ -13,7 +13,7 @@ from pipeline import synthetic
 from pipeline.config import Config, digest
 from pipeline.images import Color, Crop
 from pipeline.labeled.synthetic import people, shard_name
-from pipeline.schema import EMOTIONS, READ, TRUTH
+from pipeline.schema import BOX, EMOTIONS, LANDMARKS, READ, TRUTH
 from pipeline.sources.extents import Extent, Part, cut, require_fingerprint
 
 
@@ -52,7 +52,8 @@ class SyntheticPool(Config):
                 pa.array(indices, pa.int64()),
                 people(self.draw_seed, identity),
                 pa.array([synthetic.encode(face) for face in faces], pa.large_binary()),
-                pa.nulls(len(indices), READ.field("box").type),
+                pa.nulls(len(indices), BOX),
+                pa.nulls(len(indices), LANDMARKS),
                 pa.nulls(len(indices), pa.string()),
             ],
             schema=READ,

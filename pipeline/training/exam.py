@@ -45,7 +45,7 @@ def probabilities(folder: Location, rows: pa.Table, handed: Handed, worker: Work
 
 
 def embeddings(teacher: Teacher, rows: pa.Table, handed: Handed) -> np.ndarray:
-    """Unit embeddings (N, D) float32 of faces (rows with id, image, box)."""
+    """Unit embeddings (N, D) float32 of faces (rows with id, image, box, landmarks)."""
     faces = _faces(rows, handed, teacher.members[0].config)
     parts = []
     for start in range(0, len(faces), BATCH):

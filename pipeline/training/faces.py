@@ -22,6 +22,7 @@ from typing import Protocol
 
 import numpy as np
 
+from pipeline.alignment import NUMBERS
 from pipeline.errors import RecordError, SourceError
 from pipeline.images import DECODER, Color, Crop, face
 
@@ -30,11 +31,11 @@ META = "faces.json"
 ARRAY = "faces.npy"
 PACK = "faces.bin"
 OFFSETS = "offsets.npy"
-BOXES = "boxes.npy"
+WHERE = "where.npy"
 THREADS = min(os.cpu_count() or 1, 16)
 
-Row = tuple[bytes, Sequence[float] | None]
-"""Encoded bytes of a face and its box (x0 y0 x1 y1, pixels) or None."""
+Row = tuple[bytes, Sequence[float] | None, Sequence[float] | None]
+"""Encoded bytes of a face, its box and its landmarks (schema.BOX, LANDMARKS), each or None."""
 
 
 class Faces(Protocol):
@@ -71,11 +72,11 @@ class PackedFaces:
         self._crop, self._color, self._size = crop, color, size
         self._bytes = np.memmap(at / PACK, np.uint8, mode="r")
         self._offsets = np.load(at / OFFSETS, mmap_mode="r", allow_pickle=False)
-        self._boxes = np.load(at / BOXES, mmap_mode="r", allow_pickle=False)
+        self._where = np.load(at / WHERE, mmap_mode="r", allow_pickle=False)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="faces")
 
     def __len__(self) -> int:
-        return len(self._boxes)
+        return len(self._where)
 
     def take(self, index: np.ndarray) -> np.ndarray:
         """Pixels of the faces at positions (B,): uint8 (B, C, S, S)."""
@@ -83,15 +84,12 @@ class PackedFaces:
 
     def _one(self, position: int) -> np.ndarray:
         start, stop = self._offsets[position : position + 2]
-        box = self._boxes[position]
-        known = None if np.isnan(box[0]) else box.tolist()
-        return _decode(
-            (self._bytes[start:stop].tobytes(), known),
-            position,
-            self._crop,
-            self._color,
-            self._size,
+        where = self._where[position]
+        box, landmarks = (
+            None if np.isnan(known[0]) else known.tolist() for known in (where[:4], where[4:])
         )
+        row = (self._bytes[start:stop].tobytes(), box, landmarks)
+        return _decode(row, position, self._crop, self._color, self._size)
 
 
 def pack_faces(
@@ -155,7 +153,7 @@ def pack_faces(
 
 def _decode(row: Row, position: int, crop: Crop, color: Color, size: int) -> np.ndarray:
     try:
-        return face(row[0], crop=crop, color=color, size=size, box=row[1])
+        return face(row[0], crop=crop, color=color, size=size, box=row[1], landmarks=row[2])
     except RecordError as err:
         raise SourceError(
             f"training face {position}: {err}; survey should have kept it out"
@@ -186,14 +184,15 @@ def _write_array(faces: Iterator[np.ndarray], shape: tuple[int, ...], at: Path) 
 
 
 def _write_pack(rows: Iterable[Row], count: int, at: Path) -> None:
-    offsets, boxes = [0], []
+    offsets, where = [0], []
     with (at / PACK).open("wb") as file:
-        for data, box in rows:
+        for data, box, landmarks in rows:
             offsets.append(offsets[-1] + file.write(data))
-            boxes.append([np.nan] * 4 if box is None else list(box))
-    _check_count(len(boxes), count)
+            known = ([np.nan] * 4 if box is None else box), landmarks or [np.nan] * NUMBERS
+            where.append([*known[0], *known[1]])
+    _check_count(len(where), count)
     np.save(at / OFFSETS, np.array(offsets, np.int64), allow_pickle=False)
-    np.save(at / BOXES, np.array(boxes, np.float32), allow_pickle=False)
+    np.save(at / WHERE, np.array(where, np.float32), allow_pickle=False)
 
 
 def _check_count(seen: int, count: int) -> None:

@@ -26,10 +26,12 @@ from pipeline.schema import OK, label_codes, label_names_of
 from pipeline.sources.removals import Removals
 from pipeline.storage import location, read_table
 from pipeline.training.data import LabeledFaces, MinedFaces
-from pipeline.training.faces import Faces, pack_faces
+from pipeline.training.faces import Faces, Row, pack_faces
 
 LABELED_FILE = "labeled.parquet"
 FACES_FILE = "faces.parquet"
+CUT_BY = ("box", "landmarks")
+"""Columns that say which part of an image is the face."""
 
 
 class Handed(Config):
@@ -132,7 +134,7 @@ def open_mined(handed: Handed, model: ModelConfig) -> MinedFaces:
     assert handed.plan is not None
     plan, ledger = Plan(location(handed.plan)), Ledger(location(handed.mined))
     narrow = pa.concat_tables(
-        table for _, table in ledger.tables(plan, ["id", "soft", "weight", "source"])
+        table for _, table in ledger.tables(plan, ["id", "soft", "weight", "source", *CUT_BY])
     )
     if narrow.num_rows == 0:
         raise SourceError(f"{handed.mined}: the mined set is empty; loosen search or select")
@@ -142,7 +144,7 @@ def open_mined(handed: Handed, model: ModelConfig) -> MinedFaces:
         rows = np.flatnonzero(source == name)
         if len(rows):
             order.append(rows)
-            key = content_digest(narrow.select(["id"]).take(rows))[:12]
+            key = content_digest(narrow.select(["id", *CUT_BY]).take(rows))[:12]
             images = _images(ledger, plan, name)
             parts.append(_store(images, len(rows), f"mined-{key}", crop, color, handed, model))
     rows = np.concatenate(order)
@@ -151,22 +153,27 @@ def open_mined(handed: Handed, model: ModelConfig) -> MinedFaces:
     return MinedFaces(JoinedFaces(parts), soft[rows], weight[rows], source[rows].tolist())
 
 
-def _images(ledger: Ledger, plan: Plan, source: str) -> Iterator[tuple[bytes, list[float] | None]]:
-    for slice, table in ledger.tables(plan, ["image", "box"]):
+def _images(ledger: Ledger, plan: Plan, source: str) -> Iterator[Row]:
+    for slice, table in ledger.tables(plan, ["image", *CUT_BY]):
         if slice.source == source:
-            yield from zip(table["image"].to_pylist(), table["box"].to_pylist(), strict=True)
+            yield from _cut_rows(table)
+
+
+def _cut_rows(table: pa.Table) -> Iterator[Row]:
+    columns = (table[name].to_pylist() for name in ("image", *CUT_BY))
+    return zip(*columns, strict=True)
 
 
 def pack_rows(
     rows: pa.Table, what: str, crop: Crop, color: Color, handed: Handed, model: ModelConfig
 ) -> Faces:
-    key = content_digest(rows.select(["id"]))[:12]
-    images = zip(rows["image"].to_pylist(), rows["box"].to_pylist(), strict=True)
-    return _store(images, rows.num_rows, f"{what}-{key}", crop, color, handed, model)
+    """Faces of a table with id, image, box and landmarks, at a model's size and color."""
+    key = content_digest(rows.select(["id", *CUT_BY]))[:12]
+    return _store(_cut_rows(rows), rows.num_rows, f"{what}-{key}", crop, color, handed, model)
 
 
 def _store(
-    images: Iterator[tuple[bytes, list[float] | None]],
+    images: Iterator[Row],
     count: int,
     name: str,
     crop: Crop,

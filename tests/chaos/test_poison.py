@@ -51,6 +51,7 @@ def read(slice: Slice) -> pa.Table:
         "group": [None for _ in rows],
         "image": [POISON if (number, row % FACES) == BAD else HEALTHY for row in rows],
         "box": [None for _ in rows],
+        "landmarks": [None for _ in rows],
         "reason": [None for _ in rows],
     }
     return pa.table(columns, schema=READ)

@@ -20,6 +20,10 @@ ROWS = [
 ]
 
 
+FIVE = [38.5, 138.5, 44.5, 144.5, 30, 130, 48, 148, 54, 154]
+"""Of writers.POINTS_68: middles of points 36-41 and 42-47, points 30, 48 and 54."""
+
+
 def release_2017(root, header):
     written = writers.affectnet_2017(root, "training", ROWS, header=header)
     writers.affectnet_2017(root, "validation", [("3/g.jpg", (1, 1, 5, 5), 0)], header=header)
@@ -36,6 +40,8 @@ def test_records_2017__header_or_none(tmp_path, header):
     assert records.table["label"].to_pylist() == ["happiness", "anger", "contempt", "neutral"]
     assert records.table["role"].to_pylist() == ["train"] * 3 + ["test"]
     assert records.table["box"].to_pylist()[:2] == [[4, 5, 10, 12], [1, 2, 9, 10]]
+    assert records.table["landmarks"].to_pylist() == [FIVE] * 4
+    assert records.rules == {}
     assert dict(records.dropped) == {"no_emotion": 2, "no_face_box": 1, "contempt": 0}
     assert records.label_names == EMOTIONS
 
@@ -50,6 +56,52 @@ def test_records_2017__seven_classes_and_a_validation_set(tmp_path):
     assert records.label_names == EMOTIONS[:7]
     assert records.official["train"]["faces"] == 283_901
     assert records.official["validation"]["faces"] == 3_500
+
+
+@pytest.mark.parametrize("lists", ["", "Automatically_annotated_file_list"])
+def test_records_2017__automatic_training_labels(tmp_path, lists):
+    release_2017(tmp_path, True)
+    rows = [("9/x.jpg", (4, 5, 6, 7), 4), ("9/y.jpg", (0, 0, 9, 9), 8)]
+    images = "Automatically_Annotated_Images"
+    written = writers.affectnet_2017(
+        tmp_path, "automatically_annotated", rows, lists=lists, images=images
+    )
+    records = AffectnetSet(path=str(tmp_path), annotation="automatic").records("a")
+    assert records.table["id"].to_pylist()[0] == f"a/{images}/9/x.jpg"
+    assert records.table["image"].to_pylist()[0] == written[f"{images}/9/x.jpg"]
+    assert records.table["label"].to_pylist() == ["fear", "neutral"]
+    assert records.table["role"].to_pylist() == ["train", "test"]  # validation is manual
+    assert records.dropped["no_emotion"] == 1
+    assert "network" in records.rules["protocol"]
+    assert list(records.official) == ["test"]
+    manual = AffectnetSet(path=str(tmp_path)).records("a")
+    assert f"a/{images}/9/x.jpg" not in manual.table["id"].to_pylist()
+
+
+def test_records_2017__landmarks_of_another_form(tmp_path):
+    writers.affectnet_2017(tmp_path, "training", ROWS[:1], landmarks="1;2;3")
+    config = AffectnetSet(path=str(tmp_path), split="train")
+    with pytest.raises(SourceError, match=r"training.csv row 0: '1;2;3'...; expected 136"):
+        config.records("a")
+    writers.affectnet_2017(tmp_path, "training", ROWS[:1], landmarks="")
+    assert config.records("a").table["landmarks"].to_pylist() == [None]
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_records_2021__landmarks_where_asked_for(tmp_path, as_text):
+    writers.affectnet_2021(tmp_path, "train_set", {"1": "3"})
+    values = np.array(writers.POINTS_68.split(";"))
+    file = tmp_path / "train_set/annotations/1_lnd.npy"
+    np.save(file, values if as_text else values.astype(float))
+    config = AffectnetSet(path=str(tmp_path), split="train", landmarks=True)
+    assert config.records("a").table["landmarks"].to_pylist() == [FIVE]
+    plain = AffectnetSet(path=str(tmp_path), split="train").records("a").table
+    assert plain["landmarks"].to_pylist() == [None]
+    np.save(file, values[:10])
+    with pytest.raises(SourceError, match=r"1_lnd.npy: expected 136 landmark numbers"):
+        config.records("a")
+    with pytest.raises(SourceError, match="release of 2021; `automatic` is of 2017"):
+        AffectnetSet(path=str(tmp_path), annotation="automatic").records("a")
 
 
 def test_records_2021__codes_are_text(tmp_path):

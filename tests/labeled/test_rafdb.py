@@ -99,3 +99,58 @@ def test_records__bad_input(tmp_path):
     (tmp_path / "Image/aligned/train_00001_aligned.jpg").unlink()
     with pytest.raises(SourceError, match=r"train_00001_aligned.jpg: no such file"):
         RafdbSet(path=str(tmp_path)).records("raf")
+
+
+POINTS = [(30.0, 40.5), (60.0, 41.0), (45.0, 60.0), (33.0, 75.0), (58.0, 76.0)]
+
+
+def attributes(points=POINTS, codes=(1, 2, 4), tab="\t"):
+    return "".join([*(f"{x}{tab}{y}\n" for x, y in points), *(f"{code}\n" for code in codes)])
+
+
+@pytest.mark.parametrize("tab", ["\t", " "])
+def test_records__landmarks_and_perceived_attributes_of_originals(tmp_path, tab):
+    writers.rafdb(tmp_path, CODES)
+    named_by_person = [POINTS[i] for i in (1, 0, 2, 4, 3)]
+    texts = [attributes(tab=tab), attributes(named_by_person, (0, 0, 0), tab)]
+    texts += [attributes(codes=(2, 1, 2), tab=tab)] * 2
+    writers.rafdb_attributes(tmp_path, dict(zip(CODES, texts, strict=True)))
+    config = RafdbSet(path=str(tmp_path), image="original", landmarks=True, attributes=True)
+    table = config.records("raf").table
+    expected = [value for point in POINTS for value in point]
+    assert table["landmarks"].to_pylist() == [expected] * 4
+    assert table["perceived_gender"].to_pylist() == ["female", "male", "unsure", "unsure"]
+    assert table["perceived_race"].to_pylist()[:3] == ["Asian", "Caucasian", "African-American"]
+    assert table["perceived_age"].to_pylist()[:3] == ["70+", "0-3", "20-39"]
+
+
+def test_records__each_only_where_it_is_asked_for(tmp_path):
+    writers.rafdb(tmp_path, CODES)
+    table = RafdbSet(path=str(tmp_path), image="original").records("raf").table
+    assert table["landmarks"].null_count == table["perceived_age"].null_count == 4
+    with pytest.raises(SourceError, match=r"train_00001_manu_attri.txt: no such file"):
+        RafdbSet(path=str(tmp_path), attributes=True).records("raf")
+    writers.rafdb_attributes(tmp_path, dict.fromkeys(CODES, attributes()))
+    table = RafdbSet(path=str(tmp_path), attributes=True).records("raf").table  # of aligned ones
+    assert table["landmarks"].null_count == 4
+    assert table["perceived_gender"].to_pylist() == ["female"] * 4
+    table = RafdbSet(path=str(tmp_path), image="original", landmarks=True).records("raf").table
+    assert table["perceived_gender"].null_count == 4
+    with pytest.raises(ValueError, match="landmarks are those of the original images"):
+        RafdbSet(path=str(tmp_path), landmarks=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (attributes(codes=(3, 0, 0)), LabelError, r"line 6: perceived_gender '3'; expected 0-2"),
+        (attributes(codes=(0, 0, "old")), LabelError, r"line 8: perceived_age 'old'; expected 0-4"),
+        (attributes(codes=(0, 0)), SourceError, r"7 lines; expected 8"),
+        (attributes([*POINTS[:4], (1, "")]), SourceError, r"line 5: '1\\t'; expected x and y"),
+    ],
+)
+def test_records__attributes_of_another_form(tmp_path, content, error, message):
+    writers.rafdb(tmp_path, {"train_00001.jpg": 1})
+    writers.rafdb_attributes(tmp_path, {"train_00001.jpg": content})
+    with pytest.raises(error, match=message):
+        RafdbSet(path=str(tmp_path), attributes=True).records("raf")

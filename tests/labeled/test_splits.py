@@ -26,7 +26,7 @@ def records(labels, *, roles=None, groups=None, images=None):
         [None] * n,
         groups or [None] * n,
         images or [b"%d" % i for i in range(n)],
-        [None] * n,
+        *[[None] * n] * (len(RECORDS) - 6),
     ]
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, RECORDS, strict=True)], RECORDS)
 

@@ -27,11 +27,13 @@ def test_records__parquet_with_everything(tmp_path):
             "part": ["train", "train", "train", "test"],
             "who": [7, 7, 8, 9],
             "at": [[0.0, 1.0, 2.0, 3.0]] * 4,
+            "points": [[float(i) for i in range(10)], None, None, None],
         }
     )
     config = TableSet(
         path=write(tmp_path / "t.parquet", table), image_column="face", label_column="emotion",
         split_column="part", group_column="who", box_column="at",
+        landmarks_column="points",
     )  # fmt: skip
     records = config.records("mine")
     assert records.table["id"].to_pylist() == [f"mine/t.parquet#{i}" for i in range(4)]
@@ -39,6 +41,8 @@ def test_records__parquet_with_everything(tmp_path):
     assert records.table["role"].to_pylist() == ["train", "train", "train", "test"]
     assert records.table["group"].to_pylist() == ["7", "7", "8", "9"]
     assert records.table["box"][0].as_py() == [0, 1, 2, 3]
+    assert records.table["landmarks"].to_pylist() == [list(range(10)), None, None, None]
+    assert records.table["perceived_gender"].null_count == 4
     assert records.table["image"].to_pylist() == IMAGES
 
 

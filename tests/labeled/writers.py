@@ -52,21 +52,33 @@ AFFECTNET_HEADER = (
 )
 
 
+def rafdb_attributes(root: Path, annotated: Mapping[str, str]) -> None:
+    """`annotated`: original name -> content of its file."""
+    for name, content in annotated.items():
+        stem = name.removesuffix(".jpg")
+        text(root / "Annotation/manual" / f"{stem}_manu_attri.txt", content)
+
+
+POINTS_68 = ";".join(f"{x};{100 + x}" for x in range(68))
+
+
 def affectnet_2017(
     root: Path,
     split: str,
     rows: Sequence[tuple[str, tuple[int, int, int, int], int]],
     *,
     header: bool = True,
+    lists: str = "Manually_Annotated_file_lists",
+    images: str = "Manually_Annotated_Images",
+    landmarks: str = POINTS_68,
 ) -> dict[str, bytes]:
-    """`rows`: path of a picture, face x y width height, code."""
-    landmarks = ";".join(["1.5"] * 136)
+    """`rows`: path of a picture, face x y width height, code; all have the same landmarks."""
     lines = [
         f"{path},{','.join(map(str, box))},{landmarks},{code},-2,0.25\n" for path, box, code in rows
     ]
-    file = root / "Manually_Annotated_file_lists" / f"{split}.csv"
+    file = root / lists / f"{split}.csv"
     text(file, (AFFECTNET_HEADER if header else "") + "".join(lines))
-    return pictures(root, [f"Manually_Annotated_Images/{path}" for path, _, _ in rows])
+    return pictures(root, [f"{images}/{path}" for path, _, _ in rows])
 
 
 def affectnet_2021(root: Path, folder: str, codes: Mapping[str, object]) -> dict[str, bytes]:

@@ -137,7 +137,8 @@ def test_read_table__rows_and_none():
     table = read_table([Face("a", 1, "g", b"x", (0, 1, 2, 3)), Face("b", 2, reason="empty")])
     assert table.schema.equals(READ)
     assert table.to_pylist()[0] == {
-        "id": "a", "position": 1, "group": "g", "image": b"x", "box": [0, 1, 2, 3], "reason": None,
+        "id": "a", "position": 1, "group": "g", "image": b"x", "box": [0, 1, 2, 3],
+        "landmarks": None, "reason": None,
     }  # fmt: skip
     assert table.to_pylist()[1]["reason"] == "empty"
     assert read_table([]).equals(READ.empty_table())

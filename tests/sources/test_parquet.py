@@ -78,6 +78,46 @@ def test_read__group_box_and_struct_images(tmp_path):
     assert found["reason"].to_pylist() == [None, "empty", "empty"]
     assert found["group"].to_pylist() == ["5", None, "6"]
     assert found["box"].to_pylist() == [[1, 2, 3, 4], None, [5, 6, 7, 8]]
+    assert found["landmarks"].to_pylist() == [None] * 3
+
+
+def test_read__landmarks_ids_and_reasons_of_the_table(tmp_path):
+    points = [[float(i) for i in range(10)], None, None]
+    table = pa.table(
+        {
+            "image": [b"x", None, None],
+            "points": pa.array(points, pa.list_(pa.float64())),
+            "name": ["a#0", "b", "c"],
+            "why": [None, "no_face", None],
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    settings = {"landmarks_column": "points", "id_column": "name", "reason_column": "why"}
+    pool = ParquetPool(path=str(tmp_path / "a.parquet"), **settings)
+    (extent,) = pool.slices(10)
+    found = pool.read(extent)
+    assert found.schema.equals(READ)
+    assert found["landmarks"].to_pylist() == points
+    assert found["id"].to_pylist() == ["a#0", "b", "c"]
+    assert found["reason"].to_pylist() == [None, "no_face", "empty"]
+    assert pool.read(extent, [1])["id"].to_pylist() == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ({"points": [[1.0, 2.0]]}, "column points: type list.*expected lists of 10 numbers"),
+        ({"name": pa.nulls(1, pa.string())}, "column name: a row without an id"),
+        ({"why": ["tired"]}, "column why: reason 'tired'; expected one of"),
+    ],
+)
+def test_read__columns_of_another_form(tmp_path, column, message):
+    pq.write_table(pa.table({"image": [b"x"], **column}), tmp_path / "a.parquet")
+    names = {"points": "landmarks_column", "name": "id_column", "why": "reason_column"}
+    (name,) = column
+    pool = ParquetPool(path=str(tmp_path / "a.parquet"), **{names[name]: name})
+    with pytest.raises(SourceError, match=message):
+        pool.read(next(pool.slices(1)))
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])

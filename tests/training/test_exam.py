@@ -23,7 +23,9 @@ WORKER = examiner(TrainConfig(bf16=False, threads=1))
 @pytest.fixture
 def rows() -> pa.Table:
     return (
-        SyntheticSet(count=COUNT, test_count=0).records("set").table.select(["id", "image", "box"])
+        SyntheticSet(count=COUNT, test_count=0)
+        .records("set")
+        .table.select(["id", "image", "box", "landmarks"])
     )
 
 

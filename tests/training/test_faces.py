@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.alignment import TEMPLATES
 from pipeline.errors import SourceError
-from pipeline.images import Color, Crop, face
+from pipeline.images import Align, Color, Crop, face
 from pipeline.training.faces import ArrayFaces, Faces, PackedFaces, Row, pack_faces
 
 CROP = Crop(box=True)
@@ -21,7 +22,7 @@ def rows(count: int = 5) -> list[Row]:
     for i in range(count):
         file = BytesIO()
         Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(file, "JPEG")
-        made.append((file.getvalue(), (2.0, 4.0, 22.0 + i, 34.0)))
+        made.append((file.getvalue(), (2.0, 4.0, 22.0 + i, 34.0), None))
     return made
 
 
@@ -44,18 +45,38 @@ def test_pack_faces__both_kinds_hold_what_images_face_gives(tmp_path: Path) -> N
     taken = array.take(index)
     assert taken.shape == (4, 3, 12, 12)
     assert np.array_equal(taken, packed.take(index))
-    data, box = rows()[4]
+    data, box, _ = rows()[4]
     assert np.array_equal(taken[0], face(data, crop=CROP, color="rgb", size=12, box=box))
     assert len(array) == len(packed) == 5
 
 
 def test_packed_faces__a_face_without_box(tmp_path: Path) -> None:
-    given = [(data, None) for data, _ in rows()]
+    given = [(data, None, None) for data, _, _ in rows()]
     stores = [
         pack_faces(given, 5, crop=Crop(), color="gray", size=8, at=tmp_path / str(m), memory=m)
         for m in (0, 10_000)
     ]
     assert np.array_equal(stores[0].take(np.arange(5)), stores[1].take(np.arange(5)))
+
+
+def test_pack_faces__aligned_by_its_landmarks(tmp_path: Path) -> None:
+    points = (TEMPLATES["centered"] * 20 + [5, 12]).ravel().tolist()
+    given = [(data, None, points if i else None) for i, (data, _, _) in enumerate(rows())]
+    crop = Crop(fraction=0.5, align=Align(template="centered", missing="box"))
+    given[0] = (given[0][0], (1.0, 2.0, 21.0, 22.0), None)
+    stores = [
+        pack_faces(given, 5, crop=crop, color="rgb", size=12, at=tmp_path / str(m), memory=m)
+        for m in (0, 10_000)
+    ]
+    assert isinstance(stores[0], PackedFaces)
+    taken = stores[0].take(np.arange(5))
+    assert np.array_equal(taken, stores[1].take(np.arange(5)))
+    upright = Image.open(BytesIO(given[2][0])).crop((5, 12, 25, 32))
+    expected = np.asarray(upright.resize((12, 12), Image.Resampling.BOX)).transpose(2, 0, 1)
+    assert np.abs(taken[2].astype(int) - expected).mean() < 20  # unrelated noise: 50
+    assert np.array_equal(
+        taken[0], face(given[0][0], crop=Crop(box=True), color="rgb", size=12, box=given[0][1])
+    )
 
 
 @pytest.mark.parametrize("memory", [0, None])
@@ -90,7 +111,7 @@ def test_pack_faces__another_number_leaves_nothing(
 
 def test_pack_faces__a_broken_face_is_named(tmp_path: Path) -> None:
     given = rows()
-    given[3] = (b"no image", None)
+    given[3] = (b"no image", None, None)
     with pytest.raises(SourceError, match="training face 3: "):
         pack(tmp_path / "a", given)
     assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ from pipeline.labeled.synthetic import SyntheticSet
 from pipeline.ledger import Ledger
 from pipeline.models import ModelConfig
 from pipeline.plan import Plan, Slice
-from pipeline.schema import GUARD, LABELED, OK, QUARANTINED, with_label_names
+from pipeline.schema import BOX, GUARD, LABELED, LANDMARKS, OK, QUARANTINED, with_label_names
 from pipeline.storage import location, write_table
 from pipeline.survey import describe
 from pipeline.training.faces import ArrayFaces
@@ -46,7 +46,7 @@ def handed(tmp_path: Path) -> Handed:
     }
     names = with_label_names(LABELED, ("neutral", "happiness"))
     table = pa.table([columns[name] for name in LABELED.names], schema=names)
-    read = table.select(["id", "group", "image", "box"])
+    read = table.select(["id", "group", "image", "box", "landmarks"])
     read = read.append_column("position", pa.array(range(COUNT), pa.int64()))
     read = read.append_column("reason", pa.nulls(COUNT, pa.string()))
     faces = describe(read, Crop(), "gray", threads=1)
@@ -126,7 +126,8 @@ def test_open_mined__rows_of_two_sources_stay_together(tmp_path: Path) -> None:
             "weight": pa.array([float(2 * i), float(2 * i + 1)], pa.float32()),
             "source": [slice.source] * 2,
             "image": pa.array(images[2 * i : 2 * i + 2], pa.large_binary()),
-            "box": pa.nulls(2, pa.list_(pa.float32(), 4)),
+            "box": pa.nulls(2, BOX),
+            "landmarks": pa.nulls(2, LANDMARKS),
         }))  # fmt: skip
     ledger.seal(plan)
     handed = Handed(
