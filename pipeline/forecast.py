@@ -40,6 +40,8 @@ class Step:
     name: str
     parts: Sequence[Part]
     workers: float
+    gpus: float = 0.0
+    """That its workers hold together: two workers of one GPU are no faster on it than one."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,10 @@ def stream_time(
     total = faces * sum(busy.values()) + slices * slice_cpu
     most = max(busy, key=lambda name: busy[name])
     bounds[f"cores ({most} {_percent(faces * busy[most], total)})"] = total / machine.cores
+    for step in steps:
+        held = sum(_seconds(part, machine) for part in step.parts if _on_gpu(part, machine))
+        if held and step.gpus:
+            bounds[f"GPUs ({step.name})"] = faces * held / step.gpus
     if machine.network is not None:
         bounds["network"] = faces * face_bytes / machine.network
     bottleneck = max(bounds, key=lambda name: bounds[name])

@@ -19,7 +19,6 @@ RAY_START_CPU = 6.0
 """Core-seconds until a local Ray stands."""
 SLICE_CPU = 0.03
 """Core-seconds that Ray takes per slice and step (10 to 30 ms, see streaming.py)."""
-SURVEY_CPUS = 0.25  # of one survey task, Operator's default
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def foresee(found: Measured, recipe: Recipe, rented: Rented) -> list[Row]:
         _guard(found, rented),
         _training("teach", passes["teach"], found, recipe, rented),
         _embed(found, recipe, rented),
-        _serial("score", found, rented, _seal(found, rented), "seal"),
+        _serial("score", found, rented, _seal(found), "seal"),
         _mine(found, recipe, rented),
     ]
     trained = ("distill", "student", "control_a", "control_b")
@@ -128,72 +127,88 @@ def _passes(found: Measured, recipe: Recipe) -> dict[str, float]:
 # -- passes ---------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """A streaming pass: its operators, what each does with a face, and whose ledgers it fills."""
+
+    stage: str
+    operators: Sequence[tuple[Operator, Sequence[str]]]
+    written: Sequence[str]
+    read_apart: bool = True
+    """Whether read tasks read the faces, or the operators themselves."""
+
+
 def _survey(found: Measured, recipe: Recipe, rented: Rented) -> Row:
     described = found.spent["survey"].cpu * found.labeled_faces
-    before = _serial_seconds(found.labeled_seconds + described + RAY_START_CPU, rented)
-    names = [("survey", ["survey", "survey write"], None, SURVEY_CPUS, 0.0)]
-    return _pass("survey", names, found, recipe, rented, before + found.planning)
+    before = found.labeled_seconds + (described + RAY_START_CPU) / rented.resting.core_speed
+    operator = Operator(_nothing, (), "survey")
+    asked = _Pass("survey", [(operator, ["survey", "survey write"])], ["survey"])
+    return _pass(asked, found, recipe, rented, before + found.planning)
 
 
 def _embed(found: Measured, recipe: Recipe, rented: Rented) -> Row:
+    """Where reading and scoring happen is the recipe's choice; every choice is the same work."""
     embed, score = recipe.embed, recipe.score
-    gpus = embed.num_gpus if rented.passes.gpu_factor is not None else 0.0
-    names = [
-        ("embed", ["decode", "forward", "embed write"], embed.pool, embed.num_cpus, gpus),
-        ("score", ["score", "score write"], score.pool, score.num_cpus, 0.0),
-    ]
-    return _pass("embed", names, found, recipe, rented, 0.0)
+    reads = getattr(embed, "read_in", "task") == "actor"
+    scores = getattr(score, "run_in", "actor") == "embed"
+    work = [*(["read"] if reads else []), "decode", "forward", "embed write"]
+    scoring = ["score", "score write"]
+    home = Operator(
+        _nothing,
+        (),
+        "embed",
+        pool=embed.pool,
+        num_cpus=embed.num_cpus,
+        num_gpus=embed.num_gpus if rented.passes.gpu_factor is not None else 0.0,
+        calls=getattr(embed, "streams", 1),
+    )
+    operators = [(home, [*work, *(scoring if scores else [])])]
+    if not scores:
+        own = Operator(_nothing, (), "score", pool=score.pool, num_cpus=score.num_cpus)
+        operators.append((own, scoring))
+    asked = _Pass("embed", operators, ["embed", "score"], read_apart=not reads)
+    return _pass(asked, found, recipe, rented, 0.0)
 
 
-def _pass(
-    stage: str,
-    operators: Sequence[tuple[str, list[str], tuple[int, int] | None, float, float]],
-    found: Measured,
-    recipe: Recipe,
-    rented: Rented,
-    before: float,
-) -> Row:
-    """A streaming pass: start of the workers, the stream itself, packing at the end."""
+def _pass(asked: _Pass, found: Measured, recipe: Recipe, rented: Rented, before: float) -> Row:
+    """Start of the workers, the stream itself, packing at the end."""
     machine = rented.passes
-    asked = [
-        Operator(_nothing, (), name, pool, cpus, gpus) for name, _, pool, cpus, gpus in operators
-    ]
-    layout = lay_out(asked, recipe.stream, rented.capacity)
-    written = [name for name, *_ in operators]
+    operators = [op for op, _ in asked.operators]
+    layout = lay_out(operators, recipe.stream, rented.capacity)
 
     def span(spent: Mapping[str, Spent]) -> Span:
-        steps = [Step("read", [Part("read", spent["read"])], layout.readers)]
-        for (name, parts, *_), workers in zip(operators, layout.workers, strict=True):
-            made = [
+        reads = [Part("read", spent["read"])] if asked.read_apart else []
+        steps = [Step("read", reads, layout.readers)] if reads else []
+        for (op, names), workers in zip(asked.operators, layout.workers, strict=True):
+            parts = [
                 Part(p, spent[p], gpu=p == "forward", beside=p in ("decode", "forward"))
-                for p in parts
+                for p in names
             ]
-            steps.append(Step(name, made, workers))
+            steps.append(Step(op.name, parts, workers * op.calls, gpus=workers * op.num_gpus))
         return stream_time(
             steps,
             found.faces,
             found.slices,
             machine,
-            face_bytes=found.read_bytes + sum(found.stored[name] for name in written),
-            slice_cpu=SLICE_CPU * len(steps),
+            face_bytes=found.read_bytes + sum(found.stored[name] for name in asked.written),
+            slice_cpu=SLICE_CPU * (1 + len(operators)),
         )
 
-    start = _start(found, asked, layout, recipe.stream, rented)
-    fixed = before + start + rented.node_start + _seal(found, rented)
+    start = _start(found, operators, layout, recipe.stream, rented)
+    fixed = before + start + rented.node_start + _seal(found)
     streamed, others = span(found.spent), [span(one).seconds for one in found.variants]
-    asked_of = [found.requests["read"], *(found.requests[name] for name in written)]
+    requests = [found.requests["read"], *(found.requests[name] for name in asked.written)]
     seconds = fixed + streamed.seconds
-    waits = "start" if fixed > streamed.seconds else streamed.bottleneck
     return Row(
-        stage,
+        asked.stage,
         found.faces,
         "faces",
         seconds,
         fixed + min(others, default=streamed.seconds),
         fixed + max(others, default=streamed.seconds),
-        waits,
-        stored=found.faces * sum(found.stored[name] for name in written),
-        requests=_requests([*asked_of, found.sealed.requests], found.slices),
+        "start" if fixed > streamed.seconds else streamed.bottleneck,
+        stored=found.faces * sum(found.stored[name] for name in asked.written),
+        requests=_requests([*requests, found.sealed.requests], found.slices),
         compute_dollars=_dollars(seconds, machine),
     )
 
@@ -232,7 +247,7 @@ def _mine(found: Measured, recipe: Recipe, rented: Rented) -> Row:
         face_bytes=2 * found.read_bytes,
         slice_cpu=2 * SLICE_CPU,
     )
-    seconds = streamed.seconds + _seal(found, rented)
+    seconds = streamed.seconds + _seal(found)
     asked = [found.requests["read"], found.requests["score"], found.sealed.requests]
     return Row(
         "mine (at most)",
@@ -254,7 +269,7 @@ def _mine(found: Measured, recipe: Recipe, rented: Rented) -> Row:
 def _guard(found: Measured, rented: Rented) -> Row:
     """One process looks at every face twice; the second time it commits."""
     each = found.spent["guard"].cpu + found.spent["score write"].cpu
-    seconds = _serial_seconds(found.faces * each, rented) + _seal(found, rented)
+    seconds = found.faces * each / rented.resting.core_speed + _seal(found)
     return _serial("guard", found, rented, seconds, "driver, one core")
 
 
@@ -293,12 +308,7 @@ def _training(stage: str, passes: float, found: Measured, recipe: Recipe, rented
 # -- sums -----------------------------------------------------------------------------------------
 
 
-def _serial_seconds(cpu: float, rented: Rented) -> float:
-    """Seconds of so many core-seconds in one process."""
-    return cpu / rented.resting.core_speed
-
-
-def _seal(found: Measured, rented: Rented) -> float:
+def _seal(found: Measured) -> float:
     """Seconds in which the driver packs and seals a stage."""
     return found.slices * found.sealed.seconds
 

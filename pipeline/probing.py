@@ -246,11 +246,12 @@ def random_teacher(recipe: Recipe, classes: Sequence[str], bank: int) -> Teacher
 
 def read_table_of(labeled: pa.Table) -> pa.Table:
     """READ rows of LABELED rows, as survey describes them."""
-    count = labeled.num_rows
-    columns = {name: labeled[name] for name in ("id", "group", "image", "box")}
-    columns["position"] = pa.array(np.arange(count), pa.int64())
-    columns["reason"] = pa.nulls(count, pa.string())
-    return pa.table([columns[name] for name in READ.names], schema=READ)
+    made = {
+        "position": pa.array(np.arange(labeled.num_rows), pa.int64()),
+        "reason": pa.nulls(labeled.num_rows, pa.string()),
+    }
+    columns = [made[name] if name in made else labeled[name] for name in READ.names]
+    return pa.table(columns, schema=READ)
 
 
 def usable_cores(cores: int, seconds: float = 0.5) -> float:
