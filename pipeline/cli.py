@@ -121,6 +121,34 @@ for _name, _summary in STAGE_HELP.items():
 
 
 @app.command()
+def plan(
+    recipe: RecipeArg,
+    sets: SetOpt = None,
+    run_dir: RunOpt = None,
+    probes: Annotated[int, typer.Option("--probe", min=1, help="slices that are measured")] = 4,
+    cluster: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="node groups to rent; else this machine")
+    ] = None,
+    prices: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="price table instead of the built-in one")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="plan.json with every figure")] = None,
+) -> None:
+    """Probe a few slices; predict speed, bottleneck, wall time, storage and dollars."""
+    from pipeline import costs, outlook, timetable
+
+    table = costs.load_prices(prices)
+    rented = None if cluster is None else costs.load_cluster(cluster, table)
+    found = outlook.look_ahead(_load(recipe, sets), run_dir, table, probes=probes, cluster=rented)
+    console.print(timetable.table(found))
+    for line in timetable.said(found):
+        console.print(line, markup=False, soft_wrap=True)
+    if out is not None:
+        timetable.write_plan(found, out)
+        console.print(f"plan: {out}", markup=False, soft_wrap=True)
+
+
+@app.command()
 def predict(
     model: Annotated[str, typer.Argument(help="model or teacher folder")],
     path: Annotated[str, typer.Argument(help="image, folder, container or {000..146} pattern")],
