@@ -23,6 +23,12 @@ fix: $(READY)  ## mend what can be mended
 
 bench: $(READY)  ## every benchmark, one after the other
 	$(BIN)/python -m tests.bench.resume
+	$(BIN)/python -m tests.bench.chaos
+	$(BIN)/python -m tests.bench.odd_files
+	$(BIN)/python -m tests.bench.formats
+	$(BIN)/python -m tests.bench.selection
+	$(BIN)/python -m tests.bench.memory
+	$(BIN)/python -m tests.bench.scoring_speed
 	$(BIN)/python -m tests.bench.ferplus10
 
 clean-env:
