@@ -338,8 +338,16 @@ def _in_batches(config: SearchConfig) -> Any:
 
 @contextmanager
 def _quiet_tune() -> Iterator[None]:
-    """Without Tune's own loggers and experiment snapshots: the trials are ours to keep."""
+    """Without Tune's own loggers and experiment snapshots: the trials are ours to keep.
+
+    And without the credentials that Tune copies into the environment of every trial: Ray writes
+    that environment into its logs, and no trial needs them.
+    """
     import optuna
+    from ray.tune.execution import class_cache
+
+    copied = class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.ENV_VARS_TO_PROPAGATE = {n for n in copied if not n.startswith("AWS_")}
 
     switches = {
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -356,6 +364,7 @@ def _quiet_tune() -> Iterator[None]:
     try:
         yield
     finally:
+        class_cache.ENV_VARS_TO_PROPAGATE = copied
         tune_logger.setLevel(levels[0])
         optuna.logging.set_verbosity(levels[1])
         for name, value in before.items():
