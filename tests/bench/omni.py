@@ -78,11 +78,11 @@ STREAMED = ("survey", "embed", "score", "select", "mine")
 
 
 def cells(quick: bool) -> list[Cell]:
-    """One run per format of the pool."""
+    """One run per format of the pool; `--quick` has three minutes, which are enough for one."""
     faces = SMALL["faces"] if quick else 50_000
     small = (f"slice_faces={SMALL['slice_faces']}",) if quick else ()
     made = []
-    for name, (_, own) in POOLS.items():
+    for name, (_, own) in list(POOLS.items())[-1 if quick else 0 :]:
         given = (*SETS, *own, *small)
         until = SMALL["until"] if quick else None
         made_of = {"faces": faces, "sets": list(given), "until": until}
