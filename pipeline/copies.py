@@ -2,8 +2,8 @@
 
 Rows are clustered coarsely (k-means, FAISS) and compared by matrix products inside their cluster:
 each row with those whose nearest `probes` centroids include its own nearest. A pair that shares no
-such cluster is missed: among 1,000,000 clustered vectors of 512 numbers none was at a cosine of
-0.95 (tests/bench/RESULTS.md). What is found is verified in float64 on the numbers as stored.
+such cluster is missed: of 785 pairs at a cosine of 0.95 or more that brute force found for 2,000 of
+1,000,000 rows of 512 numbers none was. What is found is verified in float64 as stored.
 
 Everything is done in the order of `keys`, in blocks of fixed size: neither the order of the rows
 nor of the chunks they came in matters. Rows that are equal to the bit are joined before, so that a
