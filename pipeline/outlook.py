@@ -49,6 +49,9 @@ from pipeline.training import runs
 TEST_FACES = 4000
 """Test faces that guard's cost is measured with, at most."""
 
+IMPORTED = {"survey": "ray.data, pipeline.survey", "embed": "ray.data, pipeline.scoring"}
+"""What the workers of a pass import."""
+
 
 @dataclass(frozen=True)
 class Outlook:
@@ -230,16 +233,15 @@ def _measured(
         labeled_faces=labeled.table.num_rows,
         rates={name: (one.rate, *one.spread) for name, one in trained.items()},
         classes=len(labeled.label_names),
-        start_cpu=_start_cpu(),
+        start_cpu={stage: _start_cpu(modules) for stage, modules in IMPORTED.items()},
     )
 
 
-def _start_cpu() -> float:
-    """Core-seconds until a new process has what a worker imports."""
-    code = "import resource, ray.data, pipeline.scoring as _; " + (
-        "u = resource.getrusage(resource.RUSAGE_SELF); print(u.ru_utime + u.ru_stime)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+def _start_cpu(modules: str) -> float:
+    """Core-seconds until a new process has imported what a worker imports."""
+    code = f"import resource, {modules}; u = resource.getrusage(resource.RUSAGE_SELF)"
+    argv = [sys.executable, "-c", f"{code}; print(u.ru_utime + u.ru_stime)"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RunError(f"a worker process could not start: {done.stderr.strip()[-200:]}")
     return float(done.stdout.split()[-1])
