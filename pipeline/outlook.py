@@ -38,7 +38,7 @@ from pipeline.probing import (
 )
 from pipeline.recipe import Recipe
 from pipeline.rehearsal import Rehearsed, rehearse
-from pipeline.renting import machines
+from pipeline.renting import here, machines
 from pipeline.run import Run
 from pipeline.sampling import Pool, plan_pool, probed_slices
 from pipeline.sources.removals import Removals
@@ -49,6 +49,7 @@ from pipeline.training import runs
 TEST_FACES = 4000
 """Test faces that guard's cost is measured with, at most."""
 
+FREE = 0.9  # share of the cores below which other work is worth a line
 IMPORTED = {"survey": "ray.data, pipeline.survey", "embed": "ray.data, pipeline.scoring"}
 """What the workers of a pass import."""
 
@@ -65,6 +66,8 @@ class Outlook:
     rows: Sequence[Row]
     fewest: Sequence[Row]
     """With the cluster at its smallest; [] without a cluster."""
+    quiet: Sequence[Row]
+    """On this machine without other work; [] for a cluster, or where there is none."""
     honest: Sequence[str]
     on_s3: bool
     prices: Prices
@@ -121,6 +124,7 @@ def look_ahead(
     pool = pool.with_rows(rows)
     measured = _measured(pool, found, sealed, labeled, labeled_seconds, trained)
     usable = sum(free) / len(free)
+    busy = cluster is None and usable < FREE * cores
     rented, smallest, name = machines(recipe, measured, cluster, cores, usable)
     return Outlook(
         recipe=recipe.name,
@@ -130,6 +134,7 @@ def look_ahead(
         measured=measured,
         rows=foresee(measured, recipe, rented),
         fewest=[] if smallest is None else foresee(measured, recipe, smallest),
+        quiet=foresee(measured, recipe, here(recipe, cores, cores)) if busy else [],
         honest=honest(recipe, pool, found, trained, cluster, cores, usable, own_teacher=own),
         on_s3=not root.is_local or any(p.requests["read"].gets for p in found),
         prices=prices,
@@ -268,7 +273,7 @@ def honest(
         f"{min(rates):,.0f}-{max(rates):,.0f} faces/s between probes; {steps} training steps timed "
         f"of each kind; {counted}; planning took {pool.seconds:.1f} s and a run pays it again.",
     ]
-    if usable < 0.9 * cores:
+    if usable < FREE * cores:
         lines.append(
             f"Other work ran here: {usable:.1f} of {cores} cores were free. Waiting is taken out "
             f"of the steps, not out of the training rates; probe again on a quiet machine."

@@ -22,6 +22,7 @@ def facts(outlook: Outlook) -> dict[str, object]:
         "machine": outlook.machine,
         "stages": [_row(row, outlook) for row in outlook.rows],
         "stages_fewest_nodes": [_row(row, outlook) for row in outlook.fewest],
+        "stages_quiet_machine": [_row(row, outlook) for row in outlook.quiet],
         "measured": measured,
         "probes": [asdict(probe) for probe in outlook.probes],
         "sources": {name: asdict(one) for name, one in outlook.pool.sampled.items()},
@@ -108,6 +109,10 @@ def said(outlook: Outlook) -> list[str]:
         seconds = sum(row.seconds for row in outlook.fewest)
         cost = dollars(total_dollars(outlook.fewest, outlook))
         lines.append(f"With the fewest nodes: {duration(seconds)}, ${cost or 0}.")
+    if outlook.quiet:
+        passes = [row for row in outlook.quiet if row.stage in ("survey", "embed")]
+        times = ", ".join(f"{row.stage} {duration(row.seconds)}" for row in passes)
+        lines.append(f"With every core of this machine free: {times}.")
     prices = outlook.prices
     if outlook.on_s3:
         stored = sum(row.stored for row in outlook.rows) / GB

@@ -25,7 +25,9 @@ SETS = [part for item in TINY for part in ("--set", item)]
 SMALL = ["--set", "pool.0.count=100", "--set", "labeled.count=80", "--set", "labeled.test_count=30"]
 
 
-def outlook(*rows: Row, on_s3: bool = True, fewest: tuple[Row, ...] = ()) -> Outlook:
+def outlook(
+    *rows: Row, on_s3: bool = True, fewest: tuple[Row, ...] = (), quiet: tuple[Row, ...] = ()
+) -> Outlook:
     return Outlook(
         recipe="made up",
         machine="a cluster",
@@ -34,6 +36,7 @@ def outlook(*rows: Row, on_s3: bool = True, fewest: tuple[Row, ...] = ()) -> Out
         measured=None,  # type: ignore[arg-type]
         rows=rows,
         fewest=fewest,
+        quiet=quiet,
         honest=["[1] of 2 slices"],
         on_s3=on_s3,
         prices=load_prices(None),
@@ -85,6 +88,11 @@ def test_said__storage_by_the_month_and_the_smallest_cluster() -> None:
     assert "2.00 GB of results, $0.05 a month" in lines[1]
     assert "check before you rely on it" in lines[1]
     assert lines[-1] == "[1] of 2 slices"
+
+
+def test_said__passes_of_a_quiet_machine() -> None:
+    lines = timetable.said(outlook(PASS, on_s3=False, quiet=(PASS, TRAIN)))
+    assert lines == ["With every core of this machine free: embed 60 min.", "[1] of 2 slices"]
 
 
 @pytest.mark.parametrize(
