@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.forecast import Machine, Part, Span, Spent, Step, stream_time, train_time
-from pipeline.placement import Capacity, Layout, Operator, StreamConfig, Transform, lay_out
+from pipeline.placement import Capacity, Layout, Operator, Transform, lay_out
 from pipeline.probing import Requests, Sealed
 from pipeline.recipe import Recipe
 from pipeline.training.loop import FORWARD
 
-RAY_START_CPU = 6.0
-"""Core-seconds until a local Ray stands."""
+RAY_START_CPU = 5.0
+"""Core-seconds until a local Ray stands, over its processes (4.9 measured, n 1)."""
 SLICE_CPU = 0.03
 """Core-seconds that Ray takes per slice and step (10 to 30 ms, see streaming.py)."""
 
@@ -48,8 +48,8 @@ class Measured:
     rates: Mapping[str, tuple[float, float, float]]
     """Image passes per second of a training: mean, lowest, highest."""
     classes: int
-    start_cpu: float
-    """Core-seconds until a new worker process has its imports."""
+    start_cpu: Mapping[str, float]
+    """Core-seconds until a new worker process of a stage has its imports."""
 
     @property
     def forward_rate(self) -> float:
@@ -140,7 +140,8 @@ class _Pass:
 
 def _survey(found: Measured, recipe: Recipe, rented: Rented) -> Row:
     described = found.spent["survey"].cpu * found.labeled_faces
-    before = found.labeled_seconds + (described + RAY_START_CPU) / rented.resting.core_speed
+    before = found.labeled_seconds + described / rented.resting.core_speed
+    before += RAY_START_CPU / rented.resting.cores
     operator = Operator(_nothing, (), "survey")
     asked = _Pass("survey", [(operator, ["survey", "survey write"])], ["survey"])
     return _pass(asked, found, recipe, rented, before + found.planning)
@@ -194,7 +195,7 @@ def _pass(asked: _Pass, found: Measured, recipe: Recipe, rented: Rented, before:
             slice_cpu=SLICE_CPU * (1 + len(operators)),
         )
 
-    start = _start(found, operators, layout, recipe.stream, rented)
+    start = _start(found.start_cpu[asked.stage], found.slices, operators, layout, recipe, rented)
     fixed = before + start + rented.node_start + _seal(found)
     streamed, others = span(found.spent), [span(one).seconds for one in found.variants]
     requests = [found.requests["read"], *(found.requests[name] for name in asked.written)]
@@ -214,23 +215,23 @@ def _pass(asked: _Pass, found: Measured, recipe: Recipe, rented: Rented, before:
 
 
 def _start(
-    found: Measured,
+    cpu: float,
+    slices: int,
     operators: Sequence[Operator],
     layout: Layout,
-    config: StreamConfig,
+    recipe: Recipe,
     rented: Rented,
 ) -> float:
     """Seconds until all worker processes of a pass have their imports; they share the cores."""
-    counts = [(min(layout.readers, found.slices), config.read_cpus)]
+    counts = [(min(layout.readers, slices), recipe.stream.read_cpus)]
     counts += [
-        (min(workers, found.slices), op.num_cpus)
+        (min(workers, slices), op.num_cpus)
         for op, workers in zip(operators, layout.workers, strict=True)
     ]
-    asked = sum(count * cpus for count, cpus in counts)
-    fit = min(1.0, rented.capacity.cpus / asked)
+    fit = min(1.0, rented.capacity.cpus / sum(count * cpus for count, cpus in counts))
     processes = max(1.0, fit * sum(count for count, _ in counts))
     machine = rented.passes
-    return found.start_cpu * max(processes / machine.cores, 1 / machine.core_speed)
+    return cpu * max(processes / machine.cores, 1 / machine.core_speed)
 
 
 def _mine(found: Measured, recipe: Recipe, rented: Rented) -> Row:
@@ -250,7 +251,7 @@ def _mine(found: Measured, recipe: Recipe, rented: Rented) -> Row:
     seconds = streamed.seconds + _seal(found)
     asked = [found.requests["read"], found.requests["score"], found.sealed.requests]
     return Row(
-        "mine (at most)",
+        "mine",
         found.faces,
         "faces",
         seconds,
@@ -270,7 +271,7 @@ def _guard(found: Measured, rented: Rented) -> Row:
     """One process looks at every face twice; the second time it commits."""
     each = found.spent["guard"].cpu + found.spent["score write"].cpu
     seconds = found.faces * each / rented.resting.core_speed + _seal(found)
-    return _serial("guard", found, rented, seconds, "driver, one core")
+    return _serial("guard", found, rented, seconds, "one core")
 
 
 def _serial(stage: str, found: Measured, rented: Rented, seconds: float, waits: str) -> Row:

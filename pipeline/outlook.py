@@ -38,7 +38,7 @@ from pipeline.probing import (
 )
 from pipeline.recipe import Recipe
 from pipeline.rehearsal import Rehearsed, rehearse
-from pipeline.renting import machines
+from pipeline.renting import here, machines
 from pipeline.run import Run
 from pipeline.sampling import Pool, plan_pool, probed_slices
 from pipeline.sources.removals import Removals
@@ -48,6 +48,10 @@ from pipeline.training import runs
 
 TEST_FACES = 4000
 """Test faces that guard's cost is measured with, at most."""
+
+FREE = 0.9  # share of the cores below which other work is worth a line
+IMPORTED = {"survey": "ray.data, pipeline.survey", "embed": "ray.data, pipeline.scoring"}
+"""What the workers of a pass import."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class Outlook:
     rows: Sequence[Row]
     fewest: Sequence[Row]
     """With the cluster at its smallest; [] without a cluster."""
+    quiet: Sequence[Row]
+    """On this machine without other work; [] for a cluster, or where there is none."""
     honest: Sequence[str]
     on_s3: bool
     prices: Prices
@@ -118,6 +124,7 @@ def look_ahead(
     pool = pool.with_rows(rows)
     measured = _measured(pool, found, sealed, labeled, labeled_seconds, trained)
     usable = sum(free) / len(free)
+    busy = cluster is None and usable < FREE * cores
     rented, smallest, name = machines(recipe, measured, cluster, cores, usable)
     return Outlook(
         recipe=recipe.name,
@@ -127,6 +134,7 @@ def look_ahead(
         measured=measured,
         rows=foresee(measured, recipe, rented),
         fewest=[] if smallest is None else foresee(measured, recipe, smallest),
+        quiet=foresee(measured, recipe, here(recipe, cores, cores)) if busy else [],
         honest=honest(recipe, pool, found, trained, cluster, cores, usable, own_teacher=own),
         on_s3=not root.is_local or any(p.requests["read"].gets for p in found),
         prices=prices,
@@ -230,16 +238,15 @@ def _measured(
         labeled_faces=labeled.table.num_rows,
         rates={name: (one.rate, *one.spread) for name, one in trained.items()},
         classes=len(labeled.label_names),
-        start_cpu=_start_cpu(),
+        start_cpu={stage: _start_cpu(modules) for stage, modules in IMPORTED.items()},
     )
 
 
-def _start_cpu() -> float:
-    """Core-seconds until a new process has what a worker imports."""
-    code = "import resource, ray.data, pipeline.scoring as _; " + (
-        "u = resource.getrusage(resource.RUSAGE_SELF); print(u.ru_utime + u.ru_stime)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+def _start_cpu(modules: str) -> float:
+    """Core-seconds until a new process has imported what a worker imports."""
+    code = f"import resource, {modules}; u = resource.getrusage(resource.RUSAGE_SELF)"
+    argv = [sys.executable, "-c", f"{code}; print(u.ru_utime + u.ru_stime)"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RunError(f"a worker process could not start: {done.stderr.strip()[-200:]}")
     return float(done.stdout.split()[-1])
@@ -266,7 +273,7 @@ def honest(
         f"{min(rates):,.0f}-{max(rates):,.0f} faces/s between probes; {steps} training steps timed "
         f"of each kind; {counted}; planning took {pool.seconds:.1f} s and a run pays it again.",
     ]
-    if usable < 0.9 * cores:
+    if usable < FREE * cores:
         lines.append(
             f"Other work ran here: {usable:.1f} of {cores} cores were free. Waiting is taken out "
             f"of the steps, not out of the training rates; probe again on a quiet machine."

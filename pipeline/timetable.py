@@ -22,6 +22,7 @@ def facts(outlook: Outlook) -> dict[str, object]:
         "machine": outlook.machine,
         "stages": [_row(row, outlook) for row in outlook.rows],
         "stages_fewest_nodes": [_row(row, outlook) for row in outlook.fewest],
+        "stages_quiet_machine": [_row(row, outlook) for row in outlook.quiet],
         "measured": measured,
         "probes": [asdict(probe) for probe in outlook.probes],
         "sources": {name: asdict(one) for name, one in outlook.pool.sampled.items()},
@@ -42,7 +43,10 @@ def _row(row: Row, outlook: Outlook) -> dict[str, object]:
 
 
 def table(outlook: Outlook) -> Table:
-    """Stages, and a total; columns that would be empty are left out."""
+    """Stages, and a total; columns that would be empty are left out.
+
+    An image is a face of the pool, or an image pass where something trains.
+    """
     shown = Table(
         title=f"{outlook.recipe} on {outlook.machine}: predicted, nothing was run", box=None
     )
@@ -51,14 +55,14 @@ def table(outlook: Outlook) -> Table:
     for name in lines[0]:
         if name in ALWAYS or any(line[name] for line in lines):
             left = name in ("stage", "waits for")
-            shown.add_column(name, justify="left" if left else "right", no_wrap=True)
+            shown.add_column(name, justify="left" if left else "right", no_wrap=name != "waits for")
     names = [str(column.header) for column in shown.columns]
     for line in lines:
         shown.add_row(*(line[name] for name in names))
     return shown
 
 
-ALWAYS = ("stage", "faces or passes", "img/s", "waits for", "wall time")
+ALWAYS = ("stage", "images", "img/s", "waits for", "time")
 
 
 def _cells(row: Row, outlook: Outlook) -> dict[str, str]:
@@ -66,10 +70,10 @@ def _cells(row: Row, outlook: Outlook) -> dict[str, str]:
     low, high = duration(row.low), duration(row.high)
     return {
         "stage": row.stage,
-        "faces or passes": f"{row.amount:,.0f}",
+        "images": f"{row.amount:,.0f}",
         "img/s": f"{row.rate:,.0f}",
         "waits for": row.bottleneck,
-        "wall time": duration(row.seconds),
+        "time": duration(row.seconds),
         "range": f"{low} - {high}" if low != high else "",
         "GB": f"{row.stored / GB:,.2f}" if row.stored else "",
         "S3 requests": f"{asked:,.0f}" if asked else "",
@@ -85,10 +89,10 @@ def _total(outlook: Outlook) -> dict[str, str]:
     low, high = (duration(sum(getattr(row, end) for row in rows)) for end in ("low", "high"))
     return {
         "stage": "total",
-        "faces or passes": "",
+        "images": "",
         "img/s": "",
         "waits for": "",
-        "wall time": duration(sum(row.seconds for row in rows)),
+        "time": duration(sum(row.seconds for row in rows)),
         "range": f"{low} - {high}" if low != high else "",
         "GB": f"{sum(row.stored for row in rows) / GB:,.2f}",
         "S3 requests": f"{asked:,.0f}" if asked else "",
@@ -104,7 +108,11 @@ def said(outlook: Outlook) -> list[str]:
     if outlook.fewest:
         seconds = sum(row.seconds for row in outlook.fewest)
         cost = dollars(total_dollars(outlook.fewest, outlook))
-        lines.append(f"With the fewest nodes: {duration(seconds)}, {cost or '$0'}.")
+        lines.append(f"With the fewest nodes: {duration(seconds)}, ${cost or 0}.")
+    if outlook.quiet:
+        passes = [row for row in outlook.quiet if row.stage in ("survey", "embed")]
+        times = ", ".join(f"{row.stage} {duration(row.seconds)}" for row in passes)
+        lines.append(f"With every core of this machine free: {times}.")
     prices = outlook.prices
     if outlook.on_s3:
         stored = sum(row.stored for row in outlook.rows) / GB
