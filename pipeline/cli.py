@@ -135,7 +135,7 @@ def plan(
     out: Annotated[Path | None, typer.Option(help="plan.json with every figure")] = None,
 ) -> None:
     """Probe a few slices; predict speed, bottleneck, wall time, storage and dollars."""
-    from pipeline import costs, outlook, timetable
+    from pipeline.planning import costs, outlook, timetable
 
     table = costs.load_prices(prices)
     rented = None if cluster is None else costs.load_cluster(cluster, table)

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from pipeline.errors import SourceError
-from pipeline.forecast import choose
 from pipeline.labeled.files import IMAGE_SUFFIXES
 from pipeline.plan import GROUP, Plan, Slice
+from pipeline.planning.forecast import choose
 from pipeline.sources.extents import name_below, shards
 from pipeline.sources.folder import FolderPool
 from pipeline.sources.index import Entry, build, extents

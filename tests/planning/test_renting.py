@@ -9,9 +9,9 @@ import torch
 from helpers.flow import tiny
 from test_foresight import measured
 
-from pipeline.costs import Cluster, load_cluster, load_prices
 from pipeline.errors import ConfigError
-from pipeline.renting import cluster_at, here, machines, resting
+from pipeline.planning.costs import Cluster, load_cluster, load_prices
+from pipeline.planning.renting import cluster_at, here, machines, resting
 
 FILE = """\
 efficiency: 0.5

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pipeline.forecast import (
+from pipeline.planning.forecast import (
     Machine,
     Part,
     Spent,

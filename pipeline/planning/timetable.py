@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from pipeline.forecast import GB
-from pipeline.foresight import Row
-from pipeline.outlook import Outlook
+from pipeline.planning.forecast import GB
+from pipeline.planning.foresight import Row
+from pipeline.planning.outlook import Outlook
 from pipeline.storage import location
 
 

@@ -13,10 +13,10 @@ import torch
 from helpers.flow import tiny
 from helpers.s3 import s3_bucket
 
-from pipeline import probing
 from pipeline.labeled.reader import read_labeled
 from pipeline.ledger import Ledger
-from pipeline.probing import (
+from pipeline.planning import probing
+from pipeline.planning.probing import (
     STAGES,
     Prober,
     Requests,
@@ -26,8 +26,8 @@ from pipeline.probing import (
     read_table_of,
     usable_cores,
 )
+from pipeline.planning.sampling import Pool, plan_pool
 from pipeline.recipe import Recipe
-from pipeline.sampling import Pool, plan_pool
 from pipeline.schema import FACES, READ, embeddings_schema, scores_schema
 from pipeline.storage import Location, location
 

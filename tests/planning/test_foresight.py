@@ -9,10 +9,10 @@ from helpers.flow import tiny
 
 from pipeline.embedding import EmbedConfig
 from pipeline.errors import ResourceError
-from pipeline.forecast import Machine, Spent
-from pipeline.foresight import Measured, Rented, Row, foresee
 from pipeline.placement import Capacity
-from pipeline.probing import Requests, Sealed
+from pipeline.planning.forecast import Machine, Spent
+from pipeline.planning.foresight import Measured, Rented, Row, foresee
+from pipeline.planning.probing import Requests, Sealed
 
 STEPS = ("read", "survey", "guard", "decode", "score", "survey write", "embed write", "score write")
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import torch
 
-from pipeline.costs import Cluster
 from pipeline.errors import ConfigError
-from pipeline.forecast import Machine
-from pipeline.foresight import Measured, Rented
 from pipeline.placement import Capacity
+from pipeline.planning.costs import Cluster
+from pipeline.planning.forecast import Machine
+from pipeline.planning.foresight import Measured, Rented
 from pipeline.recipe import Recipe
 
 STORE_SHARE = 0.3  # of the memory: Ray's object store, where the recipe does not say

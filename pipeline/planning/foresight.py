@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.forecast import Machine, Part, Span, Spent, Step, stream_time, train_time
 from pipeline.placement import Capacity, Layout, Operator, Transform, lay_out
-from pipeline.probing import Requests, Sealed
+from pipeline.planning.forecast import Machine, Part, Span, Spent, Step, stream_time, train_time
+from pipeline.planning.probing import Requests, Sealed
 from pipeline.recipe import Recipe
 from pipeline.training.loop import FORWARD
 

@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import sampling, synthetic
+from pipeline import synthetic
 from pipeline.errors import SourceError
 from pipeline.labeled.reader import LabeledSynthetic, read_labeled
-from pipeline.sampling import plan_pool, probed_slices
+from pipeline.planning import sampling
+from pipeline.planning.sampling import plan_pool, probed_slices
 from pipeline.sources.folder import FolderPool
 from pipeline.sources.parquet import ParquetPool
 from pipeline.sources.reader import plan_slices, read_slice

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.costs import Prices, load_cluster, load_prices
 from pipeline.errors import ConfigError
+from pipeline.planning.costs import Prices, load_cluster, load_prices
 
 GROUPS = """\
 groups:

@@ -21,12 +21,12 @@ import pyarrow.compute as pc
 
 from pipeline import guard
 from pipeline.artifacts import Teacher, load_teacher, on_node
-from pipeline.costs import Cluster, Prices
 from pipeline.errors import RunError, SourceError
-from pipeline.forecast import Spent, average
-from pipeline.foresight import Measured, Row, foresee
 from pipeline.labeled.reader import LabeledSet, read_labeled
-from pipeline.probing import (
+from pipeline.planning.costs import Cluster, Prices
+from pipeline.planning.forecast import Spent, average
+from pipeline.planning.foresight import Measured, Row, foresee
+from pipeline.planning.probing import (
     Probe,
     Prober,
     Requests,
@@ -36,11 +36,11 @@ from pipeline.probing import (
     read_table_of,
     usable_cores,
 )
+from pipeline.planning.rehearsal import Rehearsed, rehearse
+from pipeline.planning.renting import here, machines
+from pipeline.planning.sampling import Pool, plan_pool, probed_slices
 from pipeline.recipe import Recipe
-from pipeline.rehearsal import Rehearsed, rehearse
-from pipeline.renting import here, machines
 from pipeline.run import Run
-from pipeline.sampling import Pool, plan_pool, probed_slices
 from pipeline.sources.removals import Removals
 from pipeline.storage import Location, location, write_table
 from pipeline.survey import describe

@@ -25,11 +25,11 @@ import torch
 from pipeline import guard
 from pipeline.artifacts import Teacher
 from pipeline.embedding import Decoder, EmbedConfig, Forward, spread
-from pipeline.forecast import Spent
 from pipeline.images import Color, Crop
 from pipeline.ledger import Ledger
 from pipeline.models import create
 from pipeline.plan import Plan, Slice
+from pipeline.planning.forecast import Spent
 from pipeline.recipe import Recipe
 from pipeline.schema import OK, QUARANTINED, READ, embeddings_schema
 from pipeline.scoring import score_table

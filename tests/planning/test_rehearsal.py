@@ -9,8 +9,8 @@ import pytest
 import torch
 from helpers.flow import tiny
 
-from pipeline import rehearsal
-from pipeline.rehearsal import STEPS, WARM, Rehearsed, rehearse
+from pipeline.planning import rehearsal
+from pipeline.planning.rehearsal import STEPS, WARM, Rehearsed, rehearse
 from pipeline.training.worker import local
 
 CLASSES = ("neutral", "happiness", "sadness")

@@ -11,11 +11,11 @@ from helpers.command import omnifer
 from helpers.flow import DEMO, TINY
 from rich.console import Console
 
-from pipeline import timetable
-from pipeline.costs import load_prices
-from pipeline.foresight import Row
-from pipeline.outlook import Outlook
-from pipeline.probing import Requests
+from pipeline.planning import timetable
+from pipeline.planning.costs import load_prices
+from pipeline.planning.foresight import Row
+from pipeline.planning.outlook import Outlook
+from pipeline.planning.probing import Requests
 
 CLUSTER = """\
 groups:

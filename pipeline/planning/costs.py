@@ -22,7 +22,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.config import Config, nearest, parse
 from pipeline.errors import ConfigError
-from pipeline.forecast import Machine
+from pipeline.planning.forecast import Machine
 
 GBIT = 1e9 / 8  # bytes per second
 
@@ -191,7 +191,7 @@ def _load(model: type[C], path: Path) -> C:
 
 
 def _own_prices() -> str:
-    return files("pipeline").joinpath("prices.yaml").read_text(encoding="utf-8")
+    return files("pipeline.planning").joinpath("prices.yaml").read_text(encoding="utf-8")
 
 
 def _date(value: Any) -> Any:

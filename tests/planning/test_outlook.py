@@ -11,11 +11,12 @@ import pytest
 from helpers import flow
 from helpers.s3 import s3_bucket
 
-from pipeline import conduct, probing
-from pipeline.costs import load_prices
+from pipeline import conduct
 from pipeline.errors import SourceError
 from pipeline.labeled.reader import read_labeled
-from pipeline.outlook import Outlook, look_ahead, scratch
+from pipeline.planning import probing
+from pipeline.planning.costs import load_prices
+from pipeline.planning.outlook import Outlook, look_ahead, scratch
 from pipeline.recipe import Recipe
 from pipeline.sources.reader import plan_slices, read_slice
 from pipeline.sources.synthetic import SyntheticPool

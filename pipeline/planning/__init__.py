@@ -1,0 +1,1 @@
+"""omnifer plan: probe slices and training steps here, predict time, storage and dollars."""
