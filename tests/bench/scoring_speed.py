@@ -42,7 +42,7 @@ SIZE = 112
 MODEL = {"name": "resnet18", "size": SIZE, "color": "rgb", "dropout": 0.0}
 SMALL = {"name": "convnet", "args": {"width": 16}, "size": 48, "color": "rgb", "dropout": 0.0}
 LONG_FACES = 60_000
-SLICE = 256
+SLICE = 128
 PASSES: Mapping[str, dict[str, Any]] = {
     "pass: task, actor, 1x2": {"read_in": "task", "run_in": "actor", "streams": 1, "threads": 2},
     "pass: actor, embed, 2x1": {"read_in": "actor", "run_in": "embed", "streams": 2, "threads": 1},
@@ -73,7 +73,7 @@ OURS, CEILING = "pass: actor, embed, 2x1", "bare: 2x1"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this bench."""
-    parser.add_argument("--faces", type=int, default=6_000, help="per row of a round")
+    parser.add_argument("--faces", type=int, default=4_000, help="per row of a round")
     parser.add_argument("--rounds", type=int, default=3)
 
 

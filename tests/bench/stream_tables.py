@@ -214,7 +214,7 @@ def _scoring_speed(records: Records) -> list[str]:
             f"{found['model']}, {first['n']:,} faces of 112 px a row, {found['dtype']}, medians of "
             f"{len(scoring_speed.rates(records, scoring_speed.CEILING))} alternating rounds "
             f"(smallest to largest); {first['host']}, {found['amx']}. Smallest cosine with "
-            f"float32: {worst}. Alone, scoring a slice of 256 faces takes "
+            f"float32: {worst}. Alone, scoring a slice of 128 faces takes "
             f"{ours['score_per_slice']:.3f} s and both commits "
             f"{ours['commit_per_slice']:.3f} s.",
             "",
