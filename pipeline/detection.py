@@ -6,7 +6,7 @@ OpenCV from an ONNX file that the person names; nothing is downloaded. OpenCV is
 
 Of each face its surroundings are kept, as PNG: every pixel that a crop by box or landmarks looks
 at, without another loss. Whole photos would be decoded once per face and pass, 0.2 s each at 12
-megapixels where a cut-out of 400 x 400 takes 5 ms, and one of ten people would be stored ten times.
+megapixels where a cut-out of 400 x 400 takes 10 ms, and one of ten people be stored ten times.
 
 Cost: per photo its decoding and the network; per face its PNG, 45 ms at 400 x 400 pixels.
 

@@ -150,8 +150,8 @@ def _survey(found: Measured, recipe: Recipe, rented: Rented) -> Row:
 def _embed(found: Measured, recipe: Recipe, rented: Rented) -> Row:
     """Where reading and scoring happen is the recipe's choice; every choice is the same work."""
     embed, score = recipe.embed, recipe.score
-    reads = getattr(embed, "read_in", "task") == "actor"
-    scores = getattr(score, "run_in", "actor") == "embed"
+    reads = embed.read_in == "actor"
+    scores = score.run_in == "embed"
     work = [*(["read"] if reads else []), "decode", "forward", "embed write"]
     scoring = ["score", "score write"]
     home = Operator(
@@ -161,7 +161,7 @@ def _embed(found: Measured, recipe: Recipe, rented: Rented) -> Row:
         pool=embed.pool,
         num_cpus=embed.num_cpus,
         num_gpus=embed.num_gpus if rented.passes.gpu_factor is not None else 0.0,
-        calls=getattr(embed, "streams", 1),
+        calls=embed.streams,
     )
     operators = [(home, [*work, *(scoring if scores else [])])]
     if not scores:

@@ -39,6 +39,7 @@ def read(config: Mapping[str, Any], work: Path) -> list[Row]:
         "group": table["group"],
         "image": table["image"],
         "box": table["box"],
+        "landmarks": table["landmarks"],
         "reason": pa.nulls(count, pa.string()),
     }
     reasons = decoded(pa.table(columns, schema=READ))

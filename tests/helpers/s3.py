@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -41,9 +42,15 @@ def s3_bucket(seen: Seen | None = None, secret: str = "testing") -> Iterator[Loc
         env.setenv("AWS_DEFAULT_REGION", "us-east-1")
         s3fs.S3FileSystem.clear_instance_cache()
         boto3.client("s3").create_bucket(Bucket="faces")
-        yield location("s3://faces/runs")
-        s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+        try:
+            yield location("s3://faces/runs")
+        finally:
+            # All servers of a process share what they hold: the next bucket must start empty.
+            urllib.request.urlopen(
+                urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")
+            ).close()
+            s3fs.S3FileSystem.clear_instance_cache()
+            server.stop()
 
 
 def _watched(app: Any, seen: Seen) -> Any:

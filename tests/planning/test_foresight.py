@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 from helpers.flow import tiny
 
-from pipeline.embedding import EmbedConfig
 from pipeline.errors import ResourceError
 from pipeline.placement import Capacity
 from pipeline.planning.forecast import Machine, Spent
@@ -51,8 +50,6 @@ def rented(machine: Machine, cpus: float = 64, gpus: float = 0, start: float = 0
 
 
 APART = ("embed.read_in=task", "embed.streams=1", "score.run_in=actor")
-if "read_in" not in EmbedConfig.model_fields:
-    APART = ()
 
 
 def rows(found: Measured, on: Rented, *sets: str) -> dict[str, Row]:
@@ -101,7 +98,6 @@ def test_foresee__gpus_take_the_forward_off_the_cores() -> None:
     assert fast.seconds == pytest.approx(1_000_000 * 0.002, rel=0.02)
 
 
-@pytest.mark.skipif(not APART, reason="this version reads and scores apart")
 def test_foresee__one_actor_that_reads_and_scores_does_all_of_it() -> None:
     sets = ("embed.read_in=actor", "embed.streams=2", "score.run_in=embed", "embed.pool=[1,1]")
     found = foresee(measured(), tiny(*sets), rented(Machine(64)))
