@@ -198,8 +198,7 @@ class Ledger:
         known = self._commits.get(key)
         if known is None:
             record = self._record(key)
-            data = record.find_bytes()
-            if data is None:
+            if (data := record.find_bytes()) is None:
                 return None
             if len(self._commits) >= GROUP:
                 self._commits.clear()  # another thread may do so at any time
@@ -396,8 +395,7 @@ class Ledger:
 def _fault(step: str) -> None:
     """Die like a killed process if OMNIFER_FAULT names this step.
 
-    The promise of this module is about being killed between two lines. Only a real process that
-    dies at a chosen line, with no handler, finally block or buffer flush run, can prove it.
+    What holds when a process dies between two lines only one that really does can prove.
     """
     if os.environ.get("OMNIFER_FAULT") == step:
         os._exit(137)
