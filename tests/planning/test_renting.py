@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.flow import tiny
-from test_foresight import measured
 
 from pipeline.errors import ConfigError
 from pipeline.planning.costs import Cluster, load_cluster, load_prices
 from pipeline.planning.renting import cluster_at, here, machines, resting
+from planning.test_foresight import measured
 
 FILE = """\
 efficiency: 0.5
