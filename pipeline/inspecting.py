@@ -125,7 +125,7 @@ def _labeled(found: Found, work: Location, model: Teacher | None) -> Inspection:
     for role, label in zip(roles, labels, strict=True):
         classes.setdefault(role or "no split", Counter())[label or "-"] += 1
     chosen = _spread(labels, FACES)
-    sample = _as_read(table.take(pa.array(chosen)))
+    sample = as_read(table.take(pa.array(chosen)))
     crop = Crop(box=True) if sample["box"].null_count < sample.num_rows else Crop()
     seen = Inspection(
         found,
@@ -232,7 +232,8 @@ def save_sheet(sheet: np.ndarray, out: Path) -> None:
     Image.fromarray(sheet).save(out, "PNG")
 
 
-def _as_read(table: pa.Table) -> pa.Table:
+def as_read(table: pa.Table) -> pa.Table:
+    """READ rows of a labeled table."""
     count = table.num_rows
     columns = {
         "id": table["id"],

@@ -165,10 +165,9 @@ class Ledger:
         digest = group_digest(commits)
         seal = self.at / "seals" / f"{name}.json"
         _fault("before-seal")
-        if not seal.create(to_json({"digest": digest, "slices": entries})):
-            other = seal.read_json()["digest"]
-            if other != digest:
-                raise LedgerError(f"{seal}: digest {other}, expected {digest}")
+        record = to_json({"digest": digest, "slices": entries})
+        if not seal.create(record) and (other := seal.read_json()["digest"]) != digest:
+            raise LedgerError(f"{seal}: digest {other}, expected {digest}")
 
     def sweep(self, plan: Plan) -> None:
         """Remove parts and noted attempts of a stage all of whose groups are sealed.

@@ -120,7 +120,7 @@ def test_audit__finds_names_that_were_exchanged(mixed_up: bool) -> None:
 
 
 def test_contact_sheet__bad_faces_stay_dark(tmp_path: Path) -> None:
-    seen = inspecting._as_read(
+    seen = inspecting.as_read(
         records_table(["a", "b"], [None] * 2, [None] * 2, [FACES[0], b"no image"])
     )
     sheet = contact_sheet(seen, Crop(), ["good", "bad\nnot_an_image"])

@@ -9,12 +9,12 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-import pyarrow as pa
 from pydantic import TypeAdapter
 
+from pipeline.inspecting import as_read
 from pipeline.labeled.codes import AFFWILD2, CKPLUS, FER2013, RAFDB
 from pipeline.labeled.reader import LabeledData
-from pipeline.schema import EMOTIONS, READ
+from pipeline.schema import EMOTIONS
 from tests.bench.cases import Case, Row, cut, decoded, overwrite
 from tests.labeled import writers as sets
 
@@ -32,17 +32,7 @@ def read(config: Mapping[str, Any], work: Path) -> list[Row]:
     """Rows of a labeled set; reasons as survey finds them."""
     source: Any = TypeAdapter(LabeledData).validate_python(config)
     table = source.records("x").table
-    count = table.num_rows
-    columns = {
-        "id": table["id"],
-        "position": pa.array(range(count), pa.int64()),
-        "group": table["group"],
-        "image": table["image"],
-        "box": table["box"],
-        "landmarks": table["landmarks"],
-        "reason": pa.nulls(count, pa.string()),
-    }
-    reasons = decoded(pa.table(columns, schema=READ))
+    reasons = decoded(as_read(table))
     return [
         Row(
             row["id"].removeprefix("x/"),
