@@ -42,7 +42,7 @@ class TrainConfig(Config):
     workers: int = Field(default=0, ge=0)  # Ray Train workers; 0 trains in this process
     stage_workers: dict[str, int] = Field(default_factory=dict)  # other numbers for some stages
     use_gpu: bool = False
-    bf16: bool | None = None  # autocast; None: on GPUs and on CPUs with AMX
+    bf16: bool | None = None  # autocast; None: where it is faster, see worker.precision
     threads: int | None = Field(default=None, ge=1)  # torch threads of a worker; None: all cores
     checkpoint_every: int = Field(default=500, ge=1)  # steps
 

@@ -37,6 +37,11 @@ def test_precision__follows_the_recipe_and_else_the_machine(
     assert precision(True, "cpu") == torch.bfloat16
     assert precision(False, "cuda") == torch.float32
     assert precision(None, "cuda") == torch.bfloat16
-    for amx, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda amx=amx: {"amx_bf16": amx})
+    for able, expected in (
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": False, "avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": False, "avx512_bf16": False}, torch.float32),
+        ({}, torch.float32),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
         assert precision(None, "cpu") == expected
