@@ -31,15 +31,17 @@ from pipeline.schema import label_names_of
 from pipeline.storage import Location, read_table, write_table
 from pipeline.streaming import start_ray
 from pipeline.survey import describe
-from pipeline.training import exam, runs, student
+from pipeline.training import distillation, exam, runs, student
 from pipeline.training.handed import FACES_FILE, LABELED_FILE, Handed, labeled_rows, usable
-from pipeline.training.launch import launch
+from pipeline.training.launch import launch, spread
 from pipeline.training.loop import FORWARD
 from pipeline.training.references import out_of_fold_scores
 from pipeline.training.supervised import SupervisedConfig
 
 POINTS_FILE = "labeled.parquet"
 MODEL = "model"
+TUNED = "tuned"
+"""The teacher, trained on from the distilled set."""
 PLACES = ("score.run_in", "score.pool", "score.num_cpus")
 TEST_FIELDS = ("labeled.test", "labeled.development.role")
 
@@ -241,9 +243,72 @@ def control(job: Job, model: str, passes: float | None) -> None:
         stage.finish(facts.pop("sha256"), **facts)
 
 
+def experts(job: Job, mined: Artifact) -> str | None:
+    """Folder of the experts a distillation follows, trained as parallel tasks if they are not.
+
+    They depend on the faces and on the network, not on the number of images, so sets of any size
+    share them.
+    """
+    config = job.recipe.distill
+    if config is None or config.method != "trajectory":
+        return None
+    own = {"net": config.net, "experts": config.experts}
+    inputs: dict[str, Any] = {name: part.model_dump(mode="json") for name, part in own.items()}
+    inputs |= {"labeled": training_digest(job), "mined": mined.digest, "siamese": config.siamese}
+    stage = job.open("experts", inputs)
+    if stage.done is None:
+        settings = distillation.ExpertJob(
+            handed=handed(job, mined=True),
+            distill=config,
+            number=0,
+            out=stage.dir.uri,
+            seed=job.recipe.seed,
+        )
+        each = [
+            settings.model_copy(update={"number": number}).model_dump(mode="json")
+            for number in range(config.experts.count)
+        ]
+        place = job.recipe.train
+        made = spread(
+            distillation.expert,
+            each,
+            use_gpu=place.use_gpu,
+            name="experts",
+            bf16=place.bf16,
+            threads=place.threads,
+        )
+        stage.finish(digest([one["sha256"] for one in made]), count=len(made))
+    return stage.dir.uri
+
+
+def tune(job: Job) -> None:
+    """Train the teacher on from the distilled set, where the recipe asks for it."""
+    if job.recipe.tune is None:
+        return
+    made, teacher = job.run.artifact("distill"), job.run.artifact("teach")
+    stage = job.open(TUNED, {"distill": made.digest, "teacher": teacher.digest})
+    if stage.done is None:
+        settings = distillation.TuneJob(
+            tune=job.recipe.tune,
+            distilled=made.dir.uri,
+            teacher=teacher.dir.uri,
+            out=(stage.dir / MODEL).uri,
+            checkpoints=checkpoints(stage),
+            seed=job.recipe.seed,
+        )
+        facts = train(job, stage.name, distillation.tune, settings)
+        facts["passes"] += teacher.facts["passes"] + made.facts["passes"]
+        stage.finish(facts.pop("sha256"), **facts)
+
+
+def judged_names(job: Job) -> tuple[str, ...]:
+    """Stages whose models are judged, the teacher apart."""
+    return (*CONTROLS, STUDENT, *((TUNED,) if job.recipe.tune is not None else ()))
+
+
 def judged_models(job: Job) -> dict[str, Location]:
     """Folders of the models that are judged."""
-    trained = {name: job.run.artifact(name).dir / MODEL for name in (*CONTROLS, STUDENT)}
+    trained = {name: job.run.artifact(name).dir / MODEL for name in judged_names(job)}
     return {"teacher": job.run.artifact("teach").dir / runs.TEACHER, **trained}
 
 
@@ -284,7 +349,7 @@ def protocol_card(job: Job) -> dict[str, Any]:
         "crop": recipe.labeled.crop.model_dump(mode="json", exclude_none=True),
         "passes": {
             "teacher": teacher.facts["passes"],
-            **{name: job.run.artifact(name).facts["passes"] for name in (*CONTROLS, STUDENT)},
+            **{name: job.run.artifact(name).facts["passes"] for name in judged_names(job)},
         },
         "pretraining_data": recipe.teach.model.pretraining_data or "none",
     }

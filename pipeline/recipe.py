@@ -31,7 +31,8 @@ from pipeline.sources.reader import PoolSource
 from pipeline.streaming import StreamConfig
 from pipeline.survey import SurveyConfig
 from pipeline.tracking import TrackingConfig
-from pipeline.training.distill import DistillConfig
+from pipeline.training.distillation import TuneConfig
+from pipeline.training.distilling import DistillConfig
 from pipeline.training.runs import TrainConfig
 from pipeline.training.student import ControlConfig, StudentConfig
 from pipeline.training.teacher import TeachConfig
@@ -58,6 +59,7 @@ class Recipe(Config):
     search: SearchConfig | None = None  # None: select uses its own settings
     select: SelectConfig = SelectConfig()
     distill: DistillConfig | None = None  # None: no distilled set
+    tune: TuneConfig | None = None  # None: the teacher learns nothing from the distilled set
     student: StudentConfig = StudentConfig()
     control: ControlConfig = ControlConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -70,6 +72,12 @@ class Recipe(Config):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"pool: two sources are named {twice[0]!r}; give each its own name")
+        return self
+
+    @model_validator(mode="after")
+    def _tuned_on_something(self) -> Recipe:
+        if self.tune is not None and self.distill is None:
+            raise ValueError("tune: there is no distilled set to tune on; name distill as well")
         return self
 
     @model_validator(mode="after")

@@ -29,7 +29,7 @@ from pipeline.sources.reader import read_slice
 from pipeline.storage import read_table, write_table
 from pipeline.streaming import Operator, start_ray
 from pipeline.survey import Surveyor
-from pipeline.training import runs
+from pipeline.training import distillation, runs
 
 POINT_FILE = "operating_point.json"
 METRICS_FILE = "metrics.json"
@@ -171,15 +171,16 @@ def distill(job: Job) -> Artifact | None:
     }
     stage = job.open("distill", inputs)
     if stage.done is None:
-        settings = runs.DistillJob(
+        settings = distillation.DistillJob(
             handed=flow.handed(job, mined=True),
             distill=job.recipe.distill,
             teacher=teacher.dir.uri,
+            experts=flow.experts(job, mined),
             out=stage.dir.uri,
             checkpoints=flow.checkpoints(stage),
             seed=job.recipe.seed,
         )
-        facts = flow.train(job, stage.name, runs.distill, settings)
+        facts = flow.train(job, stage.name, distillation.distill, settings)
         stage.finish(facts.pop("sha256"), **facts)
     return pool.done(stage)
 
@@ -203,12 +204,13 @@ def student(job: Job) -> Artifact:
         stage.finish(facts.pop("sha256"), **{**facts, "passes": spent + facts["passes"]})
     flow.control(job, "control_a", passes=None)
     flow.control(job, "control_b", passes=pool.done(stage).facts["passes"])
+    flow.tune(job)
     return pool.done(stage)
 
 
 def evaluate(job: Job) -> Artifact:
     """Judge every model on the test faces; the only stage that reads their labels."""
-    before = ("teach", "student", "control_a", "control_b", "test", "select")
+    before = ("teach", *flow.judged_names(job), "test", "select")
     inputs = {name: job.run.artifact(name).digest for name in before}
     stage = job.open("evaluate", inputs)
     if stage.done is None:

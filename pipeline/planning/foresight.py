@@ -13,6 +13,7 @@ from pipeline.placement import Capacity, Layout, Operator, Transform, lay_out
 from pipeline.planning.forecast import Machine, Part, Span, Spent, Step, stream_time, train_time
 from pipeline.planning.probing import Requests, Sealed
 from pipeline.recipe import Recipe
+from pipeline.training.distill_cost import cost_of
 from pipeline.training.loop import FORWARD
 
 RAY_START_CPU = 5.0
@@ -118,9 +119,10 @@ def _passes(found: Measured, recipe: Recipe) -> dict[str, float]:
     again = len(student.rescore_at) * 2 * found.faces * FORWARD  # at most: of the mined faces
     passes = {"teach": taught, "student": own + again, "control_a": float(own)}
     passes["control_b"] = own + again + taught + embedded
-    if recipe.distill is not None and recipe.distill.method == "matching":
-        each = found.classes * (recipe.distill.ipc + recipe.distill.batch * FORWARD)
-        passes["distill"] = recipe.distill.steps * each
+    if recipe.distill is not None and recipe.distill.learned:
+        names = [str(code) for code in range(found.classes)]
+        expected = cost_of(recipe.distill, names, found.training_faces)
+        passes["distill"] = expected.passes + expected.expert_passes
     return passes
 
 

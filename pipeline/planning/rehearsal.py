@@ -19,8 +19,9 @@ from pipeline.models import ModelConfig
 from pipeline.recipe import Recipe
 from pipeline.training.data import LabeledFaces, MinedFaces
 from pipeline.training.distill import distill
+from pipeline.training.distill_cost import blank_expert, cost_of
 from pipeline.training.faces import ArrayFaces
-from pipeline.training.loop import FORWARD, Hook, Objective, Step, Worker
+from pipeline.training.loop import Hook, Objective, Step, Worker
 from pipeline.training.student import control, train_student
 from pipeline.training.supervised import train_supervised
 from pipeline.training.worker import local, precision, prepare_cpu
@@ -124,15 +125,25 @@ def _trainings(
             lambda hooks: train_supervised(own, labeled, classes, worker, seed=0, hooks=hooks),
         ),
     }
-    if recipe.distill is not None and recipe.distill.method == "matching":
+    if recipe.distill is not None and recipe.distill.learned:
         config = recipe.distill.model_copy(update={**shortened, "net": _blank(recipe.distill.net)})
         real = _labeled(config.net, len(classes))
-        learned, seen = len(classes) * config.ipc, len(classes) * config.batch
+        experts = [blank_expert(config, classes)] if config.method == "trajectory" else []
+        each = cost_of(config, classes, FACES).passes / config.steps
 
         def match(hooks: Sequence[Hook]) -> object:
-            return distill(config, real.faces, real.labels, classes, worker, seed=0, hooks=hooks)
+            return distill(
+                config,
+                real.faces,
+                real.labels,
+                classes,
+                worker,
+                seed=0,
+                experts=experts,
+                hooks=hooks,
+            )
 
-        found["distill"] = (learned + seen * FORWARD, match)
+        found["distill"] = (each, match)
     return found
 
 

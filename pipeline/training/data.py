@@ -55,6 +55,8 @@ class MinedFaces:
     """Weight that selection gave each face (M,), (0, 1]."""
     source: Sequence[str]
     """The recipe's name of the source of each face (M,)."""
+    ids: Sequence[str] = ()
+    """Of each face (M,), where somebody asks."""
 
     def __len__(self) -> int:
         return len(self.soft)
@@ -78,6 +80,8 @@ class Stream:
     """Positions to draw from (M,); None for the whole store."""
     probabilities: np.ndarray | None = None
     """Of each row (M,): drawn with replacement. None: every row once per epoch."""
+    shared: bool = True
+    """Whether workers share a batch; else each gets all of it."""
 
     def __post_init__(self) -> None:
         if self.count == 0:
@@ -164,6 +168,8 @@ class Batches:
 
     def _read(self, stream: Stream, step: int) -> tuple[np.ndarray, np.ndarray]:
         index = self.draw(stream, step)
+        if not stream.shared:
+            return index, stream.faces.take(index)
         part = len(index) // self._world
         if part * self._world != len(index):
             raise ConfigError(

@@ -1,60 +1,37 @@
-"""Learn a few synthetic images per class that stand for all faces of a training set.
+"""Learn or choose a few images per class that stand for all faces of a training set.
 
-What for: a set of some hundred images trains a student in seconds and can be looked at. The images
-start as real faces of their class. `random` keeps them as they are: the baseline that a distilled
-set has to beat at the same number of images. Cost per step: see pipeline/distillers.
-Departs: the pixels are learned with AdamW and one cosine instead of SGD with momentum, and are cut
-to [0, 1] after every step, because they are stored as images.
+What for: a set of some hundred images trains a student in seconds and can be looked at. Chosen sets
+(random, herding, k_center, crops) are real faces; learned ones (distribution, gradient, unrolled,
+trajectory) start as real faces and are changed. A random set with the teacher's soft labels is what
+every other set has to beat at the same number of images. Cost: distill_cost.py counts it.
+Departs: pixels, soft labels and inner learning rate are learned with AdamW and one cosine instead
+of SGD with momentum; pixels are cut to [0, 1] after every step, because they are stored as images.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
-from safetensors.numpy import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.augment import plain
-from pipeline.config import Config
-from pipeline.distillers.matching import matching_loss
-from pipeline.errors import LabelError, SourceError
-from pipeline.models import ModelConfig
-from pipeline.schema import label_codes
-from pipeline.storage import Location
-from pipeline.training.data import Batch, Stream, seed_of
+from pipeline.distillers.coresets import choose
+from pipeline.distillers.crops import best_crops
+from pipeline.errors import ConfigError, LabelError
+from pipeline.training.data import seed_of
+from pipeline.training.distilling import DistillConfig, objective_of, schedule_of
 from pipeline.training.faces import Faces
-from pipeline.training.loop import Hook, Loss, Schedule, Step, Worker, fit
-from pipeline.training.supervised import new_model
+from pipeline.training.loop import Hook, Worker, fit
 
-IMAGES = "images.safetensors"
-LABELS = "labels.json"
-GRID = "grid.png"
+CHUNK = 256  # faces that the teacher sees at once
+CANDIDATES = 300  # faces of a class that crops are tried of
+CROPS = 5  # of each of them
 
-Soften = Callable[[np.ndarray], np.ndarray]
-"""A teacher: uint8 (N, C, S, S) -> calibrated probabilities (N, K)."""
-
-
-class DistillConfig(Config):
-    """How many images, and how they are learned."""
-
-    method: Literal["matching", "random"] = "matching"
-    ipc: int = Field(default=10, ge=1)
-    """Images per class."""
-    steps: int = Field(default=1000, ge=1)
-    batch: int = Field(default=64, ge=1)
-    """Real faces of each class per step, over all workers together."""
-    lr: float = Field(default=0.01, gt=0)
-    """Highest learning rate of a pixel, in units of the full range."""
-    siamese: bool = True
-    """Whether real and synthetic faces are seen through one random transformation."""
-    net: ModelConfig = ModelConfig(name="convnet", dropout=0)
-    """The random networks; its size and color are those of the images."""
+Judge = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""A teacher: uint8 (N, C, S, S) -> unit embeddings (N, D), calibrated probabilities (N, K)."""
 
 
 @dataclass(frozen=True)
@@ -66,70 +43,18 @@ class Distilled:
     labels: np.ndarray
     """Class codes (K * ipc,) int64."""
     soft: np.ndarray
-    """Probabilities (K * ipc, K) float32: the teacher's, or 1 for the class."""
+    """Probabilities (K * ipc, K) float32: learned, the teacher's, or 1 for the class."""
     label_names: tuple[str, ...]
+    origin: np.ndarray
+    """Positions (K * ipc,) of the real faces that the images are or started as."""
     history: list[dict[str, float]]
     """Loss over steps; empty where nothing was learned."""
     passes: float
-    """Image passes that learning took."""
-
-
-class Matching:
-    """Distribution matching of one set of pixels; an `Objective`."""
-
-    def __init__(
-        self,
-        config: DistillConfig,
-        faces: Faces,
-        labels: np.ndarray,
-        label_names: Sequence[str],
-        images: np.ndarray,
-    ) -> None:
-        self._config, self._names = config, tuple(label_names)
-        self._pixels = nn.Parameter(torch.from_numpy(images).float() / 255)
-        self._streams = [
-            Stream(
-                name=name,
-                faces=faces,
-                batch=config.batch,
-                views={"x": plain},
-                size=config.net.size,
-                rows=np.flatnonzero(labels == code),
-            )
-            for code, name in enumerate(self._names)
-        ]
-
-    def modules(self) -> nn.ModuleDict:
-        """The pixels."""
-        return nn.ModuleDict({"images": nn.ParameterDict({"pixels": self._pixels})})
-
-    def streams(self) -> Sequence[Stream]:
-        """Real faces of every class."""
-        return self._streams
-
-    def loss(self, batch: Mapping[str, Batch], at: Step) -> Loss:
-        """Distance of mean embeddings under a network that is drawn for this step."""
-        seed = seed_of(at.seed, "net", at.number)
-        net = new_model(self._config.net, self._names, seed).to(at.worker.device)
-        net.eval().requires_grad_(False)
-        real = [batch[name].views["x"] for name in self._names]
-        seeds = None
-        if self._config.siamese:
-            seeds = [seed_of(at.seed, "siamese", at.number, name) for name in self._names]
-        loss = matching_loss(net, real, self._pixels, at.worker.all_reduce, seeds)
-        return Loss(loss, trained=len(self._pixels), forward=sum(len(faces) for faces in real))
-
-    @torch.no_grad()
-    def update(self, loss: Loss, at: Step) -> None:
-        """Keep the pixels an image."""
-        self._pixels.clamp_(0, 1)
-
-    def state(self) -> dict[str, Tensor]:
-        """Nothing beside the pixels."""
-        return {}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing beside the pixels."""
+    """Image passes that learning took; experts are not in it."""
+    seconds: float = 0.0
+    """That learning took."""
+    rate: float | None = None
+    """Learning rate that was learned with the images."""
 
 
 def distill(
@@ -140,7 +65,8 @@ def distill(
     worker: Worker,
     *,
     seed: int,
-    soften: Soften | None = None,
+    judge: Judge | None = None,
+    experts: Sequence[Tensor] = (),
     hooks: Sequence[Hook] = (),
 ) -> Distilled:
     """Distill a labeled or mined set.
@@ -152,27 +78,43 @@ def distill(
         label_names: what the codes index.
         worker: where.
         seed: of the first images, of networks, batches and transformations.
-        soften: a teacher that gives the finished images soft labels; None: the class alone.
+        judge: a teacher: embeds the faces where faces are chosen by that, and gives the finished
+            images soft labels unless they are learned. None: the class alone.
+        experts: trajectories (E + 1, P) of `config.net`, for the method of that name.
         hooks: called after every step.
 
     Raises:
         LabelError: a class has no face to start from.
+        ConfigError: the method needs a teacher, experts or as many networks as workers.
     """
-    images = _first_images(config, faces, labels, label_names, seed)
-    history: list[dict[str, float]] = []
-    passes = 0.0
-    if config.method == "matching":
-        schedule = Schedule(
-            steps=config.steps, lr=config.lr, warmup=0, weight_decay=0, clip=None, ema=None
-        )
-        objective = Matching(config, faces, labels, label_names, images)
-        fitted = fit(objective, schedule, worker, seed=seed, hooks=hooks)
-        learned = fitted.averaged.state_dict()["images.pixels"].cpu().contiguous()
-        images = learned.mul(255).round().to(torch.uint8).numpy()
-        history, passes = fitted.history, fitted.passes
+    images, origin = _first_images(config, faces, labels, label_names, judge, seed)
     codes = np.repeat(np.arange(len(label_names)), config.ipc)
-    soft = np.eye(len(label_names))[codes] if soften is None else soften(images)
-    return Distilled(images, codes, soft.astype(np.float32), tuple(label_names), history, passes)
+    hard = np.eye(len(label_names), dtype=np.float32)[codes]
+    if not config.learned:
+        soft = hard if judge is None else judge(images)[1]
+        names = tuple(label_names)
+        return Distilled(images, codes, soft.astype(np.float32), names, origin, [], 0.0)
+    targets = judge(images)[1] if judge is not None and config.learn_labels else hard
+    objective = objective_of(config, faces, labels, label_names, worker, images, targets, experts)
+    fitted = fit(objective, schedule_of(config), worker, seed=seed, hooks=hooks)
+    learned = objective.learned
+    with torch.no_grad():
+        final = learned.pixels.cpu().contiguous().mul(255).round().to(torch.uint8).numpy()
+        rate = None if learned.log_rate is None else float(learned.rate())
+        soft = learned.targets().cpu().numpy()
+    if judge is not None and not config.learn_labels:
+        soft = judge(final)[1]
+    return Distilled(
+        final,
+        codes,
+        soft.astype(np.float32),
+        tuple(label_names),
+        origin,
+        fitted.history,
+        fitted.passes,
+        fitted.seconds,
+        rate,
+    )
 
 
 def _first_images(
@@ -180,56 +122,71 @@ def _first_images(
     faces: Faces,
     labels: np.ndarray,
     label_names: Sequence[str],
+    judge: Judge | None,
     seed: int,
-) -> np.ndarray:
-    """Real faces (K * ipc, C, S, S) uint8; some come twice where a class has too few."""
-    rng = np.random.default_rng(seed_of(seed, "images"))
-    chosen = []
+) -> tuple[np.ndarray, np.ndarray]:
+    """Real faces (K * ipc, C, S, S) uint8 and their positions; some twice where there are few."""
     for code, name in enumerate(label_names):
-        rows = np.flatnonzero(labels == code)
-        if len(rows) == 0:
+        if not (labels == code).any():
             raise LabelError(f"distill: no face of class {name!r} to start its images from")
-        chosen.append(rng.choice(rows, config.ipc, replace=len(rows) < config.ipc))
-    pixels = torch.from_numpy(faces.take(np.concatenate(chosen)))
-    x = plain(pixels, config.net.size, torch.Generator())
+    rng = np.random.default_rng(seed_of(seed, "images"))
+    method = config.start if config.learned else config.method
+    if method != "random" and judge is None:
+        raise ConfigError(f"distill: {method} asks a teacher, and there is none")
+    if method == "crops":
+        assert judge is not None
+        return _crops(config, faces, labels, len(label_names), judge, rng)
+    embeddings = None
+    if method != "random":
+        assert judge is not None
+        embeddings = embed(judge, faces, config.net.size)
+    rows = choose(method, labels, embeddings, len(label_names), config.ipc, rng)
+    return pixels_of(faces, rows, config.net.size), rows
+
+
+def _crops(
+    config: DistillConfig,
+    faces: Faces,
+    labels: np.ndarray,
+    classes: int,
+    judge: Judge,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    def probabilities(images: Tensor) -> Tensor:
+        pixels = images.clamp(0, 1).mul(255).round().to(torch.uint8).numpy()
+        parts = [judge(pixels[i : i + CHUNK])[1] for i in range(0, len(pixels), CHUNK)]
+        return torch.from_numpy(np.concatenate(parts))
+
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    images, origin = [], []
+    for code in range(classes):
+        rows = np.flatnonzero(labels == code)
+        tried = rng.permutation(rows)[: max(CANDIDATES, config.ipc)]
+        candidates = torch.from_numpy(pixels_of(faces, tried, config.net.size)).float() / 255
+        best, order = best_crops(
+            candidates,
+            code,
+            probabilities,
+            count=config.ipc,
+            crops=CROPS,
+            generator=generator,
+        )
+        again = np.resize(np.arange(len(order)), config.ipc)  # a class may have too few
+        images.append(best[again].clamp(0, 1).mul(255).round().to(torch.uint8).numpy())
+        origin.append(tried[order.numpy()][again])
+    return np.concatenate(images), np.concatenate(origin)
+
+
+def pixels_of(faces: Faces, rows: np.ndarray, size: int) -> np.ndarray:
+    """Faces at positions (B,) as uint8 (B, C, S, S)."""
+    x = plain(torch.from_numpy(faces.take(rows)), size, torch.Generator())
     return x.clamp(0, 1).mul(255).round().to(torch.uint8).numpy()
 
 
-def save_distilled(at: Location, distilled: Distilled) -> str:
-    """Write images, labels and a grid with one row per class; labels last.
-
-    Returns:
-        hex sha256 of `images.safetensors`.
-    """
-    data = save({"images": distilled.images, "soft": distilled.soft})
-    (at / IMAGES).write_bytes(data)
-    (at / GRID).write_bytes(_grid(distilled))
-    names = [distilled.label_names[code] for code in distilled.labels]
-    (at / LABELS).write_json({"label_names": list(distilled.label_names), "labels": names})
-    return hashlib.sha256(data).hexdigest()
-
-
-def load_distilled(at: Location) -> Distilled:
-    """Inverse of :func:`save_distilled`, without history and passes.
-
-    Raises:
-        SourceError: no distilled set, or images and labels of different numbers.
-    """
-    facts: dict[str, Any] = (at / LABELS).read_json()
-    tensors = load((at / IMAGES).read_bytes())
-    names, labels = tuple(facts["label_names"]), facts["labels"]
-    if len(tensors["images"]) != len(labels):
-        count = len(tensors["images"])
-        raise SourceError(f"{at}: {count} images in {IMAGES}, {len(labels)} in {LABELS}")
-    codes = label_codes(labels, names)
-    return Distilled(tensors["images"], codes, tensors["soft"], names, [], 0.0)
-
-
-def _grid(distilled: Distilled) -> bytes:
-    from torchvision.io import encode_png
-    from torchvision.utils import make_grid
-
-    per_row = len(distilled.labels) // len(distilled.label_names)
-    grid = make_grid(torch.from_numpy(distilled.images), nrow=per_row, padding=2)
-    data: bytes = encode_png(grid).numpy().tobytes()
-    return data
+def embed(judge: Judge, faces: Faces, size: int) -> np.ndarray:
+    """Unit embeddings (N, D) float32 of all faces; a forward of the teacher each."""
+    parts = [
+        judge(pixels_of(faces, np.arange(i, min(i + CHUNK, len(faces))), size))[0]
+        for i in range(0, len(faces), CHUNK)
+    ]
+    return np.concatenate(parts)

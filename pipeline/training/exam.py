@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.artifacts import Teacher, is_teacher, load_model, load_teacher
+from pipeline.artifacts import Teacher, is_teacher, load_model, load_teacher, read_meta
 from pipeline.models import ModelConfig
 from pipeline.storage import Location
 from pipeline.training.faces import Faces
@@ -36,6 +36,14 @@ def probabilities(folder: Location, rows: pa.Table, handed: Handed, worker: Work
         faces = _faces(rows, handed, config)
         return predict_logits(model.to(worker.device), faces, worker)  # type: ignore[arg-type]
 
+    members = [folder / str(number) for number in range(len(folder.children()))]
+    if members and (members[0] / "config.json").exists():  # a teacher's members, tuned
+        said = [
+            (say(model := load_model(at), model.config), read_meta(at)["temperature"])
+            for at in members
+        ]
+        parts = [torch.softmax(torch.from_numpy(logits / t), -1) for logits, t in said]
+        return torch.stack(parts).mean(0).numpy()
     if not is_teacher(folder):
         model = load_model(folder)
         return torch.softmax(torch.from_numpy(say(model, model.config)), dim=-1).numpy()

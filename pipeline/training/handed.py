@@ -150,7 +150,8 @@ def open_mined(handed: Handed, model: ModelConfig) -> MinedFaces:
     rows = np.concatenate(order)
     soft = narrow["soft"].combine_chunks().flatten().to_numpy().reshape(narrow.num_rows, -1)
     weight = narrow["weight"].to_numpy()
-    return MinedFaces(JoinedFaces(parts), soft[rows], weight[rows], source[rows].tolist())
+    ids = narrow["id"].take(pa.array(rows)).to_pylist()
+    return MinedFaces(JoinedFaces(parts), soft[rows], weight[rows], source[rows].tolist(), ids)
 
 
 def _images(ledger: Ledger, plan: Plan, source: str) -> Iterator[Row]:

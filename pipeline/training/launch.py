@@ -11,13 +11,14 @@ workers, and a group that lost a worker is started again and continues from them
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from pipeline.config import digest
 from pipeline.errors import ResourceError, RunError, UserError
+from pipeline.progress import meter
 from pipeline.storage import Location
 from pipeline.streaming import StreamConfig, start_ray
 from pipeline.training.loop import Worker, distributed, local, precision, prepare_cpu
@@ -99,6 +100,58 @@ def launch(
         return dict(trainer.fit().return_value)
     except TrainingFailedError as error:
         raise _translated(name, error) from error
+
+
+def spread(
+    loop: Training,
+    configs: Sequence[dict[str, Any]],
+    *,
+    use_gpu: bool,
+    name: str,
+    bf16: bool | None = None,
+    threads: int | None = None,
+) -> list[dict[str, Any]]:
+    """Run independent trainings as Ray tasks, as many at a time as there is room for.
+
+    Args:
+        loop: as for :func:`launch`; a task that died is run again.
+        configs: settings of each.
+        use_gpu: one GPU for each.
+        name: of what is trained, for messages.
+        bf16: see :func:`launch`.
+        threads: torch threads and CPUs of each; None: 1.
+
+    Raises:
+        ResourceError: not even one fits.
+        RunError: one failed. Errors of this package keep their class.
+    """
+    import ray
+
+    start_ray(StreamConfig())
+    each = {"CPU": threads or 1, "GPU": int(use_gpu)}
+    _check(name, 1, each)
+    place = {"use_gpu": use_gpu, "threads": threads or 1, "bf16": bf16}
+    task = ray.remote(_here).options(
+        num_cpus=each["CPU"], num_gpus=each["GPU"], max_retries=RESTARTS, name=name
+    )
+    running = [
+        task.remote({"loop": loop, "config": config, "place": place, "worker": {}})
+        for config in configs
+    ]
+    found: list[dict[str, Any]] = []
+    with meter(name, len(running), "trainings") as shown:
+        for future in running:
+            try:
+                found.append(ray.get(future))
+            except ray.exceptions.RayTaskError as error:
+                for other in running:
+                    ray.cancel(other, force=True)
+                cause = error.cause
+                if isinstance(cause, UserError | RunError):
+                    raise type(cause)(str(cause).split("\n")[0]) from error
+                raise RunError(f"{name}: {_line(cause)}") from error
+            shown.advance(1)
+    return found
 
 
 def ray_train(**worker: Any) -> Worker:

@@ -75,7 +75,7 @@ class Loss:
 
     sum: Tensor
     """Scalar; the gradient is that of its sum over workers divided by the sum of `count`."""
-    trained: int
+    trained: float
     """Images passed forward and backward."""
     forward: int = 0
     """Images only passed forward."""

@@ -23,9 +23,7 @@ from pipeline.models import FaceModel
 from pipeline.progress import meter
 from pipeline.schema import label_names_of
 from pipeline.storage import Location, location, read_table, write_table
-from pipeline.training.distill import DistillConfig, save_distilled
-from pipeline.training.distill import distill as distill_faces
-from pipeline.training.handed import Handed, JoinedFaces, open_labeled, open_mined
+from pipeline.training.handed import Handed, open_labeled, open_mined
 from pipeline.training.loop import Hook, Objective, Step, Worker
 from pipeline.training.references import build_teacher
 from pipeline.training.student import StudentConfig, train_student
@@ -70,17 +68,6 @@ class StudentJob(Config):
     seed: int
 
 
-class DistillJob(Config):
-    """Settings of :func:`distill`."""
-
-    handed: Handed
-    distill: DistillConfig
-    teacher: str
-    out: str
-    checkpoints: str
-    seed: int
-
-
 def teach(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     """Cross-fit the teachers, attach what they know of the labeled faces, save them."""
     job = TeachJob.model_validate(settings)
@@ -90,7 +77,7 @@ def teach(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     def worker_for(fold: int) -> Worker:
         return replace(worker, checkpoint=f"{job.checkpoints}/fold{fold}")
 
-    with _steps("teach", job.teach.steps * job.teach.folds, worker) as hooks:
+    with shown("teach", job.teach.steps * job.teach.folds, worker) as hooks:
         fit = cross_fit(job.teach, data, names, worker_for, seed=job.seed, hooks=hooks)
     facts: dict[str, Any] = {
         "passes": fit.passes,
@@ -115,42 +102,6 @@ def teach(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     return facts
 
 
-def distill(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
-    """Distill the labeled and the mined faces together; the teacher gives soft labels."""
-    job = DistillJob.model_validate(settings)
-    labeled, rows = open_labeled(job.handed, job.distill.net)
-    mined = open_mined(job.handed, job.distill.net)
-    names = label_names_of(rows.schema)
-    teacher = load_teacher(location(job.teacher) / TEACHER).to(worker.device)
-
-    def soften(images: np.ndarray) -> np.ndarray:
-        logits = teacher.represent(torch.from_numpy(images).to(worker.device))[1]
-        return teacher.probs(logits).cpu().numpy()
-
-    faces = JoinedFaces([labeled.faces, mined.faces])
-    labels = np.concatenate([labeled.labels, mined.soft.argmax(1)])
-    worker = replace(worker, checkpoint=job.checkpoints)
-    with _steps("distill", job.distill.steps, worker) as hooks:
-        made = distill_faces(
-            job.distill,
-            faces,
-            labels,
-            names,
-            worker,
-            seed=job.seed,
-            soften=soften,
-            hooks=hooks,
-        )
-    facts: dict[str, Any] = {"passes": made.passes, "ipc": job.distill.ipc}
-    facts |= {"size": made.images.shape[-1], "faces": len(labels)}
-    if made.history:
-        facts |= {"first_loss": made.history[0]["loss"], "last_loss": made.history[-1]["loss"]}
-    if worker.rank == 0:
-        facts["sha256"] = save_distilled(location(job.out), made)
-    worker.barrier()
-    return facts
-
-
 def study(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     """Train the student or a control and save it."""
     job = StudentJob.model_validate(settings)
@@ -164,7 +115,7 @@ def study(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     if job.control is None:
         start, kd = _from_teacher(job)
         mined = open_mined(job.handed, job.student.model)
-        with _steps(job.model, job.student.steps, worker) as hooks:
+        with shown(job.model, job.student.steps, worker) as hooks:
             trained = train_student(
                 job.student,
                 data,
@@ -177,7 +128,7 @@ def study(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
                 hooks=hooks,
             )
     else:
-        with _steps(job.model, job.control.steps, worker) as hooks:
+        with shown(job.model, job.control.steps, worker) as hooks:
             trained = train_supervised(job.control, data, names, worker, seed=job.seed, hooks=hooks)
     return _saved(trained, out, worker)
 
@@ -206,7 +157,7 @@ def _saved(trained: Trained, out: Location, worker: Worker) -> dict[str, Any]:
 
 
 @contextmanager
-def _steps(what: str, total: int, worker: Worker) -> Iterator[Sequence[Hook]]:
+def shown(what: str, total: int, worker: Worker) -> Iterator[Sequence[Hook]]:
     """A hook that shows progress in steps, on the first worker."""
     if worker.rank:
         yield ()

@@ -9,6 +9,7 @@ Source: logit adjustment arXiv 2007.07314, eq. 10.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -60,8 +61,9 @@ class Supervised:
         config: SupervisedConfig,
         data: LabeledFaces,
         rows: np.ndarray | None = None,
+        frozen_norms: bool = False,
     ) -> None:
-        self._model, self._config = model, config
+        self._model, self._config, self._frozen_norms = model, config, frozen_norms
         labels = data.labels if rows is None else data.labels[rows]
         self._stream = Stream(
             name="labeled",
@@ -90,6 +92,10 @@ class Supervised:
     def loss(self, batch: Mapping[str, Batch], at: Step) -> Loss:
         """Mean cross entropy."""
         labeled = batch["labeled"]
+        if self._frozen_norms:
+            for module in self._model.modules():
+                if getattr(module, "running_mean", None) is not None:
+                    module.eval()
         logits = self._model(labeled.views["x"]).float()
         losses = cross_entropy(
             logits + self._adjustment.to(logits.device),
@@ -117,9 +123,10 @@ def train_supervised(
     *,
     seed: int,
     rows: np.ndarray | None = None,
+    start: FaceModel | None = None,
     hooks: Sequence[Hook] = (),
 ) -> Trained:
-    """Train a new network on labeled faces, or on some of them.
+    """Train a new network on labeled faces, or on some of them, or train one on.
 
     Args:
         config: network and schedule.
@@ -128,10 +135,13 @@ def train_supervised(
         worker: where.
         seed: of the weights and of everything drawn.
         rows: positions of the faces to train on; None for all.
+        start: the model to train on, which is not changed; its running statistics stay, because
+            a few images have others. None: a new one.
         hooks: called after every step.
     """
-    model = new_model(config.model, label_names, seed)
-    fitted = fit(Supervised(model, config, data, rows), config, worker, seed=seed, hooks=hooks)
+    model = new_model(config.model, label_names, seed) if start is None else copy.deepcopy(start)
+    objective = Supervised(model, config, data, rows, frozen_norms=start is not None)
+    fitted = fit(objective, config, worker, seed=seed, hooks=hooks)
     return Trained(averaged_model(fitted), fitted)
 
 

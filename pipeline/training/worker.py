@@ -88,9 +88,9 @@ def precision(bf16: bool | None, device: str) -> torch.dtype:
     """bfloat16 for autocast, or float32.
 
     Args:
-        bf16: as the recipe says. None: where it is faster: on GPUs, and on CPUs that multiply bfloat16 themselves.
-            compact_resnet, batch 192: 1,040 to 1,109 img/s against 739 in float32 on two cores with
-            AVX512-BF16; 343 against 449 on one core of a CPU without.
+        bf16: as the recipe says. None: where it is faster: on GPUs, and on CPUs that multiply
+            bfloat16 themselves. compact_resnet, batch 192: 1,040 to 1,109 img/s against 739 in
+            float32 on two cores with AVX512-BF16; 343 against 449 on one core of a CPU without.
         device: cpu or cuda.
     """
     if bf16 is None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.distillers.matching import matching_loss, siamese
+from pipeline.distillers.distribution import matching_loss
+from pipeline.distillers.siamese import siamese
 from pipeline.models import FaceModel, ModelConfig, create
 
 NAMES = ("neutral", "happiness")
@@ -82,19 +83,3 @@ def test_matching_loss__two_workers_are_one(net: FaceModel) -> None:
     assert part.item() == pytest.approx(whole.item(), rel=1e-5)
     assert expected is not None
     assert torch.allclose(synthetic.grad, expected, atol=1e-7)
-
-
-def test_siamese__one_transformation_for_all_faces_of_a_batch() -> None:
-    x = faces(3, 0)
-    together = siamese(x, 5)
-    assert torch.allclose(together, torch.cat([siamese(face[None], 5) for face in x]), atol=1e-6)
-    assert not torch.allclose(together, siamese(x, 6))
-    assert not torch.allclose(together, x)
-
-
-def test_siamese__about_half_of_the_seeds_mirror() -> None:
-    ramp = torch.linspace(0, 1, 12).expand(1, 1, 12, 12)
-    rising = [
-        bool(y[..., -1].mean() > y[..., 0].mean()) for y in (siamese(ramp, s) for s in range(60))
-    ]
-    assert 15 < sum(rising) < 45
