@@ -40,6 +40,8 @@ from pipeline.training.supervised import SupervisedConfig
 
 POINTS_FILE = "labeled.parquet"
 MODEL = "model"
+DISTILL_BOUNDS = ("distill.preview_every", "distill.memory_mb")
+"""Settings of distill that no image depends on."""
 TUNED = "tuned"
 """The teacher, trained on from the distilled set."""
 PLACES = ("score.run_in", "score.pool", "score.num_cpus")

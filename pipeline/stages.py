@@ -169,7 +169,7 @@ def distill(job: Job) -> Artifact | None:
         "mined": mined.digest,
         "teacher": teacher.digest,
     }
-    stage = job.open("distill", inputs)
+    stage = job.open("distill", inputs, hide=flow.DISTILL_BOUNDS)
     if stage.done is None:
         settings = distillation.DistillJob(
             handed=flow.handed(job, mined=True),

@@ -56,7 +56,17 @@ def test_settings__what_no_identity_holds_does_not_change_results() -> None:
     [
         (
             {"seed": 1},
-            {"labeled", "teach", "search", "distill", "student", "control_a", "control_b"},
+            {
+                "labeled",
+                "teach",
+                "search",
+                "experts",
+                "distill",
+                "student",
+                "control_a",
+                "control_b",
+                "tuned",
+            },
         ),
         ({"slice_faces": 8}, {"survey"}),
         ({"guard": {"neighbors": 7}}, {"guard", "twins"}),

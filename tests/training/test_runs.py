@@ -18,7 +18,7 @@ WORKER = local(dtype=torch.float32)
 
 @pytest.fixture
 def job(tiny_run: Path, tmp_path: Path) -> tiny.LoggedJob:
-    changed = ("student.steps=3", "teach.steps=4", "distill.steps=2")
+    changed = ("student.steps=3", "teach.steps=4")
     recipe = tiny.tiny(tiny.UNTRACKED, *changed)
     return tiny.start(recipe, tiny.copy(tiny_run, tmp_path / "run"))
 
@@ -69,18 +69,3 @@ def test_teach__folds_and_bank_are_the_training_faces(job: tiny.LoggedJob, tmp_p
     assert facts["sha256"] == teacher.sha256
     # two teachers of 4 steps of 32, and a face and its mirror image judged by one of them
     assert facts["passes"] == pytest.approx(2 * 4 * 32 + count * 2 / 3)
-
-
-def test_distill__writes_as_many_images_as_asked(job: tiny.LoggedJob, tmp_path: Path) -> None:
-    out = tmp_path / "distill"
-    assert job.recipe.distill is not None
-    given = runs.DistillJob(
-        handed=flow.handed(job, mined=True), distill=job.recipe.distill,
-        teacher=job.run.artifact("teach").dir.uri, out=str(out),
-        checkpoints=str(out / "checkpoints"), seed=0,
-    )  # fmt: skip
-    facts = runs.distill(given.model_dump(mode="json"), WORKER)
-    mined = job.run.artifact("mine").facts["rows"]
-    assert facts["ipc"] == 1
-    assert facts["size"] == 32
-    assert facts["faces"] == flow.points(job).num_rows + mined
