@@ -25,6 +25,8 @@ from pipeline.run import Artifact, Run
 from pipeline.stages import METRICS_FILE, POINT_FILE, STAGES
 from pipeline.storage import location, probe
 from pipeline.tracking import Child, connect
+from pipeline.training.distillation import PREVIEWS
+from pipeline.training.distilled import GRID
 
 EXPLAINED = ("survey", "twins", "score", "select")
 SHARED = ("survey", "embed", "score", "mine")
@@ -33,9 +35,10 @@ MODELS = {
     "control_a": "control A",
     "control_b": "control B",
     "student": "student",
+    "tuned": "teacher, tuned",
 }
 CAPTION = """\
-teacher: cross-fit ensemble; student: labeled and mined faces
+teacher: cross-fit ensemble; student: labeled and mined faces; tuned: on the distilled set
 control A: the student's network and steps, labeled faces only
 control B: the same with all image passes of teachers, scoring and student"""
 
@@ -115,6 +118,10 @@ def _track(child: Child, artifact: Artifact) -> None:
     child.metrics(numbers)
     for name in (METRICS_FILE, POINT_FILE):
         at = artifact.dir / name
+        if at.is_local and at.exists():
+            child.file(at.local_path())
+    pictures = [artifact.dir / GRID, *(artifact.dir / PREVIEWS).children()]
+    for at in pictures:
         if at.is_local and at.exists():
             child.file(at.local_path())
 

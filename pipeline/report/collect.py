@@ -39,7 +39,7 @@ STAGES = (
     "labeled", "test", "survey", "guard", "teach", "embed", "score", "search", "select", "mine",
     "distill", "student", "evaluate",
 )  # fmt: skip
-MODELS = ("teacher", "control_a", "control_b", "student")
+MODELS = ("teacher", "control_a", "control_b", "student", "tuned")
 METRICS_FILE = "metrics.json"  # of evaluate: what pipeline.evaluation.evaluate returns
 POINT_FILE = "operating_point.json"  # of select, or of search where select keeps none
 GRID_FILE = "grid.png"  # of distill
@@ -80,7 +80,7 @@ def collect(
         "lineage": {stage: artifact.digest for stage, artifact in done.items()},
         "operating_point": _point(point),
         "trials": tuple(point.get("trials", ())),
-        **_evaluation(metrics),
+        **_evaluation(metrics, _training_seconds(run)),
         **_distilled(done.get("distill")),
     }
     if all(stage in done for stage in COLUMNS):
@@ -109,7 +109,7 @@ def _json(artifact: Artifact | None, name: str) -> dict[str, Any]:
     return dict((artifact.dir / name).read_json())
 
 
-def _evaluation(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _evaluation(metrics: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
     """Models, gain, protocol, confusion and reliability of the better control and the student."""
     if not metrics:
         return {}
@@ -119,7 +119,7 @@ def _evaluation(metrics: Mapping[str, Any]) -> dict[str, Any]:
     compared = [n for n in (gain["over"] if gain else "teacher", "student") if n in models]
     return {
         "label_names": tuple(metrics["label_names"]),
-        "models": tuple(_model(name, models[name]) for name in names),
+        "models": tuple(_model(n, models[n], seconds.get(n)) for n in names),
         "gain": _gain(gain, metrics["protocol"]),
         "protocol": {k: v for k, v in metrics["protocol"].items() if k != "passes"},
         "confusion": {n: np.array(models[n]["confusion"], dtype=np.int64) for n in compared},
@@ -130,7 +130,17 @@ def _evaluation(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _model(name: str, found: Mapping[str, Any]) -> ModelRow:
+def _training_seconds(run: Run) -> dict[str, float]:
+    """What each judged model's own training took."""
+    found = {name: _finished(run, "teach" if name == "teacher" else name) for name in MODELS}
+    return {
+        name: float(artifact.facts["seconds"])
+        for name, artifact in found.items()
+        if artifact is not None and "seconds" in artifact.facts
+    }
+
+
+def _model(name: str, found: Mapping[str, Any], seconds: float | None) -> ModelRow:
     accuracy = found["accuracy"]
     return ModelRow(
         key=name,
@@ -140,6 +150,7 @@ def _model(name: str, found: Mapping[str, Any]) -> ModelRow:
         macro_f1=found["macro_f1"]["value"],
         ece=found["ece"]["value"],
         passes=found["passes"],
+        seconds=seconds,
         recall={r["class"]: r["recall"] for r in found["per_class"] if r["recall"] is not None},
     )
 

@@ -25,6 +25,7 @@ MODEL_NAMES: Mapping[str, str] = {
     "control_a": "Control A, same steps",
     "control_b": "Control B, same passes",
     "student": "Student",
+    "tuned": "Teacher, tuned on the distilled set",
 }
 
 REASON_TEXT: Mapping[str, str] = {

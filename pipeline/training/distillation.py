@@ -193,7 +193,7 @@ def tune(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
         passes, seconds = passes + kept["passes"], seconds + kept["seconds"]
         digests.append(hashlib.sha256((out / WEIGHTS).read_bytes()).hexdigest())
     whole = hashlib.sha256("".join(digests).encode()).hexdigest()
-    return {"passes": passes, "training_seconds": seconds, "sha256": whole}
+    return {"passes": passes, "seconds": seconds, "sha256": whole}
 
 
 def faces_of(made: Distilled, *, soft: bool) -> LabeledFaces:
