@@ -23,8 +23,8 @@ class ModelRow:
     macro_f1: float | None = None
     ece: float | None = None
     passes: float | None = None  # image passes: forward and backward 1, forward only 1/3
-    seconds: float | None = None  # of its own training, what it starts from apart
     recall: dict[str, float] = field(default_factory=dict)  # by class
+    seconds: float | None = None  # of its own training, what it starts from apart
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class TuneJob(Config):
 def distill(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     """Distill the labeled and the mined faces together; the teacher gives soft labels."""
     job = DistillJob.model_validate(settings)
-    faces, labels, ids, sources, names = _real(job.handed, job.distill)
+    faces, labels, ids, sources, names = real_faces(job.handed, job.distill)
     expected = cost_of(job.distill, names, len(labels))
     refuse_too_large(job.distill, expected, worker.world)
     teacher = load_teacher(location(job.teacher) / TEACHER).to(worker.device)
@@ -149,7 +149,7 @@ def expert(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     job = ExpertJob.model_validate(settings)
     at = location(job.out)
     if not file_of(at, job.number).exists():
-        faces, labels, _, _, names = _real(job.handed, job.distill)
+        faces, labels, _, _, names = real_faces(job.handed, job.distill)
         seed = seed_of(job.seed, "expert", job.number)
         weights = train_expert(job.distill, faces, labels, names, worker, seed=seed)
         save_expert(at, job.number, weights)
@@ -201,7 +201,7 @@ def faces_of(made: Distilled, *, soft: bool) -> LabeledFaces:
     return LabeledFaces(ArrayFaces(made.images), made.labels, made.soft if soft else None)
 
 
-def _real(
+def real_faces(
     handed: Handed, config: DistillConfig
 ) -> tuple[Faces, np.ndarray, list[str], list[str], tuple[str, ...]]:
     """Labeled and mined faces: pixels, codes, ids, sources, class names."""

@@ -33,7 +33,7 @@ def probabilities(folder: Location, rows: pa.Table, handed: Handed, worker: Work
     """
 
     def say(model: torch.nn.Module, config: ModelConfig) -> np.ndarray:
-        faces = _faces(rows, handed, config)
+        faces = faces_of(rows, handed, config)
         return predict_logits(model.to(worker.device), faces, worker)  # type: ignore[arg-type]
 
     members = [folder / str(number) for number in range(len(folder.children()))]
@@ -54,7 +54,7 @@ def probabilities(folder: Location, rows: pa.Table, handed: Handed, worker: Work
 
 def embeddings(teacher: Teacher, rows: pa.Table, handed: Handed) -> np.ndarray:
     """Unit embeddings (N, D) float32 of faces (rows with id, image, box, landmarks)."""
-    faces = _faces(rows, handed, teacher.members[0].config)
+    faces = faces_of(rows, handed, teacher.members[0].config)
     parts = []
     for start in range(0, len(faces), BATCH):
         index = np.arange(start, min(start + BATCH, len(faces)))
@@ -62,5 +62,6 @@ def embeddings(teacher: Teacher, rows: pa.Table, handed: Handed) -> np.ndarray:
     return torch.cat(parts).numpy()
 
 
-def _faces(rows: pa.Table, handed: Handed, model: ModelConfig) -> Faces:
+def faces_of(rows: pa.Table, handed: Handed, model: ModelConfig) -> Faces:
+    """Judged faces as a model sees them."""
     return pack_rows(rows, "judged", handed.crop, handed.color, handed, model)

@@ -111,10 +111,10 @@ def _cell(
     attempt: str = "",
     quick: bool = False,
 ) -> Cell:
-    sets = [*_sets(pool, seed, quick=quick), *changes]
+    sets = [*sets_of(pool, seed, quick=quick), *changes]
     if developing:
         sets.append("labeled.development.role=test")
-    with _portable():
+    with portable():
         recipe = load(ROOT / RECIPE, sets)
     identity = {name: settings(recipe, name) for name in SETTINGS}
     identity |= {"schema": SCHEMA_VERSION}
@@ -124,13 +124,19 @@ def _cell(
         method=pool,
         seed=seed,
         identity=identity,
-        run=f"{NAME}-{'dev' if developing else 'public'}-{labels}-s{seed}",
+        run=run_of(labels, seed, developing=developing),
         trainings=_trainings(recipe, identity),
         sets=tuple(sets),
     )
 
 
-def _sets(pool: str, seed: int, *, quick: bool) -> list[str]:
+def run_of(labels: str, seed: int, *, developing: bool) -> str:
+    """Name of the run folder: one per seed and share of the labels."""
+    return f"{NAME}-{'dev' if developing else 'public'}-{labels}-s{seed}"
+
+
+def sets_of(pool: str, seed: int, *, quick: bool) -> list[str]:
+    """What is set in the recipe for a pool and a seed."""
     base = yaml.safe_load((ROOT / RECIPE).read_text(encoding="utf-8"))
     if quick:
         base["pool"] = [QUICK_FACES if s["name"] == "faces" else s for s in base["pool"]]
@@ -146,7 +152,7 @@ def _sets(pool: str, seed: int, *, quick: bool) -> list[str]:
 
 
 @contextmanager
-def _portable() -> Iterator[None]:
+def portable() -> Iterator[None]:
     """The data's folder by its variable's name, so that identities are alike on all machines."""
     before = os.environ.get(DATA)
     os.environ[DATA] = f"${DATA}"
@@ -271,7 +277,7 @@ def speed(threads: int) -> float:
     from pipeline.training.supervised import train_supervised
     from pipeline.training.worker import local, prepare_cpu
 
-    with _portable():
+    with portable():
         recipe = load(ROOT / RECIPE)
         config = control(recipe.student, own=recipe.control)
     prepare_cpu(threads)
