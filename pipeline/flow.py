@@ -228,6 +228,9 @@ def study(
         student=job.recipe.student,
         control=own,
         teacher=job.run.artifact("teach").dir.uri,
+        distilled=job.run.artifact("distill").dir.uri
+        if model == STUDENT and job.recipe.student.beside == "distilled"
+        else None,
         out=(stage.dir / MODEL).uri,
         checkpoints=checkpoints(stage),
         seed=job.recipe.seed,

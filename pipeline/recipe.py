@@ -76,9 +76,13 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _tuned_on_something(self) -> Recipe:
-        if self.tune is not None and self.distill is None:
-            raise ValueError("tune: there is no distilled set to tune on; name distill as well")
+        for name, asks in (("tune", self.tune is not None), ("student.beside", self._beside())):
+            if asks and self.distill is None:
+                raise ValueError(f"{name}: there is no distilled set; name distill as well")
         return self
+
+    def _beside(self) -> bool:
+        return self.student.beside == "distilled"
 
     @model_validator(mode="after")
     def _teacher_sees_what_is_distilled(self) -> Recipe:

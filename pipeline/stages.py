@@ -197,6 +197,8 @@ def student(job: Job) -> Artifact:
         "mined": job.run.artifact("mine").digest,
         "teacher": teacher.digest,
     }
+    if job.recipe.student.beside == "distilled":
+        inputs["distilled"] = job.run.artifact("distill").digest
     stage = job.open("student", inputs)
     if stage.done is None:
         facts = flow.study(job, stage, "student")

@@ -1,6 +1,9 @@
 """Proves every loss and weight against a closed form or torch's own."""
 
 import math
+import threading
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -8,11 +11,17 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.losses import (
+    ALONE,
+    Gather,
     align_distribution,
+    consistency,
+    contrastive,
     cross_entropy,
+    fairness,
     fit_temperature,
     kl_divergence,
     logit_adjustment,
+    negative_learning,
     nll,
     softmatch_weight,
 )
@@ -98,3 +107,198 @@ def test_fit_temperature__no_grid_point_is_better() -> None:
     assert nll(x, codes) == pytest.approx(
         F.cross_entropy(torch.from_numpy(x), torch.from_numpy(codes)).item()
     )
+
+
+# -- faces below the threshold --------------------------------------------------------------------
+
+
+def in_workers(world: int, work: Callable[[Gather], Any]) -> list[Any]:
+    """Answers of workers in threads that add up their tensors at a barrier."""
+    meet, given = threading.Barrier(world, timeout=60), [torch.empty(0)] * world
+    answers: dict[int, Any] = {}
+
+    def one(rank: int) -> None:
+        def reduce(tensor: torch.Tensor) -> torch.Tensor:
+            given[rank] = tensor.detach().clone()
+            meet.wait()
+            total = torch.stack(given).sum(0)
+            meet.wait()
+            return tensor.copy_(total)  # in the memory it was given, as torch.distributed does
+
+        answers[rank] = work(Gather(reduce, rank, world))
+
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [answers[rank] for rank in range(world)]
+
+
+def test_consistency__two_classes_by_hand() -> None:
+    first, second = torch.tensor([[0.9, 0.1]] * 2).log(), torch.tensor([[0.6, 0.4]] * 2).log()
+    below = torch.tensor([True, False])
+    there = 0.9 * math.log(0.9 / 0.6) + 0.1 * math.log(0.1 / 0.4)
+    back = 0.6 * math.log(0.6 / 0.9) + 0.4 * math.log(0.4 / 0.1)
+    kl, mse = consistency(first, second, below), consistency(first, second, below, "mse")
+    assert kl.tolist() == pytest.approx([(there + back) / 2, 0])
+    assert mse.tolist() == pytest.approx([2 * 0.3**2, 0])
+
+
+@pytest.mark.parametrize("distance", ["kl", "mse"])
+def test_consistency__alike_from_both_sides_and_zero_for_equal_views(
+    distance: Literal["kl", "mse"],
+) -> None:
+    x, y, below = logits(), logits().flip(0), torch.ones(6, dtype=torch.bool)
+    torch.testing.assert_close(
+        consistency(x, y, below, distance), consistency(y, x, below, distance)
+    )
+    assert consistency(x, x, below, distance).tolist() == [0] * 6
+    x, y = x.requires_grad_(), y.requires_grad_()
+    consistency(x, y, below, distance).sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+    assert y.grad is not None
+    assert y.grad.abs().sum() > 0
+
+
+def test_negative_learning__by_hand() -> None:
+    p = torch.tensor([[0.5, 0.3, 0.2]] * 4)
+    teacher = torch.tensor([[0.9, 0.06, 0.04], [0.98, 0.01, 0.01], [0.4, 0.3, 0.3], [0, 1, 0]])
+    below = torch.tensor([True, True, True, False])
+    found = negative_learning(p.log(), teacher, below, 0.05)
+    assert found.tolist() == pytest.approx([-math.log(0.8), -math.log(0.7 * 0.8), 0, 0])
+    # a cut is the first value that is not ruled out
+    cut = teacher[0, 1].item()
+    assert negative_learning(p.log(), teacher, below, cut)[0].item() == pytest.approx(
+        -math.log(0.8)
+    )
+
+
+def test_negative_learning__has_a_gradient_where_the_network_is_sure_and_wrong() -> None:
+    x = torch.tensor([[40.0, 0.0, 0.0]], requires_grad=True)
+    loss = negative_learning(x, torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([True]))
+    # -log(1 - p_0) = 40 - log 2; 1 - p_0 itself is 0 in float32
+    assert loss.item() == pytest.approx(40 - math.log(2), rel=1e-6)
+    loss.sum().backward()
+    assert x.grad is not None
+    assert x.grad[0].tolist() == pytest.approx([1.0, -0.5, -0.5], abs=1e-5)
+
+
+def test_negative_learning__one_class_rules_nothing_out() -> None:
+    x = torch.zeros(2, 1, requires_grad=True)
+    loss = negative_learning(x, torch.ones(2, 1), torch.tensor([True, False]))
+    assert loss.tolist() == [0, 0]
+
+
+def plain_nt_xent(
+    first: torch.Tensor, second: torch.Tensor, below: list[bool], temperature: float
+) -> list[float]:
+    views = [(i, v.double() / v.double().norm()) for x in (first, second) for i, v in enumerate(x)]
+    kept = [n for n, (face, _) in enumerate(views) if below[face]]
+    loss = [0.0] * len(below)
+    for n in kept:
+        face, view = views[n]
+        exps = {m: math.exp(float(view @ views[m][1]) / temperature) for m in kept if m != n}
+        other = next(m for m in exps if views[m][0] == face)
+        loss[face] -= math.log(exps[other] / sum(exps.values())) / 2
+    return loss
+
+
+@pytest.mark.parametrize("below", [[True] * 6, [True, False, True, True, False, False]])
+@pytest.mark.parametrize("temperature", [0.07, 1.0])
+def test_contrastive__equals_loops(below: list[bool], temperature: float) -> None:
+    x, y = logits(6, 5), logits(6, 5).flip(0) + logits(6, 5)
+    found = contrastive(x, y, torch.tensor(below), temperature)
+    assert found.tolist() == pytest.approx(plain_nt_xent(x, y, below, temperature), rel=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(contrastive(x, y, torch.tensor(below), temperature), found)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_contrastive__nobody_to_tell_apart_is_zero_with_a_gradient_of_zero(count: int) -> None:
+    x, y = logits().requires_grad_(), logits().flip(0)
+    loss = contrastive(x, y, torch.arange(6) < count)
+    assert loss.tolist() == [0] * 6
+    loss.sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() == 0
+
+
+def test_contrastive__several_workers_compute_value_and_gradient_of_one() -> None:
+    x, y = logits(8, 5), logits(8, 5).flip(0) + logits(8, 5)
+    below = torch.tensor([True, False, True, True, True, True, False, True])
+    whole = x.clone().requires_grad_()
+    loss = contrastive(whole, y, below)
+    loss.mean().backward()
+
+    def work(gather: Gather) -> tuple[torch.Tensor, torch.Tensor]:
+        own = x.chunk(4)[gather.rank].clone().requires_grad_()
+        part = contrastive(own, y.chunk(4)[gather.rank], below.chunk(4)[gather.rank], 0.07, gather)
+        part.mean().backward()
+        assert own.grad is not None
+        return part.detach(), own.grad / gather.world  # the loop's mean over workers
+
+    answers = in_workers(4, work)
+    torch.testing.assert_close(torch.cat([value for value, _ in answers]), loss.detach())
+    torch.testing.assert_close(torch.cat([grad for _, grad in answers]), whole.grad)
+    alone = contrastive(x[:2], y[:2], below[:2])
+    assert alone[0] == 0 < answers[0][0][0]  # with others' faces, the one has negatives
+
+
+# -- fairness -------------------------------------------------------------------------------------
+
+
+def test_fairness__by_hand() -> None:
+    probs = torch.tensor([[0.6, 0.3, 0.1], [0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.0, 0.0, 1.0]])
+    shares, histogram = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.6, 0.3, 0.1])
+    chosen = torch.tensor([True, True, True, False])
+    a = [0.5 / 0.6, 0.3 / 0.3, 0.2 / 0.1]
+    # of three faces two are given to the first class and one to the second
+    b = [(0.6 + 0.8 + 0.2) / 3 / (2 / 3), (0.3 + 0.1 + 0.7) / 3 / (1 / 3)]
+    expected = sum(p / sum(a) * math.log(q / sum(b)) for p, q in zip(a, b, strict=False))
+    found = fairness((probs + 1e-9).log(), chosen, shares, histogram)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_fairness__nothing_chosen_is_zero_with_a_gradient_of_zero() -> None:
+    x = logits().requires_grad_()
+    uniform = torch.full((4,), 0.25)
+    loss = fairness(x, torch.zeros(6, dtype=torch.bool), uniform, uniform)
+    loss.backward()
+    assert loss.item() == 0
+    assert x.grad is not None
+    assert x.grad.abs().sum() == 0
+
+
+def test_fairness__a_class_that_was_never_given_has_no_part() -> None:
+    x, all_of = logits(), torch.ones(6, dtype=torch.bool)
+    shares, histogram = torch.tensor([0.5, 0.3, 0.2, 0.0]), torch.tensor([0.5, 0.3, 0.2, 0.0])
+    assert torch.isfinite(fairness(x, all_of, shares, histogram))
+
+
+def test_fairness__several_workers_compute_value_and_gradient_of_one() -> None:
+    x, chosen = logits(8), torch.tensor([True, False, True, True, True, True, False, True])
+    shares, histogram = torch.tensor([0.4, 0.3, 0.2, 0.1]), torch.tensor([0.3, 0.3, 0.2, 0.2])
+    whole = x.clone().requires_grad_()
+    loss = fairness(whole, chosen, shares, histogram)
+    loss.backward()
+
+    def work(gather: Gather) -> tuple[torch.Tensor, torch.Tensor]:
+        own = x.chunk(4)[gather.rank].clone().requires_grad_()
+        part = fairness(own, chosen.chunk(4)[gather.rank], shares, histogram, gather)
+        part.backward()
+        assert own.grad is not None
+        return part.detach(), own.grad / gather.world
+
+    answers = in_workers(4, work)
+    for value, _ in answers:
+        torch.testing.assert_close(value, loss.detach())
+    torch.testing.assert_close(torch.cat([grad for _, grad in answers]), whole.grad)
+
+
+def test_gather__joins_rows_in_order_of_rank_and_leaves_ones_own_alone() -> None:
+    rows = torch.arange(12).reshape(6, 2)
+    answers = in_workers(3, lambda gather: gather(rows[2 * gather.rank : 2 * gather.rank + 2]))
+    assert all(torch.equal(joined, rows) for joined in answers)
+    assert ALONE(rows) is rows

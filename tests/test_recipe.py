@@ -169,3 +169,11 @@ def test_load__a_folder_or_not_text(tmp_path: Path) -> None:
     (tmp_path / "image.yaml").write_bytes(b"\xff\xd8\xff\xe0")
     with pytest.raises(ConfigError, match=r"image\.yaml: not text"):
         load(tmp_path / "image.yaml")
+
+
+@pytest.mark.parametrize("changed", ["tune={steps: 5}", "student.beside=distilled"])
+def test_load__what_learns_from_a_distilled_set_needs_one(changed: str) -> None:
+    demo = Path(__file__).parents[1] / "jobs" / "recipes" / "demo.yaml"
+    name = changed.split("=")[0]
+    with pytest.raises(ConfigError, match=f"{name}: there is no distilled set"):
+        load(demo, ["tune=null", "distill=null", changed])

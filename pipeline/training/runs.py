@@ -23,6 +23,9 @@ from pipeline.models import FaceModel
 from pipeline.progress import meter
 from pipeline.schema import label_names_of
 from pipeline.storage import Location, location, read_table, write_table
+from pipeline.training.data import MinedFaces
+from pipeline.training.distilled import load_distilled
+from pipeline.training.faces import ArrayFaces
 from pipeline.training.handed import Handed, open_labeled, open_mined
 from pipeline.training.loop import Hook, Objective, Step, Worker
 from pipeline.training.references import build_teacher
@@ -63,6 +66,8 @@ class StudentJob(Config):
     student: StudentConfig
     control: SupervisedConfig | None  # None: train the student
     teacher: str
+    distilled: str | None = None
+    """Folder of the distilled set, for a student that learns from it."""
     out: str
     checkpoints: str
     seed: int
@@ -114,7 +119,7 @@ def study(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     worker = replace(worker, checkpoint=job.checkpoints)
     if job.control is None:
         start, kd = _from_teacher(job)
-        mined = open_mined(job.handed, job.student.model)
+        mined = _beside(job)
         with shown(job.model, job.student.steps, worker) as hooks:
             trained = train_student(
                 job.student,
@@ -131,6 +136,15 @@ def study(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
         with shown(job.model, job.control.steps, worker) as hooks:
             trained = train_supervised(job.control, data, names, worker, seed=job.seed, hooks=hooks)
     return _saved(trained, out, worker)
+
+
+def _beside(job: StudentJob) -> MinedFaces:
+    """What the student learns beside the labeled faces."""
+    if job.distilled is None:
+        return open_mined(job.handed, job.student.model)
+    made = load_distilled(location(job.distilled))
+    count = len(made.labels)
+    return MinedFaces(ArrayFaces(made.images), made.soft, np.ones(count), ["distilled"] * count)
 
 
 def _from_teacher(job: StudentJob) -> tuple[FaceModel | None, np.ndarray | None]:

@@ -55,6 +55,8 @@ class StudentConfig(Schedule):
     model: ModelConfig = ModelConfig()
     warm_start: bool = False
     """Start from a teacher's weights in place of random ones."""
+    beside: Literal["mined", "distilled"] = "mined"
+    """What is learned beside the labeled faces: all mined faces, or the distilled set."""
     labeled_batch: int = Field(default=64, ge=1)
     mined_batch: int = Field(default=128, ge=1)
     """Both per step, over all workers together."""

@@ -50,6 +50,10 @@ DATA = "OMNIFER_DATA"
 POOLS = {"both": ("rest", "faces"), "rest": ("rest",), "faces": ("faces",), "omni": ("faces",)}
 """Sources per pool; `omni` has all labels, its controls are the 100 % upper bound."""
 GRID = (("both", 0), ("both", 1), ("both", 2), ("rest", 0), ("faces", 0), ("omni", 0))
+BESIDE = ("experts", "tuned")
+"""Stages that no figure of these cells depends on."""
+LATER = (("student", "beside", "mined"),)
+"""Settings that came after cells were measured, and the value that changes nothing."""
 POOL_FACES = {"rest": 21_700, "faces": 13_233}  # about; only for the estimate
 NETWORK = "{name: compact_resnet, args: {widths: [8, 16]}, size: 32, dropout: 0}"
 QUICK = (
@@ -116,8 +120,11 @@ def _cell(
         sets.append("labeled.development.role=test")
     with portable():
         recipe = load(ROOT / RECIPE, sets)
-    identity = {name: settings(recipe, name) for name in SETTINGS}
+    identity = {name: settings(recipe, name) for name in SETTINGS if name not in BESIDE}
     identity |= {"schema": SCHEMA_VERSION}
+    for stage, name, value in LATER:
+        if identity[stage][stage].get(name) == value:
+            del identity[stage][stage][name]
     labels = "all" if pool == "omni" else "part"
     return Cell(
         name=f"{attempt}-{pool}-s{seed}" if attempt else f"{pool}-s{seed}",

@@ -69,3 +69,14 @@ def test_teach__folds_and_bank_are_the_training_faces(job: tiny.LoggedJob, tmp_p
     assert facts["sha256"] == teacher.sha256
     # two teachers of 4 steps of 32, and a face and its mirror image judged by one of them
     assert facts["passes"] == pytest.approx(2 * 4 * 32 + count * 2 / 3)
+
+
+def test_study__a_student_learns_from_the_distilled_set_where_asked(
+    job: tiny.LoggedJob, tmp_path: Path
+) -> None:
+    given = settings(job, "student", None, tmp_path / "plain")
+    from_set = {**given, "distilled": job.run.artifact("distill").dir.uri}
+    from_set |= {"out": str(tmp_path / "set"), "checkpoints": str(tmp_path / "set-checkpoints")}
+    facts = [runs.study(one, WORKER) for one in (given, from_set)]
+    assert facts[0]["passes"] == facts[1]["passes"]
+    assert facts[0]["sha256"] != facts[1]["sha256"]
