@@ -19,6 +19,9 @@ from tests.bench.harness import (
 )
 
 
+NAMED = 12  # open cells that are named; more are counted
+
+
 def section(bench: Bench, title: str, body: Callable[[Records], list[str]]) -> list[str]:
     """A heading, what is missing, the body of the records that hold, the gates."""
     states, records = current(bench)
@@ -45,6 +48,9 @@ def said(states: Mapping[str, str]) -> list[str]:
     open_cells = [f"{name} {state}" for name, state in states.items() if state != "done"]
     done = len(states) - len(open_cells)
     done_of = f"{done} of {len(states)} cells are finished"
+    if len(open_cells) > NAMED:
+        kinds = [state for state in states.values() if state != "done"]
+        open_cells = [f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds))]
     return [f"{done_of}; {', '.join(open_cells)}." if open_cells else f"{done_of}.", ""]
 
 
