@@ -18,7 +18,6 @@ from tests.bench.harness import (
     verdict_of,
 )
 
-
 NAMED = 12  # open cells that are named; more are counted
 
 
