@@ -40,6 +40,7 @@ TINY = (
     "distill.ipc=1",
     "distill.batch=4",
     "distill.net={name: convnet, args: {width: 8}, size: 32, dropout: 0}",
+    "tune={steps: 3, batch: 16}",
     "student.steps=20",
     "student.labeled_batch=16",
     "student.mined_batch=32",
