@@ -22,7 +22,8 @@ from pipeline.training.distill import distill
 from pipeline.training.distill_cost import blank_expert, cost_of
 from pipeline.training.faces import ArrayFaces
 from pipeline.training.loop import Hook, Objective, Step, Worker
-from pipeline.training.student import control, train_student
+from pipeline.training.student import control
+from pipeline.training.studying import train_student
 from pipeline.training.supervised import train_supervised
 from pipeline.training.worker import local, precision, prepare_cpu
 

@@ -29,7 +29,8 @@ from pipeline.training.faces import ArrayFaces
 from pipeline.training.handed import Handed, open_labeled, open_mined
 from pipeline.training.loop import Hook, Objective, Step, Worker
 from pipeline.training.references import build_teacher
-from pipeline.training.student import StudentConfig, train_student
+from pipeline.training.student import StudentConfig
+from pipeline.training.studying import train_student
 from pipeline.training.supervised import SupervisedConfig, Trained, train_supervised
 from pipeline.training.teacher import TeachConfig, cross_fit
 

@@ -20,12 +20,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.augment import VIEWS, Augmentation
+from pipeline.adaptive import ThresholdConfig
+from pipeline.augment import VIEWS, Augmentation, View
 from pipeline.config import Config
-from pipeline.errors import ConfigError
 from pipeline.losses import cross_entropy, kl_divergence, softmatch_weight
 from pipeline.models import FaceModel, ModelConfig
 from pipeline.training.data import (
@@ -37,14 +37,37 @@ from pipeline.training.data import (
     class_chances,
     mass_chances,
 )
-from pipeline.training.loop import Hook, Loss, Schedule, Step, Worker, fit
+from pipeline.training.loop import Loss, Schedule, Step
 from pipeline.training.supervised import (
     SupervisedConfig,
-    Trained,
-    averaged_model,
-    new_model,
     predict_logits,
 )
+
+
+class OnlineConfig(Config):
+    """Pseudo-labels that follow the training; see semi.py."""
+
+    thresholds: ThresholdConfig = ThresholdConfig(momentum=0.99)
+    """Which faces count, and how much."""
+    labeler: Literal["ema", "model"] = "ema"
+    """Who labels the weak views: the running average of the weights, or the model itself."""
+    weak: Augmentation = "weak"
+    low: Literal["consistency", "negative", "contrastive"] | None = None
+    """What faces below their threshold are still good for."""
+    low_weight: float = Field(default=0.5, ge=0)
+    fairness: float = Field(default=0.0, ge=0)
+    """Weight of freematch's fairness term; its paper has 0.01."""
+    held_out: float | None = Field(default=0.1, gt=0, le=0.5)
+    """Share of the labeled faces that ada_cm and dtm read their thresholds from and nothing trains
+    on; None: the training faces, as their papers do."""
+
+    @model_validator(mode="after")
+    def _fairness_has_shares(self) -> OnlineConfig:
+        if self.fairness and self.thresholds.rule != "freematch":
+            raise ValueError(
+                f"fairness: {self.thresholds.rule} keeps no shares; only freematch does"
+            )
+        return self
 
 
 class StudentConfig(Schedule):
@@ -81,19 +104,46 @@ class StudentConfig(Schedule):
     """Of mined faces: by confidence among all mined faces, as select decided, or alike."""
     kd: float | None = Field(default=None, gt=0, le=1)
     """Share of the labeled faces' targets that comes from the teachers' probabilities."""
+    online: OnlineConfig | None = None
+    """Semi-supervised: the student labels the mined faces itself, in every step. None: the
+    teacher's probabilities, as they are or scored again."""
     rescore_at: tuple[float, ...] = ()
     """Shares of the steps after which the student itself scores the mined faces again."""
     rescore_keep: float = Field(default=0.5, ge=0, le=1)
     """Share of the old targets that stays."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_targets(self) -> StudentConfig:
+        if self.online is not None and self.rescore_at:
+            raise ValueError("rescore_at: an online student labels the faces in every step anyway")
+        if self.online is not None and self.online.labeler == "ema" and self.ema is None:
+            raise ValueError("online.labeler: ema, and there is no average of the weights (ema)")
+        return self
+
+    @property
+    def step_images(self) -> int:
+        """Images that a step passes forward and backward."""
+        if self.online is None:
+            return self.labeled_batch + self.mined_batch
+        second = self.online.low in ("consistency", "contrastive")
+        return self.labeled_batch + self.mined_batch * (
+            1 + second + (self.online.labeler == "model")
+        )
 
 
 class Student:
     """Labeled and mined faces in one forward; an `Objective`."""
 
     def __init__(
-        self, model: FaceModel, config: StudentConfig, labeled: LabeledFaces, mined: MinedFaces
+        self,
+        model: FaceModel,
+        config: StudentConfig,
+        labeled: LabeledFaces,
+        mined: MinedFaces,
+        rows: np.ndarray | None = None,
     ) -> None:
         self._model, self._config, self._mined = model, config, mined
+        drawn = labeled.labels if rows is None else labeled.labels[rows]
         self._labeled_stream = Stream(
             name="labeled",
             faces=labeled.faces,
@@ -101,7 +151,8 @@ class Student:
             views={"x": VIEWS[config.labeled_augment]},
             size=model.config.size,
             targets={"target": labeled.targets},
-            probabilities=class_chances(labeled.labels, config.labeled_power),
+            rows=rows,
+            probabilities=class_chances(drawn, config.labeled_power),
         )
         self._soft: np.ndarray = mined.soft.astype(np.float32)
         self._rescored = False
@@ -170,11 +221,14 @@ class Student:
             name="mined",
             faces=self._mined.faces,
             batch=config.mined_batch,
-            views={"x": VIEWS[config.mined_augment]},
+            views=self._mined_views(),
             size=self._model.config.size,
             targets={"target": target, "weight": self._weights()},
             probabilities=cap_shares(chances, self._mined.source, config.source_share),
         )
+
+    def _mined_views(self) -> dict[str, View]:
+        return {"x": VIEWS[self._config.mined_augment]}
 
     def _weights(self) -> np.ndarray:
         """Weights (M,) float32 of the mined faces."""
@@ -185,49 +239,6 @@ class Student:
         confidence = torch.from_numpy(self._soft).amax(1)
         spread = confidence.var(correction=0)
         return softmatch_weight(confidence, confidence.mean(), spread).numpy()
-
-
-def train_student(
-    config: StudentConfig,
-    labeled: LabeledFaces,
-    mined: MinedFaces,
-    label_names: Sequence[str],
-    worker: Worker,
-    *,
-    seed: int,
-    start: FaceModel | None = None,
-    kd_targets: np.ndarray | None = None,
-    hooks: Sequence[Hook] = (),
-) -> Trained:
-    """Train the student.
-
-    Args:
-        config: network, schedule and loss.
-        labeled: faces with labels.
-        mined: faces with the teacher's probabilities.
-        label_names: what codes and probabilities index.
-        worker: where.
-        seed: of the weights and of everything drawn.
-        start: the model to start from where `config.warm_start` is set; not changed.
-        kd_targets: the teachers' probabilities (N, K) for the labeled faces, out of fold; needed
-            where `config.kd` is set.
-        hooks: called after every step.
-
-    Raises:
-        ConfigError: `warm_start` or `kd` without what they need.
-    """
-    model = new_model(config.model, label_names, seed)
-    if config.warm_start:
-        if start is None or start.config.name != config.model.name:
-            found = "none" if start is None else start.config.name
-            raise ConfigError(f"student.warm_start: expected a {config.model.name}, got {found}")
-        model.load_state_dict(start.state_dict())
-    if config.kd is not None:
-        if kd_targets is None:
-            raise ConfigError("student.kd: expected the teachers' out-of-fold probabilities")
-        labeled = mix_targets(labeled, kd_targets, config.kd)
-    fitted = fit(Student(model, config, labeled, mined), config, worker, seed=seed, hooks=hooks)
-    return Trained(averaged_model(fitted), fitted)
 
 
 def mix_targets(data: LabeledFaces, probs: np.ndarray, share: float) -> LabeledFaces:
@@ -257,7 +268,7 @@ def control(
             student's steps.
         own: what the controls do otherwise.
     """
-    batch = config.labeled_batch + config.mined_batch
+    batch = config.step_images
     shared = {name: getattr(config, name) for name in Schedule.model_fields}
     if passes is not None:
         shared["steps"] = max(1, round(passes / batch))

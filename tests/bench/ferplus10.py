@@ -52,7 +52,7 @@ POOLS = {"both": ("rest", "faces"), "rest": ("rest",), "faces": ("faces",), "omn
 GRID = (("both", 0), ("both", 1), ("both", 2), ("rest", 0), ("faces", 0), ("omni", 0))
 BESIDE = ("experts", "tuned")
 """Stages that no figure of these cells depends on."""
-LATER = (("student", "beside", "mined"),)
+LATER = (("student", "beside", "mined"), ("student", "online", None))
 """Settings that came after cells were measured, and the value that changes nothing."""
 POOL_FACES = {"rest": 21_700, "faces": 13_233}  # about; only for the estimate
 NETWORK = "{name: compact_resnet, args: {widths: [8, 16]}, size: 32, dropout: 0}"

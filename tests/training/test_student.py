@@ -17,8 +17,8 @@ from pipeline.training.student import (
     StudentConfig,
     control,
     mix_targets,
-    train_student,
 )
+from pipeline.training.studying import train_student
 from pipeline.training.supervised import Supervised, new_model, predict_logits
 
 WORKER = local(dtype=torch.float32)

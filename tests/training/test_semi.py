@@ -1,0 +1,210 @@
+"""Proves semi-supervised losses by hand, who labels, held-out faces, workers and resuming."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.toy import CONVNET, NAMES, labeled
+from pydantic import ValidationError
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.training.data import Batches
+from pipeline.training.loop import Fitted, Step, Worker, fit, local
+from pipeline.training.semi import SemiStudent
+from pipeline.training.student import StudentConfig, control
+from pipeline.training.studying import train_student
+from pipeline.training.supervised import new_model
+from training.test_student import config, mined
+
+WORKER = local(dtype=torch.float32)
+
+
+def semi(settings: StudentConfig, worker: Worker = WORKER) -> SemiStudent:
+    model = new_model(settings.model, NAMES, 0)
+    return SemiStudent(model, settings, labeled(40), mined(), worker.device, 0)
+
+
+def online(thresholds: dict[str, object], **changes: object) -> StudentConfig:
+    own = {name: changes.pop(name) for name in list(changes) if name in OWN}
+    own = {"weak": "plain", **own}
+    return config(online={"thresholds": thresholds, **own}, **changes)
+
+
+OWN = ("labeler", "low", "low_weight", "fairness", "held_out")
+
+
+def one_step(settings: StudentConfig, number: int = 4, sharper: float = 1.0):
+    objective = semi(settings)
+    with torch.no_grad():
+        objective.modules()["model"].net.fc.weight *= sharper
+    at = Step(number, settings.steps, 0, WORKER, objective.modules())
+    with Batches(0, 0, 1, WORKER.device) as batches:
+        batch = batches.at(objective.streams(), number, last=True)
+    return objective, objective.loss(batch, at), batch
+
+
+@pytest.mark.parametrize("labeler", ["ema", "model"])
+@pytest.mark.parametrize("targets", ["hard", "soft"])
+def test_loss__fixmatch_by_hand(labeler: str, targets: str) -> None:
+    settings = online(
+        {"rule": "fixed", "tau": 0.3}, labeler=labeler, targets=targets, mined_weight=2.0, ramp=0
+    )
+    objective, loss, batch = one_step(settings)
+    model = objective.modules()["model"]
+    known = model(batch["labeled"].views["x"])
+    strong, weak = model(batch["mined"].views["x"]), model(batch["mined"].views["w"])
+    probs = weak.detach().softmax(1)
+    keep = (probs.amax(1) >= 0.3).float()
+    assert 0 < keep.sum() < len(keep)
+    target = F.one_hot(probs.argmax(1), 4).float() if targets == "hard" else probs
+    apart = -(target * F.log_softmax(strong, 1)).sum(1)
+    expected = F.cross_entropy(known, batch["labeled"].targets["target"], label_smoothing=0.05)
+    expected = expected + 2.0 * (keep * apart).mean()
+    assert loss.sum.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss.logs["used"].item() == pytest.approx(keep.mean().item())
+    # An average labels in a forward of its own; the model sees the weak views beside the others.
+    assert (loss.trained, loss.forward) == ((20, 12) if labeler == "ema" else (32, 0))
+    assert settings.step_images == loss.trained
+
+
+@pytest.mark.parametrize("low", ["consistency", "contrastive", "negative"])
+def test_loss__what_is_below_the_cut_has_a_term_of_its_own(low: str) -> None:
+    given = {"ramp": 0, "mined_augment": "strong"}
+    settings = online({"rule": "fixed", "tau": 1.0}, low=low, low_weight=0.5, **given)
+    without = online({"rule": "fixed", "tau": 1.0}, **given)
+    _, loss, batch = one_step(settings, sharper=20.0)  # some classes must be ruled out
+    _, plain, _ = one_step(without, sharper=20.0)
+    assert loss.sum.item() > plain.sum.item()
+    assert loss.logs["used"].item() == 0
+    second = low != "negative"
+    assert ("y" in batch["mined"].views) == second
+    assert settings.step_images == loss.trained == 20 + 12 * second
+
+
+def test_loss__a_running_average_labels_and_not_the_model() -> None:
+    settings = online({"rule": "fixed", "tau": 0.3}, targets="hard", ramp=0)
+    objective, _, batch = one_step(settings)
+    other = torch.nn.ModuleDict({"model": new_model(CONVNET, NAMES, 9).eval()})
+    at = Step(4, settings.steps, 0, WORKER, other)
+    loss = objective.loss(batch, at)
+    probs = other["model"](batch["mined"].views["w"]).detach().softmax(1)
+    strong = objective.modules()["model"](batch["mined"].views["x"])
+    keep = (probs.amax(1) >= 0.3).float()
+    apart = F.cross_entropy(strong, probs.argmax(1), reduction="none")
+    assert loss.logs["mined_loss"].item() == pytest.approx((keep * apart).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["fixed", "ada_cm", "dtm", "flexmatch", "freematch", "softmatch", "adamatch"]
+)
+def test_train_student__every_rule_trains_and_logs_its_cuts(name: str) -> None:
+    settings = online({"rule": name, "tau": 0.6}, steps=12, ema=0.9)
+    trained = train_student(settings, labeled(40), mined(), NAMES, WORKER, seed=0)
+    row = trained.fitted.history[-1]
+    assert 0 <= row["used"] <= 1
+    assert all(0 <= row[f"cut_{name}"] <= 1 for name in NAMES)
+
+
+def test_hold_out__class_thresholds_are_read_from_faces_that_do_not_train() -> None:
+    held = semi(online({"rule": "dtm"}, held_out=0.25))
+    rows = held.streams()[0].rows
+    assert rows is not None
+    assert len(rows) == 30
+    assert set(rows) | set(held._judged) == set(range(40))
+    assert not set(rows) & set(held._judged)
+    everything = semi(online({"rule": "dtm"}, held_out=None))
+    assert everything.streams()[0].rows is None
+    assert len(everything._judged) == 40
+    assert semi(online({"rule": "flexmatch"}, held_out=0.25)).streams()[0].rows is None
+
+
+def test_update__class_thresholds_move_once_per_epoch_of_the_labels() -> None:
+    settings = online({"rule": "dtm", "floor": None, "beta": 1.0}, steps=12)
+    objective = semi(settings)
+    seen: list[Tensor] = []
+    fit(
+        objective,
+        settings,
+        WORKER,
+        seed=0,
+        hooks=[lambda o, at: seen.append(objective.state()["cuts"])],
+    )
+    moved = [not torch.equal(a, b) for a, b in itertools.pairwise(seen)]
+    # 40 labeled faces, 8 a step: after steps 5 and 10.
+    assert [number + 2 for number, move in enumerate(moved) if move] == [5, 10]
+
+
+def test_fit__interrupted_and_continued_gives_the_same_model(tmp_path: Path) -> None:
+    settings = online({"rule": "flexmatch", "tau": 0.3}, steps=8, ema=0.9)
+
+    def stop(objective: SemiStudent, at: Step) -> None:
+        if at.number == 5:
+            raise KeyboardInterrupt
+
+    whole = train_student(settings, labeled(40), mined(), NAMES, WORKER, seed=0)
+    worker = replace(WORKER, checkpoint=str(tmp_path), checkpoint_every=4)
+    given = (settings, labeled(40), mined(), NAMES, worker)
+    with pytest.raises(KeyboardInterrupt):
+        train_student(*given, seed=0, hooks=[stop])
+    continued = train_student(*given, seed=0)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, continued.model.state_dict()[name]), name
+
+
+def test_fit__two_workers_equal_one() -> None:
+    settings = online(
+        {"rule": "softmatch", "align": "prior"}, low="contrastive", ramp=0, steps=6, ema=0.9
+    )
+    one = fit(semi(settings), settings, WORKER, seed=3)
+    objectives = [semi(settings), semi(settings)]
+    meet, given = threading.Barrier(2, timeout=60), [torch.empty(0)] * 2
+    done: dict[int, Fitted] = {}
+
+    def run(rank: int) -> None:
+        def reduce(tensor: Tensor) -> Tensor:
+            given[rank] = tensor.clone()
+            meet.wait()
+            total = torch.stack(given).sum(0)
+            meet.wait()
+            return total
+
+        worker = replace(WORKER, rank=rank, world=2, sum_over_workers=reduce)
+        done[rank] = fit(objectives[rank], settings, worker, seed=3)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = one.averaged["model"].state_dict()
+    for rank in range(2):
+        for name, value in done[rank].averaged["model"].state_dict().items():
+            if "blocks" in name and name.endswith("bias") and value.ndim == 1:
+                continue  # before a norm: no gradient but rounding
+            assert torch.allclose(value, expected[name], atol=1e-4), name
+        assert done[rank].history[-1]["loss"] == pytest.approx(one.history[-1]["loss"], abs=1e-4)
+
+
+def test_control__has_the_images_of_an_online_step() -> None:
+    settings = online({"rule": "fixed"}, low="consistency", labeler="model")
+    assert control(settings).batch == 8 + 3 * 12
+    assert control(settings, passes=440.0).steps == 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rescore_at": (0.5,)}, "labels the faces in every step anyway"),
+        ({"ema": None}, "there is no average of the weights"),
+        ({"fairness": 0.01}, "fixed keeps no shares"),
+    ],
+)
+def test_config__what_does_not_fit_is_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        online({"rule": "fixed"}, **changes)
