@@ -115,7 +115,7 @@ def _passes(found: Measured, recipe: Recipe) -> dict[str, float]:
     views = teach.folds * (2 if recipe.embed.flip else 1)
     taught = teach.folds * teach.steps * teach.batch + 2 * found.training_faces * FORWARD
     embedded = found.faces * views * FORWARD
-    own = student.steps * (student.labeled_batch + student.mined_batch)
+    own = student.steps * student.step_images
     again = len(student.rescore_at) * 2 * found.faces * FORWARD  # at most: of the mined faces
     passes = {"teach": taught, "student": own + again, "control_a": float(own)}
     passes["control_b"] = own + again + taught + embedded

@@ -107,7 +107,7 @@ def _trainings(
     own = control(student, own=recipe.control)
     labeled = _labeled(student.model, len(classes))
     mined = _mined(student.model, len(classes))
-    batch = student.labeled_batch + student.mined_batch
+    batch = student.step_images
 
     def supervise(hooks: Sequence[Hook]) -> object:
         faces = _labeled(teach.model, len(classes))
