@@ -235,7 +235,9 @@ class ConvNet(nn.Module):
         for i in range(depth):
             layers += [
                 nn.Conv2d(in_chans if i == 0 else width, width, 3, padding=1),
-                nn.GroupNorm(width, width),
+                # GroupNorm with as many groups is the same, and 3.6 times as slow where it counts:
+                # bfloat16, channels last, one core (width 32: 244 to 255 img/s, 900 to 933).
+                nn.InstanceNorm2d(width, affine=True),
                 nn.ReLU(inplace=True),
                 nn.AvgPool2d(2),
             ]

@@ -8,7 +8,8 @@ where it is not there), or the labeled ones alone in the reference table, and tr
 the images alone: the ConvNet that was distilled for, and a ResNet. `tune` cells fine-tune the
 teacher. CPU size: width 32 in place of 128, a hundred steps or two; `--protocol literature` is the
 full size, for a GPU.
-Settings are chosen with `--on development`; PublicTest is read once per cell.
+Settings are chosen with `--on development`, which judges on the 3,000 Training faces that the run
+has left out, and needs no teacher of its own; PublicTest is read once per cell.
 """
 
 from __future__ import annotations
@@ -84,11 +85,9 @@ def folder(options: argparse.Namespace) -> str:
     return f"{NAME}{suffix}" if options.protocol == "cpu" else f"{NAME}-{options.protocol}{suffix}"
 
 
-def recipe_of(seed: int, *, developing: bool, quick: bool) -> tuple[Recipe, tuple[str, ...]]:
+def recipe_of(seed: int, *, quick: bool) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe whose mined set is distilled, and what is set in it."""
     sets = ferplus10.sets_of("both", seed, quick=quick)
-    if developing:
-        sets.append("labeled.development.role=test")
     with ferplus10.portable():
         return load(ROOT / ferplus10.RECIPE, sets), tuple(sets)
 
@@ -96,14 +95,14 @@ def recipe_of(seed: int, *, developing: bool, quick: bool) -> tuple[Recipe, tupl
 def _cell(
     options: argparse.Namespace, protocol: str, source: str, method: str, ipc: int, seed: int
 ) -> Cell:
-    developing = options.on == "development"
-    recipe, sets = recipe_of(seed, developing=developing, quick=options.quick)
+    recipe, sets = recipe_of(seed, quick=options.quick)
     chosen = dict(PROTOCOLS[protocol])
     if options.sets:
         chosen[method] = _changed(chosen.get(method, {}), options.sets)
     identity = {name: settings(recipe, name) for name in UNTIL_MINE}
     identity |= {
         "schema": SCHEMA_VERSION,
+        "on": options.on,
         "source": source,
         "method": method,
         "ipc": ipc,
@@ -119,7 +118,7 @@ def _cell(
         method=method,
         seed=seed,
         identity=identity,
-        run=ferplus10.run_of("part", seed, developing=developing),
+        run=ferplus10.run_of("part", seed, developing=False),
         trainings=_passes(identity),
         sets=sets,
     )
@@ -191,7 +190,7 @@ def judge_cheap(records: Mapping[str, Any]) -> list[str] | None:
     found = [r for r in records.values() if r["method"] == "tune"]
     if not found:
         return None
-    recipe, _ = recipe_of(0, developing=False, quick=False)
+    recipe, _ = recipe_of(0, quick=False)
     own = recipe.student.steps * (recipe.student.labeled_batch + recipe.student.mined_batch)
     return [
         f"{r['cell']}: {r['metrics']['models']['distilled']['passes'] / own:.1%} of the passes"

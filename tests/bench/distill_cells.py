@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 
 from pipeline import conduct, flow
 from pipeline.artifacts import load_teacher
 from pipeline.config import digest
 from pipeline.job import Job
+from pipeline.labeled.reader import read_labeled
 from pipeline.metrics import accuracy, confusion_matrix, macro_f1
 from pipeline.models import ModelConfig
 from pipeline.recipe import load
@@ -37,7 +39,6 @@ from tests.bench.harness import ROOT, Cell, Context, call, python
 TUNED_ON = "distribution"
 """The learned method whose set the teacher is tuned on, and that gets 50 images per class: the
 cheapest, until the development set has said which is best."""
-DEVELOPING = "labeled.development.role=test"
 
 
 def config_of(identity: Mapping[str, Any]) -> DistillConfig:
@@ -65,7 +66,8 @@ def measure(cell: Cell, context: Context) -> dict[str, Any]:
     device = "cuda" if use_gpu else "cpu"
     worker = local(device, precision(None, device))
     identity = cell.identity
-    test = _Test(job, worker)
+    developing = identity["on"] == "development"
+    test = _Test(job, worker, developing=developing)
     faces, labels, names = _faces(job, identity)
     judge = judge_of(load_teacher(job.run.artifact("teach").dir / runs.TEACHER), worker.device)
     config = config_of(identity)
@@ -88,9 +90,7 @@ def measure(cell: Cell, context: Context) -> dict[str, Any]:
         "rate": made.rate,
         "trained_in": str(worker.dtype).removeprefix("torch."),
         "n": test.count,
-        "readings": 0
-        if "labeled.development.role=test" in cell.sets or context.options.quick
-        else 1,
+        "readings": int(not context.options.quick and not developing),
         "command": f"python -m tests.bench.distill --only {cell.name}",
     }
     if identity["method"] == "tune":
@@ -157,9 +157,17 @@ def _experts(
 class _Test:
     """The faces that models are judged on."""
 
-    def __init__(self, job: Job, worker: Worker) -> None:
-        at = job.run.artifact("test").dir
-        rows = usable(read_table(at / LABELED_FILE), read_table(at / FACES_FILE), job.removals)
+    def __init__(self, job: Job, worker: Worker, *, developing: bool) -> None:
+        if developing:
+            development = job.recipe.labeled.development
+            assert development is not None
+            changed = development.model_copy(update={"role": "test"})
+            labeled = job.recipe.labeled.model_copy(update={"development": changed})
+            table = read_labeled(labeled, job.removals, seed=job.recipe.seed).table
+            rows = table.filter(pc.equal(table["role"], "test"))
+        else:
+            at = job.run.artifact("test").dir
+            rows = usable(read_table(at / LABELED_FILE), read_table(at / FACES_FILE), job.removals)
         self.names = flow.label_names(job)
         self.labels = label_codes(rows["label"].to_pylist(), self.names)
         self.count = len(self.labels)

@@ -72,7 +72,7 @@ def test_loss__a_window_gives_the_gradient_of_the_last_steps_alone() -> None:
     assert stop - start == 2
     own.loss(made, REAL, at).sum.backward()
     # Written out: the network as it is at the window's start is a constant.
-    rate = float(made.rate())
+    rate = float(made.rate().detach())
     net = trained_by_hand_to(seed, start, stop, rate)
     weights, pixels = weights_of(net), made.pixels.detach().clone().requires_grad_()
     for _ in range(2):
