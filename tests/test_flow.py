@@ -82,7 +82,7 @@ def test_pool_rows__faces_of_all_stages_side_by_side(job: tiny.LoggedJob) -> Non
 
 def test_sit_exam__probabilities_of_every_model(job: tiny.LoggedJob) -> None:
     probs, labels, names = flow.sit_exam(job)
-    assert set(probs) == {"teacher", "control_a", "control_b", "student"}
+    assert set(probs) == {"teacher", "control_a", "control_b", "student", "tuned"}
     assert names == EMOTIONS
     for model, table in probs.items():
         assert table.shape == (len(labels), len(names)), model

@@ -40,7 +40,7 @@ def test_rehearse__every_training_of_the_recipe_with_its_passes() -> None:
 
 
 def test_rehearse__without_a_distilled_set() -> None:
-    assert "distill" not in rehearse(tiny("distill=null"), CLASSES, steps=1)
+    assert "distill" not in rehearse(tiny("distill=null", "tune=null"), CLASSES, steps=1)
 
 
 def test_timed__leaves_out_the_first_steps_and_stops_when_time_is_up(
