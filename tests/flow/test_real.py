@@ -42,6 +42,7 @@ def test_run_all__training_rows_moved_out_as_the_test(tmp_path: Path) -> None:
         "slice_faces=1024",
         "search=null",
         "distill=null",
+        "tune=null",
         "select={policy: all}",
         flow.UNTRACKED,
     )
