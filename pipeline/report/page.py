@@ -25,7 +25,7 @@ MODEL_NAMES: Mapping[str, str] = {
     "control_a": "Control A, same steps",
     "control_b": "Control B, same passes",
     "student": "Student",
-    "tuned": "Teacher, tuned on the distilled set",
+    "tuned": "Teacher, tuned",
 }
 
 REASON_TEXT: Mapping[str, str] = {

@@ -127,7 +127,7 @@ def statement(distilled: Distilled, facts: dict[str, Any]) -> str:
         f"{count} images of {side} px, {count // classes} for each of {classes} perceived "
         f"expressions: {', '.join(distilled.label_names)}.",
         "",
-        *(f"- {name}: {value}" for name, value in facts.items()),
+        *(f"- {name.replace('_', ' ')}: {_said(value)}" for name, value in facts.items()),
         "",
         "Learned images started as real faces and may still resemble them or others; chosen ones",
         "are real faces. Either way the set is personal data of the people in it:",
@@ -142,6 +142,10 @@ def statement(distilled: Distilled, facts: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _said(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
 def grid(images: np.ndarray, rows: int) -> bytes:

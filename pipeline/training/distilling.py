@@ -150,7 +150,9 @@ class Distilling:
         """What the method asks of the set in this step."""
         part = self.distiller.loss(self.learned, self._real(batch), self.place(at))
         device = self.learned.pixels.device
-        passes = at.worker.all_reduce(torch.tensor([part.passes], device=device).double())
+        passes = at.worker.all_reduce(
+            torch.tensor([part.passes], dtype=torch.float64, device=device)
+        )
         return Loss(part.sum, trained=float(passes) / at.worker.world, count=part.count)
 
     def _real(self, batch: Mapping[str, Batch]) -> Real:
