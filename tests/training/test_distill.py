@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.workers import in_threads
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -213,25 +214,13 @@ def test_distill__several_workers_learn_the_images_of_one(
 
     monkeypatch.setattr("pipeline.training.distilling.new_model", draw)
     monkeypatch.setattr("torch.manual_seed", manual_seed)
-    meet, given = threading.Barrier(workers, timeout=60), [torch.empty(0)] * workers
     found: dict[int, Distilled] = {}
 
-    def run(rank: int) -> None:
-        def reduce(tensor: Tensor) -> Tensor:
-            given[rank] = tensor.clone()
-            meet.wait()
-            total = torch.stack(given).sum(0)
-            meet.wait()
-            return total
-
+    def run(rank: int, reduce: Callable[[Tensor], Tensor]) -> None:
         worker = replace(here(), rank=rank, world=workers, sum_over_workers=reduce)
         found[rank] = distill(config, *toy(), NAMES, worker, seed=2, experts=[EXPERT])
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(workers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(workers, run)
     start = distill(chosen("random"), *toy(), NAMES, here(), seed=2)
     assert np.abs(one.images.astype(int) - start.images).max() > 2
     for rank in range(workers):

@@ -1,7 +1,6 @@
 """Proves resume to the last bit, two workers equal to one, and honest counting of passes."""
 
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from helpers.toy import CONVNET, NAMES, RESNET, labeled
+from helpers.workers import in_threads as meet_in_threads
 from torch import Tensor, nn
 
 from pipeline.augment import VIEWS
@@ -160,25 +160,13 @@ def in_threads(workers: int, ranks: Sequence[Worker]) -> list[Fitted]:
     toys = [Toy() for _ in range(workers)]
     for toy in toys[1:]:
         toy.model = new_model(CONVNET, NAMES, seed=99)
-    meet, given = threading.Barrier(workers, timeout=60), [torch.empty(0)] * workers
     done: dict[int, Fitted] = {}
 
-    def run(rank: int) -> None:
-        def reduce(tensor: Tensor) -> Tensor:
-            given[rank] = tensor.clone()
-            meet.wait()
-            total = torch.stack(given).sum(0)
-            meet.wait()
-            return total
-
+    def run(rank: int, reduce: Callable[[Tensor], Tensor]) -> None:
         worker = replace(ranks[rank], rank=rank, world=workers, sum_over_workers=reduce)
         done[rank] = fit(toys[rank], SLOW, worker, seed=3)
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(workers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    meet_in_threads(workers, run)
     return [done[rank] for rank in range(workers)]
 
 

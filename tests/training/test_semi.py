@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.toy import CONVNET, NAMES, labeled
+from helpers.workers import in_threads
 from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
@@ -163,25 +164,13 @@ def test_fit__two_workers_equal_one() -> None:
     )
     one = fit(semi(settings), settings, WORKER, seed=3)
     objectives = [semi(settings), semi(settings)]
-    meet, given = threading.Barrier(2, timeout=60), [torch.empty(0)] * 2
     done: dict[int, Fitted] = {}
 
-    def run(rank: int) -> None:
-        def reduce(tensor: Tensor) -> Tensor:
-            given[rank] = tensor.clone()
-            meet.wait()
-            total = torch.stack(given).sum(0)
-            meet.wait()
-            return total
-
+    def run(rank: int, reduce: Callable[[Tensor], Tensor]) -> None:
         worker = replace(WORKER, rank=rank, world=2, sum_over_workers=reduce)
         done[rank] = fit(objectives[rank], settings, worker, seed=3)
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(2, run)
     expected = one.averaged["model"].state_dict()
     for rank in range(2):
         for name, value in done[rank].averaged["model"].state_dict().items():
