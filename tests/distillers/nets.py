@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pipeline.distillers.learned import Learned, Place
 from pipeline.models import FaceModel, ModelConfig, create
@@ -65,3 +66,15 @@ def finite_difference(loss: object, parameter: Tensor, at: Sequence[int], eps: f
 def value(tensor: Tensor) -> float:
     """A scalar without its graph."""
     return float(tensor.detach())
+
+
+def descend(net: FaceModel, images: Tensor, targets: Tensor, steps: int, rate: float) -> FaceModel:
+    """Plain gradient descent on one batch, written out; moves the network and returns it."""
+    for _ in range(steps):
+        net.zero_grad()
+        F.cross_entropy(net(images), targets).backward()
+        with torch.no_grad():
+            for parameter in net.parameters():
+                assert parameter.grad is not None
+                parameter -= rate * parameter.grad
+    return net

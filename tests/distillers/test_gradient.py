@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distillers.nets import NAMES, faces, finite_difference, learned, network, place, value
+from distillers.nets import NAMES, descend, faces, finite_difference, learned, network, place, value
 from pipeline.distillers.gradient import Gradient, distance
 from pipeline.distillers.learned import Real
 
@@ -87,12 +87,7 @@ def test_update__trains_the_network_as_plain_descent_does() -> None:
     own.update(made, place())
     net = network(0)
     targets = torch.eye(len(NAMES), dtype=torch.float64)
-    for _ in range(2):
-        net.zero_grad()
-        F.cross_entropy(net(made.pixels.detach()), targets).backward()
-        with torch.no_grad():
-            for parameter in net.parameters():
-                parameter -= 0.05 * parameter.grad
+    descend(net, made.pixels.detach(), targets, steps=2, rate=0.05)
     for name, parameter in net.named_parameters():
         assert torch.allclose(own.state()[name], parameter, atol=1e-10)
 

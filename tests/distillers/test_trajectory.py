@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from distillers.nets import NAMES, faces, finite_difference, learned, network, place, value
+from distillers.nets import NAMES, descend, faces, finite_difference, learned, network, place, value
 from pipeline.distillers.learned import Real, flat, seeds, unflat, weights_of
 from pipeline.distillers.trajectory import Trajectory, train_expert
 
@@ -36,30 +35,20 @@ def test_train_expert__keeps_the_weights_after_every_epoch() -> None:
     kept, net = expert(2), network(7)
     assert torch.equal(kept[0], flat(weights_of(net)))
     for epoch in (1, 2):
-        for _ in range(2):
-            net.zero_grad()
-            F.cross_entropy(net(BATCH[0]), BATCH[1]).backward()
-            with torch.no_grad():
-                for parameter in net.parameters():
-                    parameter -= 0.1 * parameter.grad
+        descend(net, *BATCH, steps=2, rate=0.1)
         assert torch.allclose(kept[epoch], flat(weights_of(net)), atol=1e-10)
 
 
 def test_loss__is_the_formula_with_training_written_out() -> None:
     course, made, at = expert(), learned(1, rate=0.05), place()
-    found = float(method([course]).loss(made, NOTHING, at).sum)
+    found = float(method([course]).loss(made, NOTHING, at).sum.detach())
     drawn = seeds(seeds(at.seed, 1)[0], 5)
     first = drawn[1] % 2  # latest[0] + 1 epochs to start from
     net = network(0)
     with torch.no_grad():
         for name, value in unflat(course[first], weights_of(net)).items():
             net.get_parameter(name).copy_(value)
-    for _ in range(2):
-        net.zero_grad()
-        F.cross_entropy(net(made.pixels.detach()), made.targets()).backward()
-        with torch.no_grad():
-            for parameter in net.parameters():
-                parameter -= 0.05 * parameter.grad
+    descend(net, made.pixels.detach(), made.targets(), steps=2, rate=0.05)
     gap = sum(
         float((a - b) ** 2) for a, b in zip(flat(weights_of(net)), course[first + 2], strict=True)
     )

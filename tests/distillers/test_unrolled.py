@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from distillers.nets import CONFIG, NAMES, faces, finite_difference, learned, network, place, value
+from distillers.nets import (
+    CONFIG,
+    NAMES,
+    descend,
+    faces,
+    finite_difference,
+    learned,
+    network,
+    place,
+    value,
+)
 from pipeline.distillers.learned import Real, seeds, weights_of
 from pipeline.distillers.unrolled import Unrolled
 from pipeline.errors import ModelError
@@ -28,15 +38,8 @@ def method(**changed: object) -> Unrolled:
 
 
 def trained_by_hand(seed: int, steps: int, rate: float) -> FaceModel:
-    made = learned(1)
-    net = network(seeds(seed, 2 + steps)[0])
-    for _ in range(steps):
-        net.zero_grad()
-        F.cross_entropy(net(made.pixels.detach()), made.targets()).backward()
-        with torch.no_grad():
-            for parameter in net.parameters():
-                parameter -= rate * parameter.grad
-    return net
+    made, net = learned(1), network(seeds(seed, 1)[0])
+    return descend(net, made.pixels.detach(), made.targets(), steps, rate)
 
 
 def test_loss__is_that_of_a_network_trained_on_the_set() -> None:
@@ -73,7 +76,7 @@ def test_loss__a_window_gives_the_gradient_of_the_last_steps_alone() -> None:
     own.loss(made, REAL, at).sum.backward()
     # Written out: the network as it is at the window's start is a constant.
     rate = float(made.rate().detach())
-    net = trained_by_hand_to(seed, start, stop, rate)
+    net = trained_by_hand(seed, start, rate)
     weights, pixels = weights_of(net), made.pixels.detach().clone().requires_grad_()
     for _ in range(2):
         leaves = {k: v if v.requires_grad else v.requires_grad_() for k, v in weights.items()}
@@ -85,17 +88,6 @@ def test_loss__a_window_gives_the_gradient_of_the_last_steps_alone() -> None:
     ).backward()
     assert made.pixels.grad is not None
     assert torch.allclose(made.pixels.grad, pixels.grad, rtol=1e-6, atol=1e-12)
-
-
-def trained_by_hand_to(seed: int, start: int, stop: int, rate: float) -> FaceModel:
-    made, net = learned(1), network(seeds(seed, 2 + stop)[0])
-    for _ in range(start):
-        net.zero_grad()
-        F.cross_entropy(net(made.pixels.detach()), made.targets()).backward()
-        with torch.no_grad():
-            for parameter in net.parameters():
-                parameter -= rate * parameter.grad
-    return net
 
 
 def test_span__ends_anywhere_between_the_window_and_the_last_step() -> None:
