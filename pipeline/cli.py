@@ -103,6 +103,7 @@ def _stage_command(name: str, summary: str) -> Callable[..., None]:
 STAGE_HELP = {
     "survey": "Decode every face once: hashes, thumbnail, quality, status.",
     "guard": "Find twins of test and validation faces, and duplicates.",
+    "pretrain": "Train a backbone on the pool's faces, without labels.",
     "teach": "Train the cross-fit teachers on the labeled faces.",
     "embed": "Stream the pool through the teachers; scores are chained to it.",
     "score": "Compare embeddings with prototypes and labeled neighbors.",

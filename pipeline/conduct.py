@@ -25,8 +25,8 @@ from pipeline.run import Artifact, Run
 from pipeline.stages import METRICS_FILE, POINT_FILE, STAGES
 from pipeline.storage import location, probe
 from pipeline.tracking import Child, connect
-from pipeline.training.distillation import PREVIEWS
 from pipeline.training.distilled import GRID
+from pipeline.training.runs import PREVIEWS
 
 EXPLAINED = ("survey", "twins", "score", "select")
 SHARED = ("survey", "embed", "score", "mine")

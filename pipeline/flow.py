@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from pipeline.evaluation import CONTROLS, STUDENT
 from pipeline.job import Job, file_stamp
 from pipeline.labeled.reader import read_labeled
 from pipeline.ledger import Ledger
+from pipeline.models import PRETRAINED, ModelConfig
 from pipeline.packs import content_digest
 from pipeline.placement import Operator
 from pipeline.plan import Plan, Slice
@@ -31,17 +32,23 @@ from pipeline.schema import label_names_of
 from pipeline.storage import Location, read_table, write_table
 from pipeline.streaming import start_ray
 from pipeline.survey import describe
-from pipeline.training import distillation, exam, runs, student
+from pipeline.training import distillation, exam, pretrain, runs, student
 from pipeline.training.handed import FACES_FILE, LABELED_FILE, Handed, labeled_rows, usable
 from pipeline.training.launch import launch, spread
 from pipeline.training.loop import FORWARD
 from pipeline.training.references import out_of_fold_scores
+from pipeline.training.student import StudentConfig
 from pipeline.training.supervised import SupervisedConfig
+from pipeline.training.teacher import TeachConfig
+
+Trains = TypeVar("Trains", TeachConfig, StudentConfig)
 
 POINTS_FILE = "labeled.parquet"
 MODEL = "model"
 DISTILL_BOUNDS = ("distill.preview_every", "distill.memory_mb")
 """Settings of distill that no image depends on."""
+PROBES = ("pretrain.probe_every", "pretrain.neighbors", "pretrain.probe_faces")
+"""Settings of pretrain that no weight depends on."""
 TUNED = "tuned"
 """The teacher, trained on from the distilled set."""
 PLACES = ("score.run_in", "score.pool", "score.num_cpus")
@@ -218,6 +225,24 @@ def train(
     )
 
 
+def backbone_input(job: Job, model: ModelConfig) -> dict[str, str]:
+    """What a network that starts from the run's own backbone depends on."""
+    if model.weights != PRETRAINED:
+        return {}
+    return {"pretrain": job.run.artifact("pretrain").digest}
+
+
+def started(job: Job, config: Trains) -> Trains:
+    """A training's settings with the backbone's folder in place of its name."""
+    if config.model.weights != PRETRAINED:
+        return config
+    made = job.run.artifact("pretrain")
+    seen = f"{made.facts['faces']:,} faces of the run's pool, {made.facts['method']}"
+    at = (made.dir / pretrain.BACKBONE).uri
+    model = config.model.model_copy(update={"weights": at, "pretraining_data": seen})
+    return config.model_copy(update={"model": model})
+
+
 def study(
     job: Job, stage: Stage, model: str, own: SupervisedConfig | None = None
 ) -> dict[str, Any]:
@@ -225,7 +250,7 @@ def study(
     settings = runs.StudentJob(
         handed=handed(job, mined=model == STUDENT),
         model=model,
-        student=job.recipe.student,
+        student=started(job, job.recipe.student),
         control=own,
         teacher=job.run.artifact("teach").dir.uri,
         distilled=job.run.artifact("distill").dir.uri
@@ -353,8 +378,13 @@ def protocol_card(job: Job) -> dict[str, Any]:
         },
         "crop": recipe.labeled.crop.model_dump(mode="json", exclude_none=True),
         "passes": {
+            **(
+                {"pretrain": job.run.artifact("pretrain").facts["passes"]}
+                if recipe.starts_pretrained
+                else {}
+            ),
             "teacher": teacher.facts["passes"],
             **{name: job.run.artifact(name).facts["passes"] for name in judged_names(job)},
         },
-        "pretraining_data": recipe.teach.model.pretraining_data or "none",
+        "pretraining_data": started(job, recipe.teach).model.pretraining_data or "none",
     }

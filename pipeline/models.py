@@ -27,6 +27,9 @@ from torch.nn import functional as F
 from pipeline.config import Config
 from pipeline.errors import ModelError
 
+PRETRAINED = "pretrained"
+"""Initial weights: the backbone of the run's own stage pretrain."""
+
 
 class ModelConfig(Config):
     """Which network; stored beside its weights and enough to build it again."""
@@ -40,15 +43,21 @@ class ModelConfig(Config):
     color: Literal["gray", "rgb"] = "gray"
     dropout: float = Field(default=0.3, ge=0, lt=1)
     weights: str | None = None
-    """Initial weights: `timm` (the library downloads them), or a file that weights.py reads."""
+    """Initial weights: `timm` (the library downloads them), `pretrained` (this run's own), or a
+    file that weights.py reads."""
     pretraining_data: str | None = None
     """What those weights have seen; printed on every protocol card."""
 
     @model_validator(mode="after")
     def _weights_name_their_data(self) -> ModelConfig:
-        if self.weights is not None and self.pretraining_data is None:
+        if self.weights not in (None, PRETRAINED) and self.pretraining_data is None:
             raise ValueError("weights need pretraining_data: the faces or images they were made of")
         return self
+
+    def same_network(self, other: ModelConfig) -> bool:
+        """Whether weights of one fit the other, its classifier apart."""
+        fields = ("name", "args", "size", "color")
+        return all(getattr(self, field) == getattr(other, field) for field in fields)
 
     @property
     def channels(self) -> int:

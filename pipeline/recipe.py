@@ -23,6 +23,7 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation import EvaluateConfig
 from pipeline.guard import GuardConfig
 from pipeline.labeled.reader import LabeledSource
+from pipeline.models import PRETRAINED
 from pipeline.policy import SelectConfig
 from pipeline.report import ReportConfig
 from pipeline.scoring import ScoreConfig
@@ -33,6 +34,7 @@ from pipeline.survey import SurveyConfig
 from pipeline.tracking import TrackingConfig
 from pipeline.training.distillation import TuneConfig
 from pipeline.training.distilling import DistillConfig
+from pipeline.training.pretraining import PretrainConfig
 from pipeline.training.runs import TrainConfig
 from pipeline.training.student import ControlConfig, StudentConfig
 from pipeline.training.teacher import TeachConfig
@@ -53,6 +55,7 @@ class Recipe(Config):
     train: TrainConfig = TrainConfig()
     survey: SurveyConfig = SurveyConfig()
     guard: GuardConfig = GuardConfig()
+    pretrain: PretrainConfig | None = None  # None: nothing is learned from faces without labels
     teach: TeachConfig = TeachConfig()
     embed: EmbedConfig = EmbedConfig()
     score: ScoreConfig = ScoreConfig()
@@ -94,6 +97,29 @@ class Recipe(Config):
                     f"labels and sees {teacher.color} faces of {teacher.size} px"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _pretrained_by_this_run(self) -> Recipe:
+        for name, model in (("teach", self.teach.model), ("student", self.student.model)):
+            if model.weights != PRETRAINED:
+                continue
+            if self.pretrain is None:
+                raise ValueError(
+                    f"{name}.model.weights: pretrained, and the recipe has no pretrain"
+                )
+            if not model.same_network(self.pretrain.model):
+                own = self.pretrain.model
+                raise ValueError(
+                    f"{name}.model: {model.name} at {model.size} px {model.color} cannot start "
+                    f"from pretrain.model, {own.name} at {own.size} px {own.color}, unless name, "
+                    "args, size and color are the same"
+                )
+        return self
+
+    @property
+    def starts_pretrained(self) -> bool:
+        """Whether a teacher or the student starts from the run's own backbone."""
+        return PRETRAINED in (self.teach.model.weights, self.student.model.weights)
 
     def sources(self) -> dict[str, PoolSource]:
         """Pool sources by name."""

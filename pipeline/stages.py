@@ -1,6 +1,6 @@
 """The flow, one short function per stage, in the order a face meets them. Start reading here.
 
-    survey -> guard -> teach -> embed -> score -> search -> select -> mine
+    survey -> guard -> pretrain -> teach -> embed -> score -> search -> select -> mine
            -> distill -> student -> evaluate -> report
 
 Every stage takes a job (recipe + run folder), reads artifacts of earlier stages, writes its own and
@@ -30,6 +30,7 @@ from pipeline.storage import read_table, write_table
 from pipeline.streaming import Operator, start_ray
 from pipeline.survey import Surveyor
 from pipeline.training import distillation, runs
+from pipeline.training import pretrain as pretraining
 
 POINT_FILE = "operating_point.json"
 METRICS_FILE = "metrics.json"
@@ -62,13 +63,38 @@ def guard(job: Job) -> Artifact:
     return pool.done(stage)
 
 
+def pretrain(job: Job) -> Artifact | None:
+    """Train a backbone on the pool's faces, without labels."""
+    if job.recipe.pretrain is None:
+        return None
+    inputs = {name: job.run.artifact(name).digest for name in ("survey", "guard")}
+    stage = job.open("pretrain", inputs, hide=flow.PROBES, plan=pool.pool_plan(job).digest)
+    if stage.done is None:
+        survey = job.run.artifact("survey").dir
+        settings = pretraining.PretrainJob(
+            handed=flow.handed(job),
+            pretrain=job.recipe.pretrain,
+            plan=pool.plan_at(survey).uri,
+            survey=survey.uri,
+            sources=job.sources,
+            out=stage.dir.uri,
+            checkpoints=flow.checkpoints(stage),
+            seed=job.recipe.seed,
+        )
+        facts = flow.train(job, stage.name, pretraining.pretrain, settings)
+        stage.finish(facts.pop("sha256"), **facts)
+    return pool.done(stage)
+
+
 def teach(job: Job) -> Artifact:
     """Train the teachers crosswise; out-of-fold predictions give temperature and cuts."""
-    stage = job.open("teach", {"labeled": flow.training_digest(job)})
+    config = job.recipe.teach
+    inputs = {"labeled": flow.training_digest(job), **flow.backbone_input(job, config.model)}
+    stage = job.open("teach", inputs)
     if stage.done is None:
         settings = runs.TeachJob(
             handed=flow.handed(job),
-            teach=job.recipe.teach,
+            teach=flow.started(job, config),
             out=stage.dir.uri,
             checkpoints=flow.checkpoints(stage),
             seed=job.recipe.seed,
@@ -196,13 +222,15 @@ def student(job: Job) -> Artifact:
         "labeled": flow.training_digest(job),
         "mined": job.run.artifact("mine").digest,
         "teacher": teacher.digest,
+        **flow.backbone_input(job, job.recipe.student.model),
     }
     if job.recipe.student.beside == "distilled":
         inputs["distilled"] = job.run.artifact("distill").digest
     stage = job.open("student", inputs)
     if stage.done is None:
         facts = flow.study(job, stage, "student")
-        spent = teacher.facts["passes"] + job.run.artifact("embed").facts["passes"]
+        before = ("teach", "embed", *(("pretrain",) if job.recipe.starts_pretrained else ()))
+        spent = sum(job.run.artifact(name).facts["passes"] for name in before)
         stage.finish(facts.pop("sha256"), **{**facts, "passes": spent + facts["passes"]})
     flow.control(job, "control_a", passes=None)
     flow.control(job, "control_b", passes=pool.done(stage).facts["passes"])
@@ -241,6 +269,7 @@ Stage = Callable[[Job], Artifact | None]
 STAGES: Mapping[str, Stage] = {
     "survey": survey,
     "guard": guard,
+    "pretrain": pretrain,
     "teach": teach,
     "embed": embed,
     "score": score,

@@ -58,6 +58,7 @@ def test_settings__what_no_identity_holds_does_not_change_results() -> None:
             {"seed": 1},
             {
                 "labeled",
+                "pretrain",
                 "teach",
                 "search",
                 "experts",

@@ -99,14 +99,23 @@ def foresee(found: Measured, recipe: Recipe, rented: Rented) -> list[Row]:
     rows = [
         _survey(found, recipe, rented),
         _guard(found, rented),
-        _training("teach", passes["teach"], found, recipe, rented),
+        *_learned(("pretrain", "teach"), passes, found, recipe, rented),
         _embed(found, recipe, rented),
         _serial("score", found, rented, _seal(found), "seal"),
         _mine(found, recipe, rented),
     ]
     trained = ("distill", "student", "control_a", "control_b")
-    rows += [_training(n, passes[n], found, recipe, rented) for n in trained if n in passes]
-    return rows
+    return rows + _learned(trained, passes, found, recipe, rented)
+
+
+def _learned(
+    names: Sequence[str],
+    passes: Mapping[str, float],
+    found: Measured,
+    recipe: Recipe,
+    rented: Rented,
+) -> list[Row]:
+    return [_training(n, passes[n], found, recipe, rented) for n in names if n in passes]
 
 
 def _passes(found: Measured, recipe: Recipe) -> dict[str, float]:
@@ -119,6 +128,10 @@ def _passes(found: Measured, recipe: Recipe) -> dict[str, float]:
     again = len(student.rescore_at) * 2 * found.faces * FORWARD  # at most: of the mined faces
     passes = {"teach": taught, "student": own + again, "control_a": float(own)}
     passes["control_b"] = own + again + taught + embedded
+    if recipe.pretrain is not None:
+        passes["pretrain"] = float(recipe.pretrain.steps * recipe.pretrain.step_images)
+        if recipe.starts_pretrained:
+            passes["control_b"] += passes["pretrain"]
     if recipe.distill is not None and recipe.distill.learned:
         names = [str(code) for code in range(found.classes)]
         expected = cost_of(recipe.distill, names, found.training_faces)

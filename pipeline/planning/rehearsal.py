@@ -22,6 +22,7 @@ from pipeline.training.distill import distill
 from pipeline.training.distill_cost import blank_expert, cost_of
 from pipeline.training.faces import ArrayFaces
 from pipeline.training.loop import Hook, Objective, Step, Worker
+from pipeline.training.pretraining import train_backbone
 from pipeline.training.student import control
 from pipeline.training.studying import train_student
 from pipeline.training.supervised import train_supervised
@@ -61,7 +62,7 @@ class _Enough(Exception):
 
 
 def rehearse(recipe: Recipe, classes: Sequence[str], *, steps: int = STEPS) -> dict[str, Rehearsed]:
-    """Time steps of the recipe's teacher, distilled set, student and control.
+    """Time steps of the recipe's backbone, teacher, distilled set, student and control.
 
     torch's threads are as before when it returns.
 
@@ -126,6 +127,16 @@ def _trainings(
             lambda hooks: train_supervised(own, labeled, classes, worker, seed=0, hooks=hooks),
         ),
     }
+    if recipe.pretrain is not None:
+        pretrain = recipe.pretrain.model_copy(
+            update={**shortened, "model": _blank(recipe.pretrain.model)}
+        )
+
+        def learn_faces(hooks: Sequence[Hook]) -> object:
+            faces = _labeled(pretrain.model, len(classes)).faces
+            return train_backbone(pretrain, faces, classes, worker, seed=0, hooks=hooks)
+
+        found["pretrain"] = (pretrain.step_images, learn_faces)
     if recipe.distill is not None and recipe.distill.learned:
         config = recipe.distill.model_copy(update={**shortened, "net": _blank(recipe.distill.net)})
         real = _labeled(config.net, len(classes))

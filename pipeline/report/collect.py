@@ -36,8 +36,8 @@ from pipeline.schema import REASONS, TRUTH
 from pipeline.storage import read_table
 
 STAGES = (
-    "labeled", "test", "survey", "guard", "teach", "embed", "score", "search", "select", "mine",
-    "distill", "student", "evaluate",
+    "labeled", "test", "survey", "guard", "pretrain", "teach", "embed", "score", "search", "select",
+    "mine", "distill", "student", "evaluate",
 )  # fmt: skip
 MODELS = ("teacher", "control_a", "control_b", "student", "tuned")
 METRICS_FILE = "metrics.json"  # of evaluate: what pipeline.evaluation.evaluate returns

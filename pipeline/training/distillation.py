@@ -30,10 +30,8 @@ from pipeline.training.experts import file_of, load_experts, save_expert
 from pipeline.training.faces import ArrayFaces, Faces
 from pipeline.training.handed import Handed, JoinedFaces, open_labeled, open_mined
 from pipeline.training.loop import Hook, Objective, Step, Worker
-from pipeline.training.runs import TEACHER, shown
+from pipeline.training.runs import PREVIEWS, TEACHER, shown
 from pipeline.training.supervised import SupervisedConfig, train_supervised
-
-PREVIEWS = "previews"
 
 
 class TuneConfig(Config):

@@ -146,7 +146,7 @@ def open_mined(handed: Handed, model: ModelConfig) -> MinedFaces:
             order.append(rows)
             key = content_digest(narrow.select(["id", *CUT_BY]).take(rows))[:12]
             images = _images(ledger, plan, name)
-            parts.append(_store(images, len(rows), f"mined-{key}", crop, color, handed, model))
+            parts.append(store(images, len(rows), f"mined-{key}", crop, color, handed, model))
     rows = np.concatenate(order)
     soft = narrow["soft"].combine_chunks().flatten().to_numpy().reshape(narrow.num_rows, -1)
     weight = narrow["weight"].to_numpy()
@@ -157,10 +157,10 @@ def open_mined(handed: Handed, model: ModelConfig) -> MinedFaces:
 def _images(ledger: Ledger, plan: Plan, source: str) -> Iterator[Row]:
     for slice, table in ledger.tables(plan, ["image", *CUT_BY]):
         if slice.source == source:
-            yield from _cut_rows(table)
+            yield from cut_rows(table)
 
 
-def _cut_rows(table: pa.Table) -> Iterator[Row]:
+def cut_rows(table: pa.Table) -> Iterator[Row]:
     columns = (table[name].to_pylist() for name in ("image", *CUT_BY))
     return zip(*columns, strict=True)
 
@@ -170,10 +170,10 @@ def pack_rows(
 ) -> Faces:
     """Faces of a table with id, image, box and landmarks, at a model's size and color."""
     key = content_digest(rows.select(["id", *CUT_BY]))[:12]
-    return _store(_cut_rows(rows), rows.num_rows, f"{what}-{key}", crop, color, handed, model)
+    return store(cut_rows(rows), rows.num_rows, f"{what}-{key}", crop, color, handed, model)
 
 
-def _store(
+def store(
     images: Iterator[Row],
     count: int,
     name: str,

@@ -36,6 +36,8 @@ from pipeline.training.teacher import TeachConfig, cross_fit
 
 FOLDS_FILE = "folds.parquet"
 TEACHER = "teacher"
+PREVIEWS = "previews"
+"""Folder of pictures that a training keeps on its way."""
 
 
 class TrainConfig(Config):

@@ -27,7 +27,7 @@ from pipeline.adaptive import ThresholdConfig
 from pipeline.augment import VIEWS, Augmentation, View
 from pipeline.config import Config
 from pipeline.losses import cross_entropy, kl_divergence, softmatch_weight
-from pipeline.models import FaceModel, ModelConfig
+from pipeline.models import PRETRAINED, FaceModel, ModelConfig
 from pipeline.training.data import (
     Batch,
     LabeledFaces,
@@ -264,16 +264,20 @@ def control(
 
     Args:
         config: the student's.
-        passes: control B: all image passes of teachers, scoring and student. None: control A, the
-            student's steps.
+        passes: control B: all image passes of pre-training, teachers, scoring and student. None:
+            control A, the student's steps.
         own: what the controls do otherwise.
     """
     batch = config.step_images
     shared = {name: getattr(config, name) for name in Schedule.model_fields}
     if passes is not None:
         shared["steps"] = max(1, round(passes / batch))
+    # Pre-training is something learned from the pool, too: a control starts from nothing.
+    model = config.model
+    if model.weights == PRETRAINED:
+        model = model.model_copy(update={"weights": None})
     return SupervisedConfig(
-        model=config.model,
+        model=model,
         batch=batch,
         smoothing=config.smoothing,
         imbalance="sampler",

@@ -1,0 +1,148 @@
+"""What `launch` runs to pre-train: pack the pool once per node, train, look, keep the backbone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from pydantic import Field
+
+from pipeline.artifacts import WEIGHTS, read_meta, save_model
+from pipeline.config import Config, digest
+from pipeline.errors import SourceError
+from pipeline.ledger import Ledger
+from pipeline.plan import Plan, Slice
+from pipeline.schema import OK, label_names_of
+from pipeline.sources.reader import PoolSource, fetch
+from pipeline.storage import Location, location
+from pipeline.training.distilled import grid
+from pipeline.training.faces import Faces, Row
+from pipeline.training.handed import Handed, JoinedFaces, cut_rows, open_labeled, store
+from pipeline.training.loop import Hook, Objective, Step, Worker
+from pipeline.training.pretraining import Masked, PretrainConfig, train_backbone
+from pipeline.training.runs import PREVIEWS, shown
+
+BACKBONE = "backbone"
+SHOWN = 8
+"""Faces of a picture of reconstructions."""
+
+
+class PretrainJob(Config):
+    """Settings of :func:`pretrain`."""
+
+    handed: Handed
+    pretrain: PretrainConfig
+    plan: str
+    survey: str
+    """Ledger of survey; that of guard is `handed.guard`."""
+    sources: dict[str, PoolSource] = Field(default_factory=dict)
+    out: str
+    checkpoints: str
+    seed: int
+
+
+def pretrain(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
+    """Train a backbone on the pool faces that decode and are no twin of a test face; save it."""
+    job = PretrainJob.model_validate(settings)
+    out = location(job.out) / BACKBONE
+    if (out / "config.json").exists():
+        sha256 = hashlib.sha256((out / WEIGHTS).read_bytes()).hexdigest()
+        return {**read_meta(out), "sha256": sha256}
+    config = job.pretrain
+    faces = open_pool(job)
+    labeled, rows = open_labeled(job.handed, config.model)
+    worker = replace(worker, checkpoint=job.checkpoints)
+    with shown("pretrain", config.steps, worker) as hooks:
+        made = train_backbone(
+            config,
+            faces,
+            label_names_of(rows.schema),
+            worker,
+            seed=job.seed,
+            labeled=labeled,
+            hooks=[*hooks, _previewer(job, faces)],
+        )
+    fitted = made.fitted
+    facts: dict[str, Any] = {
+        "method": config.method,
+        "faces": len(faces),
+        "passes": fitted.passes,
+        "seconds": fitted.seconds,
+        "first_loss": fitted.history[0]["loss"],
+        "last_loss": fitted.history[-1]["loss"],
+    }
+    if made.probes:
+        facts |= {"first_knn": made.probes[0]["knn"], "last_knn": made.probes[-1]["knn"]}
+    if worker.rank == 0:
+        at = location(job.out)
+        (at / "history.json").write_json(fitted.history)
+        (at / "probes.json").write_json(made.probes)
+        facts["sha256"] = save_model(made.model, out, facts)
+    worker.barrier()
+    return facts
+
+
+def open_pool(job: PretrainJob) -> Faces:
+    """The pool's faces at the network's size, packed on this node, sources one behind the other.
+
+    Raises:
+        SourceError: none is left, or a shard changed since it was planned.
+    """
+    counts: dict[str, int] = {}
+    for slice, positions in _kept(job):
+        counts[slice.source] = counts.get(slice.source, 0) + len(positions)
+    parts = []
+    for name, count in counts.items():
+        if count:
+            crop, color = job.handed.views[name]
+            key = digest([job.plan, job.survey, job.handed.guard, name])[:12]
+            rows = _images(job, name)
+            parts.append(
+                store(rows, count, f"pool-{key}", crop, color, job.handed, job.pretrain.model)
+            )
+    if not parts:
+        raise SourceError("pretrain: no face of the pool is left to learn from")
+    return JoinedFaces(parts)
+
+
+def _kept(job: PretrainJob) -> Iterator[tuple[Slice, pa.Array]]:
+    """Every slice and the positions of its faces that may be learned from."""
+    assert job.handed.guard is not None
+    plan = Plan(location(job.plan))
+    surveyed = Ledger(location(job.survey)).tables(plan, ["id", "position", "status"])
+    guarded = Ledger(location(job.handed.guard)).tables(plan, ["id", "twin_of"])
+    for (slice, faces), (_, twins) in zip(surveyed, guarded, strict=True):
+        if not faces["id"].equals(twins["id"]):
+            raise SourceError(f"slice {slice.key}: faces of survey and guard differ")
+        good = pc.and_(pc.equal(faces["status"], OK), pc.is_null(twins["twin_of"]))
+        positions = faces["position"].filter(good)
+        yield slice, positions.take(pc.sort_indices(positions))
+
+
+def _images(job: PretrainJob, source: str) -> Iterator[Row]:
+    for slice, positions in _kept(job):
+        if slice.source == source and len(positions):
+            yield from cut_rows(fetch(slice, positions.to_pylist(), job.sources))
+
+
+def _previewer(job: PretrainJob, faces: Faces) -> Hook:
+    """Keeps a picture of reconstructions, as often as the labeled faces are looked at."""
+    folder: Location = location(job.out) / PREVIEWS
+    every = job.pretrain.probe_every
+    looked_at = torch.from_numpy(faces.take(np.arange(min(SHOWN, len(faces)))))
+
+    def keep(objective: Objective, at: Step) -> None:
+        done = at.number + 1
+        if at.worker.rank or every is None or not isinstance(objective, Masked):
+            return
+        if done == at.steps or done % every == 0:
+            picture = objective.picture(looked_at, at)
+            (folder / f"step-{done:06d}.png").write_bytes(grid(picture, 3))
+
+    return keep

@@ -1,0 +1,334 @@
+"""Pre-training on faces without labels: contrastive (SimCLR) or masked reconstruction (MAE).
+
+What for: a backbone that teachers and students start from. It reads the pool only, and of the pool
+only what the leakage guard let through. Labeled training faces are looked at to say how well their
+classes lie together (leave-one-out nearest neighbors); nothing is chosen by it.
+Cost per step: two image passes per face (simclr) or one (mae, an upper bound: its encoder sees a
+quarter of the patches).
+Source: simclr: arXiv 2002.05709, eq. 1 and its projection head; as ActiveFER arXiv 2307.02744 uses
+it. mae: arXiv 2111.06377; SSFER arXiv 2410.17622, stage 1 (mask ratio 0.75, plain pixels).
+Departs: views are our own (see augment.py); mae sees shifted, turned, scaled and mirrored faces,
+where the papers crop at random. The projection is the paper's formula, without the batch norms of
+its code: more workers are to learn what one does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.augment import VIEWS, Augmentation, Strength, View, augment, plain
+from pipeline.config import Config
+from pipeline.losses import Gather, contrastive
+from pipeline.masked import (
+    Decoder,
+    draw_hidden,
+    encode_visible,
+    patch_side,
+    patchify,
+    reconstruction_loss,
+    unpatchify,
+    visible_positions,
+)
+from pipeline.models import FaceModel, ModelConfig
+from pipeline.training.data import Batch, LabeledFaces, Stream
+from pipeline.training.faces import Faces
+from pipeline.training.loop import Fitted, Hook, Loss, Objective, Schedule, Step, Worker, fit
+from pipeline.training.supervised import averaged_model, new_model
+
+MOVED = Strength(12.0, 0.25, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0.0)
+"""Geometry alone: what is erased or darkened by chance cannot be reconstructed."""
+
+
+class DecoderConfig(Config):
+    """Decoder of masked reconstruction; the defaults are the papers'."""
+
+    width: int = Field(default=512, ge=4)
+    depth: int = Field(default=8, ge=1)
+    heads: int = Field(default=16, ge=1)
+
+
+class PretrainConfig(Schedule):
+    """How a backbone is trained on the pool."""
+
+    method: Literal["simclr", "mae"] = "simclr"
+    model: ModelConfig = ModelConfig(dropout=0.0)
+    """What starts from it must be the same network; dropout may differ."""
+    steps: int = Field(default=5000, ge=1)
+    lr: float = Field(default=1e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    batch: int = Field(default=256, ge=2)
+    """Faces per step, over all workers together."""
+    augment: Augmentation = "strong"
+    """Both views of simclr."""
+    temperature: float = Field(default=0.2, gt=0)
+    projection: int = Field(default=128, ge=1)
+    """Width of the features that simclr compares."""
+    mask_ratio: float = Field(default=0.75, gt=0, lt=1)
+    normalize_patches: bool = True
+    decoder: DecoderConfig = DecoderConfig()
+    probe_every: int | None = Field(default=500, ge=1)
+    """Steps between two looks at labeled faces and, of mae, at reconstructions; None: none."""
+    neighbors: int = Field(default=20, ge=1)
+    probe_faces: int = Field(default=5000, ge=2)
+    """Labeled faces that are looked at, at most."""
+
+    @property
+    def step_images(self) -> int:
+        """Image passes of a step."""
+        return self.batch * (2 if self.method == "simclr" else 1)
+
+
+class Contrastive:
+    """Two views of a face find each other among those of all others; an `Objective`."""
+
+    def __init__(self, model: FaceModel, config: PretrainConfig, faces: Faces) -> None:
+        self._model, self._config = model, config
+        width = model.embed_dim
+        self._projector = nn.Sequential(
+            nn.Linear(width, width),
+            nn.ReLU(inplace=True),
+            nn.Linear(width, config.projection),
+        )
+        view = VIEWS[config.augment]
+        self._stream = _pool_stream(model, config, faces, {"x": view, "y": view})
+
+    def modules(self) -> nn.ModuleDict:
+        """Network and projection."""
+        return nn.ModuleDict({"model": self._model, "projector": self._projector})
+
+    def streams(self) -> Sequence[Stream]:
+        """The pool, every face once per epoch."""
+        return [self._stream]
+
+    def loss(self, batch: Mapping[str, Batch], at: Step) -> Loss:
+        """Mean NT-Xent, the faces of all workers as negatives."""
+        views = batch["pool"].views
+        embedding, _ = self._model.features(torch.cat([views["x"], views["y"]]))
+        x, y = self._projector(embedding).chunk(2)
+        gather = Gather(at.worker.all_reduce, at.worker.rank, at.worker.world)
+        everyone = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        each = contrastive(x, y, everyone, self._config.temperature, gather)
+        return Loss(each.mean(), trained=2 * len(x))
+
+    def update(self, loss: Loss, at: Step) -> None:
+        """Nothing moves."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing moves."""
+        return {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing moves."""
+
+
+class Masked:
+    """Hidden patches are reconstructed from the visible ones; an `Objective`."""
+
+    def __init__(self, model: FaceModel, config: PretrainConfig, faces: Faces) -> None:
+        self._model, self._config = model, config
+        self._side, channels = patch_side(model.net), model.config.channels
+        self._patches = (model.config.size // self._side) ** 2
+        self._decoder = Decoder(
+            model.embed_dim,
+            self._patches,
+            channels * self._side**2,
+            width=config.decoder.width,
+            depth=config.decoder.depth,
+            heads=config.decoder.heads,
+        )
+        moved: View = partial(augment, by=MOVED)
+        self._stream = _pool_stream(model, config, faces, {"x": moved})
+
+    def modules(self) -> nn.ModuleDict:
+        """Encoder and decoder."""
+        return nn.ModuleDict({"model": self._model, "decoder": self._decoder})
+
+    def streams(self) -> Sequence[Stream]:
+        """The pool, every face once per epoch."""
+        return [self._stream]
+
+    def loss(self, batch: Mapping[str, Batch], at: Step) -> Loss:
+        """Mean over faces of `reconstruction_loss`."""
+        faces = batch["pool"].views["x"]
+        hidden = draw_hidden(len(faces), self._patches, self._config.mask_ratio, faces.device)
+        predicted, patches = self._reconstruct(self._model, self._decoder, faces, hidden)
+        each = reconstruction_loss(
+            predicted, patches, hidden, normalize=self._config.normalize_patches
+        )
+        return Loss(each.mean(), trained=len(faces))
+
+    def _reconstruct(
+        self, model: FaceModel, decoder: nn.Module, faces: Tensor, hidden: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        x = (faces - model.mean) / model.std
+        visible = visible_positions(hidden)
+        predicted: Tensor = decoder(encode_visible(model.net, x, visible), visible)
+        return predicted, patchify(x, self._side)
+
+    @torch.no_grad()
+    def picture(self, faces: Tensor, at: Step) -> np.ndarray:
+        """Each face as it is, with its patches hidden, and filled in again.
+
+        Args:
+            faces: uint8 (B, C, S, S).
+            at: whose average reconstructs; the same patches are hidden in every step.
+
+        Returns:
+            uint8 (3 * B, C, S, S): all faces, all masked, all filled in.
+        """
+        model, decoder = at.averaged["model"], at.averaged["decoder"]
+        assert isinstance(model, FaceModel)
+        was_training = at.averaged.training
+        at.averaged.eval()
+        x = plain(faces.to(at.worker.device), model.config.size, torch.Generator())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            hidden = draw_hidden(len(x), self._patches, self._config.mask_ratio, x.device)
+        predicted, patches = self._reconstruct(model, decoder, x, hidden)
+        predicted = predicted.float()
+        if self._config.normalize_patches:  # what it was not asked for is taken from the face
+            var, mean = torch.var_mean(patches, 2, keepdim=True)
+            predicted = predicted * (var + 1e-6).sqrt() + mean
+        masked = torch.where(hidden[:, :, None], torch.zeros_like(patches), patches)
+        filled = torch.where(hidden[:, :, None], predicted, patches)
+        shown = [
+            x,
+            *(
+                unpatchify(part, self._side, model.config.channels) * model.std + model.mean
+                for part in (masked, filled)
+            ),
+        ]
+        at.averaged.train(was_training)
+        pixels = torch.cat(shown).clamp(0, 1).mul(255).round().to(torch.uint8)
+        found: np.ndarray = pixels.cpu().contiguous().numpy()
+        return found
+
+    def update(self, loss: Loss, at: Step) -> None:
+        """Nothing moves."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing moves."""
+        return {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing moves."""
+
+
+OBJECTIVES: Mapping[str, type[Contrastive] | type[Masked]] = {
+    "simclr": Contrastive,
+    "mae": Masked,
+}
+
+
+def _pool_stream(
+    model: FaceModel, config: PretrainConfig, faces: Faces, views: Mapping[str, View]
+) -> Stream:
+    return Stream("pool", faces, config.batch, views, model.config.size)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A backbone, and how it came about."""
+
+    model: FaceModel
+    """Its classifier is as random as at the start."""
+    fitted: Fitted
+    probes: list[dict[str, float]]
+    """`step`, and `knn`: the share of labeled faces whose nearest neighbors have their class."""
+
+
+def train_backbone(
+    config: PretrainConfig,
+    faces: Faces,
+    label_names: Sequence[str],
+    worker: Worker,
+    *,
+    seed: int,
+    labeled: LabeledFaces | None = None,
+    hooks: Sequence[Hook] = (),
+) -> Pretrained:
+    """Train a backbone on faces without labels.
+
+    Args:
+        config: network, method and schedule.
+        faces: the pool.
+        label_names: classes that the network will be asked for later.
+        worker: where.
+        seed: of the weights and of everything drawn.
+        labeled: training faces to look at on the way; None: nobody looks.
+        hooks: called after every step.
+
+    Raises:
+        ConfigError: `mae` with a network that has no patches.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = new_model(config.model, label_names, seed)
+        objective: Objective = OBJECTIVES[config.method](model, config, faces)
+    probes: list[dict[str, float]] = []
+
+    def probe(_: Objective, at: Step) -> None:
+        done = at.number + 1
+        if labeled is not None and _looks(config, done, at.steps):
+            seen = at.averaged["model"]
+            assert isinstance(seen, FaceModel)
+            share = nearest_accuracy(seen, labeled, worker, config.neighbors, config.probe_faces)
+            probes.append({"step": float(done), "knn": share})
+
+    fitted = fit(objective, config, worker, seed=seed, hooks=[*hooks, probe])
+    return Pretrained(averaged_model(fitted), fitted, probes)
+
+
+def _looks(config: PretrainConfig, done: int, steps: int) -> bool:
+    every = config.probe_every
+    return every is not None and (done == steps or done % every == 0)
+
+
+@torch.no_grad()
+def nearest_accuracy(
+    model: FaceModel, labeled: LabeledFaces, worker: Worker, neighbors: int, most: int
+) -> float:
+    """Share of labeled faces whose nearest other faces, by cosine, mostly have their class.
+
+    Leave one out; every neighbor has one vote, ties go to the lower code. Not counted as training.
+
+    Args:
+        model: on the worker's device; comes back in the mode it was in.
+        labeled: the faces.
+        worker: where; every worker computes all of it.
+        neighbors: voters.
+        most: faces that are looked at, evenly over the set.
+    """
+    rows = np.unique(np.linspace(0, len(labeled) - 1, min(most, len(labeled))).astype(np.int64))
+    was_training = model.training
+    model.eval()
+    parts = []
+    for start in range(0, len(rows), 256):
+        pixels = torch.from_numpy(labeled.faces.take(rows[start : start + 256])).to(worker.device)
+        x = plain(pixels, model.config.size, torch.Generator())
+        with worker.autocast():
+            embedding, _ = model.features(x.contiguous(memory_format=torch.channels_last))
+        parts.append(F.normalize(embedding.float(), dim=1))
+    model.train(was_training)
+    vectors = torch.cat(parts)
+    labels = torch.from_numpy(labeled.labels[rows]).to(vectors.device)
+    votes = F.one_hot(labels, len(model.label_names)).float()
+    right = 0
+    for first in range(0, len(rows), 1024):
+        cosines = vectors[first : first + 1024] @ vectors.T
+        own = torch.arange(len(cosines), device=cosines.device)
+        cosines[own, own + first] = -torch.inf
+        near = cosines.topk(min(neighbors, len(rows) - 1), 1).indices
+        said = votes[near].sum(1).argmax(1)
+        right += int((said == labels[first : first + 1024]).sum())
+    return right / len(rows)
