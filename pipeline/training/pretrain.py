@@ -88,7 +88,7 @@ def pretrain(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     return facts
 
 
-def open_pool(job: PretrainJob) -> Faces:
+def open_pool(job: PretrainJob) -> JoinedFaces:
     """The pool's faces at the network's size, packed on this node, sources one behind the other.
 
     Raises:

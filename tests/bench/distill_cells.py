@@ -59,15 +59,15 @@ def config_of(identity: Mapping[str, Any]) -> DistillConfig:
 
 def measure(cell: Cell, context: Context) -> dict[str, Any]:
     """Distill, train from the images, judge; or tune the teacher."""
-    root = _mined(cell, context)
-    job = _open(cell, root)
+    root = prepared(cell, context, "mine")
+    job = open_job(cell, root)
     use_gpu = torch.cuda.is_available()
     prepare_cpu(context.threads)
     device = "cuda" if use_gpu else "cpu"
     worker = local(device, precision(None, device))
     identity = cell.identity
     developing = identity["on"] == "development"
-    test = _Test(job, worker, developing=developing)
+    test = TestSet(job, worker, developing=developing)
     faces, labels, names = _faces(job, identity)
     judge = judge_of(load_teacher(job.run.artifact("teach").dir / runs.TEACHER), worker.device)
     config = config_of(identity)
@@ -98,10 +98,10 @@ def measure(cell: Cell, context: Context) -> dict[str, Any]:
     return {**found, "models": _from_images(made, identity, worker, test, cell.seed)}
 
 
-def _mined(cell: Cell, context: Context) -> Path:
-    """The run folder, with its mined set."""
+def prepared(cell: Cell, context: Context, until: str) -> Path:
+    """The cell's run folder of ferplus10, finished up to a stage."""
     root = context.cache / cell.run
-    if not list(root.glob("mine/g*/done*.json")):
+    if not list(root.glob(f"{until}/g*/done*.json")):
         root.mkdir(parents=True, exist_ok=True)
         sets = [*cell.sets, f"train.threads={context.threads}", "tracking.uri='off'"]
         if context.options.jobs > 1:
@@ -109,11 +109,12 @@ def _mined(cell: Cell, context: Context) -> Path:
         argv = [part for item in sets for part in ("--set", item)]
         command = ("-m", "pipeline.cli", "run", ferplus10.RECIPE, "--run", str(root), "--fresh")
         threads = {"OMP_NUM_THREADS": str(context.threads)}
-        call(python(*command, "--until", "mine", *argv), context, root.with_suffix(".log"), threads)
+        log = root.with_suffix(".log")
+        call(python(*command, "--until", until, *argv), context, log, threads)
     return root
 
 
-def _open(cell: Cell, root: Path) -> Job:
+def open_job(cell: Cell, root: Path) -> Job:
     recipe = load(ROOT / ferplus10.RECIPE, [*cell.sets, "tracking.uri='off'"])
     return conduct.start(recipe, str(root), fresh=True, show_faces=False)
 
@@ -154,7 +155,7 @@ def _experts(
     return found
 
 
-class _Test:
+class TestSet:
     """The faces that models are judged on."""
 
     def __init__(self, job: Job, worker: Worker, *, developing: bool) -> None:
@@ -202,7 +203,7 @@ class _Test:
 
 
 def _from_images(
-    made: Distilled, identity: Mapping[str, Any], worker: Worker, test: _Test, seed: int
+    made: Distilled, identity: Mapping[str, Any], worker: Worker, test: TestSet, seed: int
 ) -> dict[str, Any]:
     """Networks that saw nothing but the set."""
     size = made.images.shape[-1]
@@ -235,7 +236,7 @@ def _tuned(
     labels: np.ndarray,
     judge: Any,
     worker: Worker,
-    test: _Test,
+    test: TestSet,
     cell: Cell,
 ) -> dict[str, Any]:
     """The teacher, tuned on the distilled set, on as many random faces, and on the labels."""

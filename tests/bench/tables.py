@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tests.bench import distill_tables, ferplus10, gains, stream_tables
+from tests.bench import distill_tables, ferplus10, gains, semi_tables, stream_tables
 from tests.bench.harness import HERE, RESULTS, Record, load
 from tests.bench.markdown import current, gates, said, spread, table
 
@@ -44,7 +44,13 @@ def write() -> None:
 
 def render() -> str:
     """RESULTS.md as text."""
-    parts = (_ferplus10(), _attempts(), distill_tables.lines(), stream_tables.lines())
+    parts = (
+        _ferplus10(),
+        _attempts(),
+        distill_tables.lines(),
+        semi_tables.lines(),
+        stream_tables.lines(),
+    )
     return "\n".join([HEAD, *(line for part in parts for line in part)]).rstrip() + "\n"
 
 

@@ -1,0 +1,64 @@
+"""The part of RESULTS.md about learning from unlabeled faces at equal compute."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tests.bench import semi
+from tests.bench.harness import Records
+from tests.bench.markdown import section, spread, table
+from tests.bench.semi_cells import ROWS
+
+TITLES = {
+    "control": "labels alone",
+    "control_vit": "labels alone, transformer",
+    "simclr": "SimCLR, then labels",
+    "mae": "masked reconstruction, then labels (transformer)",
+    "fixmatch": "FixMatch",
+    "dtm": "dynamic thresholds (DTM)",
+    "freematch": "FreeMatch",
+    "softmatch": "SoftMatch",
+    "fixmatch_warm": "labels, then FixMatch",
+}
+
+
+def lines() -> list[str]:
+    """All of it."""
+    return section(semi.BENCH, "unlabeled faces at equal compute, judged on PublicTest", _body)
+
+
+def _body(records: Records) -> list[str]:
+    parts = [
+        f"{semi.PASSES:,} image passes for every row, pre-training and the labeler's forwards "
+        "included; the difference is to the control with the same network.",
+        "",
+    ]
+    for labels in semi.FRACTIONS:
+        parts += [f"### {labels} % labels", "", *_rows(records, labels), ""]
+    return parts
+
+
+def _rows(records: Records, labels: str) -> list[str]:
+    rows = []
+    for name in ROWS:
+        there = [f"{name}-{labels}-s{seed}" for seed in semi.SEEDS]
+        found = [records[cell]["metrics"] for cell in there if cell in records]
+        if not found:
+            continue
+        gap = "-"
+        if name != semi.control_of(name) and semi.over_seeds(records, name, labels):
+            value, _ = semi.difference(records, name, labels)
+            low, high = 100 * value.low, 100 * value.high
+            gap = f"{100 * value.value:+.2f} ({low:+.2f} to {high:+.2f})"
+        rows.append(
+            [
+                TITLES[name],
+                spread([m["accuracy"] for m in found]),
+                f"{100 * np.mean([m['macro_f1'] for m in found]):.1f}",
+                gap,
+                f"{np.mean([m['passes'] for m in found]):,.0f}",
+                f"{np.mean([m['seconds'] for m in found]):,.0f}",
+            ]
+        )
+    head = ("row", "accuracy", "macro-F1", "minus its control", "image passes", "seconds")
+    return table(head, rows) if rows else ["missing"]
