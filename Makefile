@@ -29,7 +29,10 @@ bench: $(READY)  ## every benchmark, one after the other
 	$(BIN)/python -m tests.bench.selection
 	$(BIN)/python -m tests.bench.memory
 	$(BIN)/python -m tests.bench.scoring_speed
+	$(BIN)/python -m tests.bench.training_speed
 	$(BIN)/python -m tests.bench.ferplus10
+	$(BIN)/python -m tests.bench.distill
+	$(BIN)/python -m tests.bench.semi
 
 clean-env:
 	rm -rf .venv

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.bench import semi
+from tests.bench import semi, training_speed
 from tests.bench.harness import Records
-from tests.bench.markdown import section, spread, table
+from tests.bench.markdown import seconds, section, spread, table
 from tests.bench.semi_cells import ROWS
 
 TITLES = {
@@ -24,7 +24,24 @@ TITLES = {
 
 def lines() -> list[str]:
     """All of it."""
-    return section(semi.BENCH, "unlabeled faces at equal compute, judged on PublicTest", _body)
+    return [
+        *section(semi.BENCH, "unlabeled faces at equal compute, judged on PublicTest", _body),
+        *section(training_speed.BENCH, "the loop against a plain one", _speed),
+    ]
+
+
+def _speed(records: Records) -> list[str]:
+    if not records:
+        return []
+    rates = {
+        name: [record["metrics"]["rows"][name]["rate"] for record in records.values()]
+        for name in training_speed.ROWS
+    }
+    rows = [[name, seconds(values)] for name, values in rates.items()]
+    rows.append(
+        ["ratio, round by round", ", ".join(f"{r:.3f}" for r in training_speed.ratios(records))]
+    )
+    return [*table(("row", "img/s, median (smallest to largest)"), rows), ""]
 
 
 def _body(records: Records) -> list[str]:
