@@ -16,6 +16,7 @@ from rich.table import Table
 from pipeline.claim import WHOLE, Part, claimed
 from pipeline.config import digest, nearest
 from pipeline.errors import ConfigError, PartDone, RunError, SourceError
+from pipeline.flow import MODEL
 from pipeline.job import SETTINGS, Job, settings
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan, Slice
@@ -26,7 +27,7 @@ from pipeline.stages import METRICS_FILE, POINT_FILE, STAGES
 from pipeline.storage import location, probe
 from pipeline.tracking import Child, connect
 from pipeline.training.distilled import GRID
-from pipeline.training.runs import PREVIEWS
+from pipeline.training.runs import HISTORY_FILE, PREVIEWS
 
 EXPLAINED = ("survey", "twins", "score", "select")
 SHARED = ("survey", "embed", "score", "mine")
@@ -120,6 +121,10 @@ def _track(child: Child, artifact: Artifact) -> None:
         at = artifact.dir / name
         if at.is_local and at.exists():
             child.file(at.local_path())
+    for at in (artifact.dir / HISTORY_FILE, artifact.dir / MODEL / HISTORY_FILE):
+        for row in at.read_json() if at.exists() else ():
+            numbers = {name: value for name, value in row.items() if name != "step"}
+            child.metrics(numbers, step=int(row["step"]))
     pictures = [artifact.dir / GRID, *(artifact.dir / PREVIEWS).children()]
     for at in pictures:
         if at.is_local and at.exists():

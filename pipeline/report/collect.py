@@ -22,6 +22,7 @@ from pipeline.ledger import Ledger
 from pipeline.plan import Plan
 from pipeline.report.facts import (
     Bin,
+    Course,
     Face,
     Gain,
     Gallery,
@@ -43,6 +44,8 @@ MODELS = ("teacher", "control_a", "control_b", "student", "tuned")
 METRICS_FILE = "metrics.json"  # of evaluate: what pipeline.evaluation.evaluate returns
 POINT_FILE = "operating_point.json"  # of select, or of search where select keeps none
 GRID_FILE = "grid.png"  # of distill
+HISTORY_FILE = "model/history.json"  # of student: rows of pipeline.training.loop
+CUT = "cut_"  # before a class, in those rows
 TRUTH_FILE = "truth.parquet"  # of survey
 PLAN_FILE = "plan.json"  # of survey; names the plan in use
 THUMBNAIL = 16
@@ -82,6 +85,7 @@ def collect(
         "trials": tuple(point.get("trials", ())),
         **_evaluation(metrics, _training_seconds(run)),
         **_distilled(done.get("distill")),
+        "course": _course(done.get("student")),
     }
     if all(stage in done for stage in COLUMNS):
         facts |= _pool(done, point, config.gallery)
@@ -128,6 +132,21 @@ def _evaluation(metrics: Mapping[str, Any], seconds: Mapping[str, float]) -> dic
             for n in compared
         },
     }
+
+
+def _course(student: Artifact | None) -> Course | None:
+    """Thresholds over the training of a student that labels for itself."""
+    if student is None or not (student.dir / HISTORY_FILE).exists():
+        return None
+    rows = [row for row in (student.dir / HISTORY_FILE).read_json() if "used" in row]
+    names = [key for key in (rows[0] if rows else {}) if key.startswith(CUT)]
+    if not names:
+        return None
+    return Course(
+        steps=tuple(int(row["step"]) for row in rows),
+        used=tuple(row["used"] for row in rows),
+        cuts={key.removeprefix(CUT): tuple(row[key] for row in rows) for key in names},
+    )
 
 
 def _training_seconds(run: Run) -> dict[str, float]:

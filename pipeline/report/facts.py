@@ -72,6 +72,15 @@ class Level:
 
 
 @dataclass(frozen=True)
+class Course:
+    """How the thresholds of an online student moved, and how much of the pool counted."""
+
+    steps: tuple[int, ...]  # training steps, ascending
+    used: tuple[float, ...]  # mean weight of the unlabeled faces since the step before
+    cuts: dict[str, tuple[float, ...]]  # by class: confidence from which a face counts
+
+
+@dataclass(frozen=True)
 class Face:
     """One face of a gallery; `pixels` is uint8 (H, W) or (H, W, 3)."""
 
@@ -112,6 +121,7 @@ class ReportFacts:
     yields: tuple[Yield, ...] = ()
     levels: tuple[Level, ...] = ()
     operating_point: dict[str, Any] = field(default_factory=dict)
+    course: Course | None = None
     trials: tuple[dict[str, Any], ...] = ()
     confusion: dict[str, np.ndarray] = field(default_factory=dict)  # (K, K), rows are the truth
     reliability: dict[str, tuple[Bin, ...]] = field(default_factory=dict)

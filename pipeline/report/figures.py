@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from markupsafe import Markup, escape
 
-from pipeline.report.facts import Bin, Level, ModelRow, Yield
+from pipeline.report.facts import Bin, Course, Level, ModelRow, Yield
 
 WIDTH = 640.0
 LABELS = 120.0  # room left of the plot for names
@@ -136,6 +136,37 @@ def level_curves(levels: Sequence[Level]) -> Markup:
             parts.append(_text(end_x + 10, end_y + 4, name, f"curve-name {kind}", "start"))
     said = "; ".join(f"at {v.threshold:g} {v.share:.0%} kept" for v in levels)
     return _svg(bottom + 46, f"Share kept by confidence threshold. {said}", parts)
+
+
+def course_strips(course: Course) -> Markup:
+    """A strip per class: the darker, the surer a face had to be; below, how much counted."""
+    left, right, tall, columns = LABELS, WIDTH - VALUES / 2, 18.0, 60
+    count = min(columns, len(course.steps))
+    chosen = [round(i * (len(course.steps) - 1) / max(count - 1, 1)) for i in range(count)]
+    wide = (right - left) / count
+    parts: list[Markup] = []
+    rows = {**course.cuts, "counted": course.used}
+    for i, (name, values) in enumerate(rows.items()):
+        kind = "kept" if name in course.cuts else "strip-used"
+        y = (tall + 6) * i + (10 if name not in course.cuts else 0)
+        parts.append(_text(left - 12, y + 14, name, "label", "end"))
+        for at, column in enumerate(chosen):
+            value = min(max(values[column], 0.0), 1.0)
+            parts.append(
+                Markup(
+                    '<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" '
+                    'fill-opacity="{:.3f}" shape-rendering="crispEdges"/>'
+                ).format(kind, left + at * wide, y, wide, tall, value)
+            )
+        parts.append(_text(WIDTH, y + 14, f"{values[-1]:.0%}", "value", "end"))
+    bottom = (tall + 6) * len(rows) + 10
+    for step, place, anchor in (
+        (course.steps[0], left, "start"),
+        (course.steps[-1], right, "end"),
+    ):
+        parts.append(_text(place, bottom + 14, f"step {step:,}", "tick", anchor))
+    said = "; ".join(f"{n} from {v[0]:.0%} to {v[-1]:.0%}" for n, v in course.cuts.items())
+    return _svg(bottom + 20, f"Thresholds over the training. {said}", parts)
 
 
 def _svg(height: float, said: str, parts: Sequence[Markup], width: float = WIDTH) -> Markup:

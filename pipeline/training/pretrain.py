@@ -26,7 +26,7 @@ from pipeline.training.faces import Faces, Row
 from pipeline.training.handed import Handed, JoinedFaces, cut_rows, open_labeled, store
 from pipeline.training.loop import Hook, Objective, Step, Worker
 from pipeline.training.pretraining import Masked, PretrainConfig, train_backbone
-from pipeline.training.runs import PREVIEWS, shown
+from pipeline.training.runs import HISTORY_FILE, PREVIEWS, shown
 
 BACKBONE = "backbone"
 SHOWN = 8
@@ -81,7 +81,7 @@ def pretrain(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
         facts |= {"first_knn": made.probes[0]["knn"], "last_knn": made.probes[-1]["knn"]}
     if worker.rank == 0:
         at = location(job.out)
-        (at / "history.json").write_json(fitted.history)
+        (at / HISTORY_FILE).write_json(fitted.history)
         (at / "probes.json").write_json(made.probes)
         facts["sha256"] = save_model(made.model, out, facts)
     worker.barrier()

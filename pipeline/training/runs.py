@@ -36,6 +36,8 @@ from pipeline.training.teacher import TeachConfig, cross_fit
 
 FOLDS_FILE = "folds.parquet"
 TEACHER = "teacher"
+HISTORY_FILE = "history.json"
+"""Rows of a training's history, beside what it made."""
 PREVIEWS = "previews"
 """Folder of pictures that a training keeps on its way."""
 
@@ -167,7 +169,7 @@ def _saved(trained: Trained, out: Location, worker: Worker) -> dict[str, Any]:
     fitted = trained.fitted
     facts: dict[str, Any] = {"passes": fitted.passes, "seconds": fitted.seconds}
     if worker.rank == 0:
-        (out / "history.json").write_json(fitted.history)
+        (out / HISTORY_FILE).write_json(fitted.history)
         facts["sha256"] = save_model(trained.model, out, facts)
     worker.barrier()
     return facts

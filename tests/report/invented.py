@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.report.facts import Bin, Face, Gain, Gallery, Level, ModelRow, ReportFacts, Yield
+from pipeline.report.facts import (
+    Bin,
+    Course,
+    Face,
+    Gain,
+    Gallery,
+    Level,
+    ModelRow,
+    ReportFacts,
+    Yield,
+)
 from pipeline.schema import EMOTIONS
 
 NAMES = EMOTIONS[:7]
@@ -118,6 +128,14 @@ def facts(**changes: object) -> ReportFacts:
         ),
         "levels": tuple(levels),
         "operating_point": {"confidence": 0.62, "agree": True, "class_cap": None},
+        "course": Course(
+            tuple(range(50, 2001, 50)),
+            tuple(0.2 + 0.5 * i / 40 for i in range(40)),
+            {
+                n: tuple(0.9 - 0.02 * k - 0.1 / (i + 1) for i in range(40))
+                for k, n in enumerate(NAMES)
+            },
+        ),
         "trials": tuple(
             {"trial": i, "confidence": 0.5 + i / 20, "purity": 0.9 + i / 200, "value": 0.5 + i / 90}
             for i in range(6)

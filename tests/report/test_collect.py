@@ -155,6 +155,19 @@ def test_collect__purity_counts_only_kept_faces_with_a_truth(run: Run) -> None:
     assert (happiness.purity, happiness.threshold) == (None, 0.6)
 
 
+def test_collect__course_of_an_online_student(run: Run) -> None:
+    assert collect(run, "demo", "c", False).course is None
+    rows = [
+        {"step": 50.0, "loss": 1.0, "used": 0.2, "cut_neutral": 0.8, "cut_happiness": 0.7},
+        {"step": 80.0, "loss": 0.5, "used": 0.6, "cut_neutral": 0.9, "cut_happiness": 0.75},
+    ]
+    (_finish(run, "student") / "model" / "history.json").write_json(rows)
+    course = collect(run, "demo", "c", False).course
+    assert course is not None
+    assert (course.steps, course.used) == ((50, 80), (0.2, 0.6))
+    assert course.cuts == {"neutral": (0.8, 0.9), "happiness": (0.7, 0.75)}
+
+
 def test_collect__levels(run: Run) -> None:
     levels = {v.threshold: v for v in collect(run, "demo", "c", False).levels}
     assert [levels[t].kept for t in (0.5, 0.6, 0.9, 0.95, 0.99)] == [7, 6, 3, 1, 0]
