@@ -132,6 +132,26 @@ def crop_face(
         return align(pixels, landmarks, crop.align.template, size)
     if crop.align is not None and crop.align.missing == "quarantine":
         raise RecordError("no_landmarks", "the crop aligns faces, the record has no landmarks")
+    left, top, across, down = upright(width, height, crop, box)
+    if (across, down) == (width, height):
+        return pixels
+    return pixels[top : top + down, left : left + across]
+
+
+def upright(
+    width: int, height: int, crop: Crop, box: Sequence[float] | None = None
+) -> tuple[int, int, int, int]:
+    """Left, top, width and height of what a crop shows where it aligns nothing, pixels.
+
+    Args:
+        width: of the whole picture, pixels.
+        height: of it.
+        crop: which part; with `align`, of a face without landmarks.
+        box: x0 y0 x1 y1 in pixels.
+
+    Raises:
+        RecordError: unreadable, as :func:`crop_face`.
+    """
     if crop.box or crop.align is not None:
         if box is None:
             raise RecordError("unreadable", "the crop needs a box, the record has none")
@@ -147,8 +167,8 @@ def crop_face(
         side = max(1, round(crop.fraction * min(height, width)))
         top, left = (height - side) // 2, (width - side) // 2
     else:
-        return pixels
-    return pixels[top : top + side, left : left + side]
+        return 0, 0, width, height
+    return left, top, side, side
 
 
 def face(

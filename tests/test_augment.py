@@ -1,12 +1,23 @@
 """Proves that views stay within their ranges, depend on the generator alone, and cover them."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from pipeline.augment import STRONG, VIEWS, WEAK, Strength, augment, plain
+from pipeline.augment import (
+    GEOMETRY,
+    STRONG,
+    VIEWS,
+    WEAK,
+    Strength,
+    augment,
+    geometry,
+    move_boxes,
+    plain,
+)
 
 STILL = Strength(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0.0)
 
@@ -127,3 +138,37 @@ def test_strong__goes_further_than_weak() -> None:
         for name in ("weak", "strong")
     }
     assert apart["strong"] > apart["weak"] > 0
+
+
+def bounds(bright: Tensor) -> Tensor:
+    """x0 y0 x1 y1 (B, 4) of what is bright in (B, S, S), in pixels."""
+    ends = []
+    for one in bright:
+        rows, columns = one.any(1).nonzero(), one.any(0).nonzero()
+        ends.append([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+    return torch.tensor(ends).float()
+
+
+def test_move_boxes__go_where_the_pixels_go() -> None:
+    calm = replace(STRONG, erase_probability=0.0, noise=0.0, gamma=0.0, contrast=0.0, brightness=0)
+    pixels = torch.zeros(60, 1, 200, 200, dtype=torch.uint8)
+    pixels[:, :, 70:140, 60:110] = 255
+    boxes = torch.tensor([[60, 70, 110, 140]]).expand(60, 4) / 200
+    maps = geometry(60, generator(4), calm)
+    seen = augment(pixels, 96, generator(4), calm)[:, 0]
+    moved = 96 * move_boxes(boxes, maps)
+    assert (moved - bounds(seen > 0.5)).abs().max() < 1
+    assert (moved - 96 * boxes).abs().amax(1).min() > 1
+    assert torch.equal(maps, GEOMETRY["strong"](60, generator(4)))
+
+
+def test_geometry__of_weak_and_plain_views() -> None:
+    pixels = torch.zeros(40, 1, 100, 100, dtype=torch.uint8)
+    pixels[:, :, 30:60, 35:70] = 255
+    boxes = torch.tensor([[0.35, 0.3, 0.7, 0.6]]).expand(40, 4)
+    torch.testing.assert_close(move_boxes(boxes, GEOMETRY["plain"](40, generator())), boxes)
+    whole = replace(WEAK, erase_probability=0.0)
+    seen = augment(pixels, 50, generator(2), whole)[:, 0]
+    level = (seen.amin((1, 2)) + seen.amax((1, 2))).view(-1, 1, 1) / 2
+    moved = 50 * move_boxes(boxes, GEOMETRY["weak"](40, generator(2)))
+    assert (moved - bounds(seen > level)).abs().max() < 1

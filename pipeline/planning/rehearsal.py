@@ -115,7 +115,7 @@ def _trainings(
         return train_supervised(teach, faces, classes, worker, seed=0, hooks=hooks)
 
     found: dict[str, tuple[float, Training]] = {
-        "teach": (teach.batch, supervise),
+        "teach": (teach.step_images, supervise),
         "student": (
             batch,
             lambda hooks: train_student(

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.augment import View
+from pipeline.augment import Geometry, View
 from pipeline.errors import ConfigError
 from pipeline.training.faces import Faces
 
@@ -34,6 +34,9 @@ class LabeledFaces:
     """Target probabilities (N, K) that training uses instead of the codes."""
     groups: Sequence[str] | None = None
     """Opaque group of each face (N,), kept within one fold; None: every face alone."""
+    boxes: np.ndarray | None = None
+    """Where the face lies in each packed image, x0 y0 x1 y1 (N, 4) float32 in shares of its side;
+    parts may lie outside [0, 1]. See :mod:`pipeline.boxes`. None: nobody asked."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -82,6 +85,8 @@ class Stream:
     """Of each row (M,): drawn with replacement. None: every row once per epoch."""
     shared: bool = True
     """Whether workers share a batch; else each gets all of it."""
+    geometry: Mapping[str, Geometry] = field(default_factory=dict)
+    """Of the views whose maps are handed over beside them; has to be that of the view."""
 
     def __post_init__(self) -> None:
         if self.count == 0:
@@ -106,6 +111,8 @@ class Batch:
     """float32 (B, C, S, S) in [0, 1], channels last, on the worker's device."""
     targets: Mapping[str, Tensor]
     """(B, ...) on the worker's device."""
+    maps: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of the views that the stream has a geometry of: (B, 2, 3), see `augment.geometry`."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -181,16 +188,19 @@ class Batches:
 
     def _batch(self, stream: Stream, step: int, index: np.ndarray, pixels: np.ndarray) -> Batch:
         faces = _to(pixels, self._device)
-        views = {}
+        views, maps = {}, {}
         for name, view in stream.views.items():
             seed = seed_of(self._seed, step, stream.name, name, self._rank)
             generator = torch.Generator(self._device).manual_seed(seed)
             seen = view(faces, stream.size, generator)
             views[name] = seen.contiguous(memory_format=torch.channels_last)
+            if name in stream.geometry:
+                again = torch.Generator(self._device).manual_seed(seed)
+                maps[name] = stream.geometry[name](len(index), again)
         targets = {
             name: _to(values[index], self._device) for name, values in stream.targets.items()
         }
-        return Batch(index, views, targets)
+        return Batch(index, views, targets, maps)
 
     def draw(self, stream: Stream, step: int) -> np.ndarray:
         """Positions (batch,) that a stream shows at a step, over all workers together.

@@ -7,7 +7,7 @@ its own cache once; the cache's folder is named by what is in it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from pipeline.boxes import boxes_in_crop
 from pipeline.config import Config
 from pipeline.errors import SourceError
 from pipeline.images import Color, Crop
@@ -106,10 +107,13 @@ def labeled_rows(handed: Handed, roles: Sequence[str]) -> pa.Table:
     return kept
 
 
-def open_labeled(handed: Handed, model: ModelConfig) -> tuple[LabeledFaces, pa.Table]:
-    """Training faces at a model's size and color, and their rows."""
+def open_labeled(
+    handed: Handed, model: ModelConfig, *, boxes: bool = False
+) -> tuple[LabeledFaces, pa.Table]:
+    """Training faces at a model's size and color, and their rows; with their boxes if asked."""
     rows = labeled_rows(handed, ("train",))
-    return pack_labeled(rows, handed, model), rows
+    data = pack_labeled(rows, handed, model)
+    return replace(data, boxes=_boxes(rows, handed)) if boxes else data, rows
 
 
 def pack_labeled(rows: pa.Table, handed: Handed, model: ModelConfig) -> LabeledFaces:
@@ -121,6 +125,18 @@ def pack_labeled(rows: pa.Table, handed: Handed, model: ModelConfig) -> LabeledF
         faces,
         label_codes(rows["label"].to_pylist(), names),
         groups=None if None in groups else groups,
+    )
+
+
+def _boxes(rows: pa.Table, handed: Handed) -> np.ndarray:
+    """Boxes (N, 4) of LABELED rows in shares of their crops."""
+    faces = read_table(location(handed.labeled) / FACES_FILE, ["id", "width", "height"])
+    faces = faces.take(pc.index_in(rows["id"], faces["id"].combine_chunks()))
+    return boxes_in_crop(
+        rows["box"].to_pylist(),
+        rows["landmarks"].to_pylist(),
+        handed.crop,
+        list(zip(faces["width"].to_pylist(), faces["height"].to_pylist(), strict=True)),
     )
 
 

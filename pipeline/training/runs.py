@@ -81,7 +81,7 @@ class StudentJob(Config):
 def teach(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     """Cross-fit the teachers, attach what they know of the labeled faces, save them."""
     job = TeachJob.model_validate(settings)
-    data, rows = open_labeled(job.handed, job.teach.model)
+    data, rows = open_labeled(job.handed, job.teach.model, boxes=job.teach.mix == "facemix")
     names = label_names_of(rows.schema)
 
     def worker_for(fold: int) -> Worker:

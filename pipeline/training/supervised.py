@@ -3,8 +3,12 @@
 What for: a student may only be compared with a control that differs in nothing but the pool, so
 there is one implementation of learning from labels. Class imbalance is met in one of three ways:
 `none`; `sampler`, which draws a face of class c with a chance proportional to n_c^-strength; or
-`logit_adjust`, which adds strength * log prior to the logits while training.
-Source: logit adjustment arXiv 2007.07314, eq. 10.
+`logit_adjust`, which adds strength * log prior to the logits while training. Pairs of faces may be
+mixed: `mixup` shows the mixed images alone, `facemix` the faces as well, the more the less the two
+faces' boxes overlap.
+Cost: batch image passes per step, twice as many with facemix.
+Source: logit adjustment arXiv 2007.07314, eq. 10. Mixing: see facemix.py.
+Departs: faces and mixed images pass in one forward, so batch statistics are those of both together.
 """
 
 from __future__ import annotations
@@ -19,7 +23,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.augment import VIEWS, Augmentation, plain
+from pipeline.augment import GEOMETRY, VIEWS, Augmentation, move_boxes, plain
+from pipeline.boxes import FALLBACK
+from pipeline.facemix import draw_mix, facemix_loss, iou, mix, mixup_loss
 from pipeline.losses import cross_entropy, logit_adjustment
 from pipeline.models import FaceModel, ModelConfig, create, load_timm_weights
 from pipeline.storage import location
@@ -41,6 +47,15 @@ class SupervisedConfig(Schedule):
     imbalance_strength: float = Field(default=0.5, ge=0)
     """Power of the sampler or factor of the log prior."""
     augment: Augmentation = "weak"
+    mix: Literal["facemix", "mixup"] | None = None
+    """Learn from mixed images of two faces each; facemix from the faces too, by their boxes."""
+    mix_alpha: float = Field(default=1.0, gt=0)
+    """Shares are drawn from Beta(alpha, alpha), one per step and worker; 1 draws all alike."""
+
+    @property
+    def step_images(self) -> int:
+        """Images that a step passes forward and backward."""
+        return self.batch * (2 if self.mix == "facemix" else 1)
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,11 @@ class Trained:
 
 
 class Supervised:
-    """Cross entropy on labeled faces; an `Objective`."""
+    """Cross entropy on labeled faces, as they are or mixed; an `Objective`.
+
+    Where facemix is asked for and the faces come without boxes, each has `boxes.FALLBACK`: what
+    then overlaps more or less are the shifts, turns and sizes of the random views.
+    """
 
     def __init__(
         self,
@@ -65,13 +84,19 @@ class Supervised:
     ) -> None:
         self._model, self._config, self._frozen_norms = model, config, frozen_norms
         labels = data.labels if rows is None else data.labels[rows]
+        targets, geometry = {"target": data.targets}, {}
+        if config.mix == "facemix":
+            known = data.boxes
+            targets["box"] = np.tile(FALLBACK, (len(data), 1)) if known is None else known
+            geometry["x"] = GEOMETRY[config.augment]
         self._stream = Stream(
             name="labeled",
             faces=data.faces,
             batch=config.batch,
             views={"x": VIEWS[config.augment]},
             size=model.config.size,
-            targets={"target": data.targets},
+            targets=targets,
+            geometry=geometry,
             rows=rows,
             probabilities=class_chances(labels, config.imbalance_strength)
             if config.imbalance == "sampler"
@@ -90,19 +115,39 @@ class Supervised:
         return [self._stream]
 
     def loss(self, batch: Mapping[str, Batch], at: Step) -> Loss:
-        """Mean cross entropy."""
+        """Mean cross entropy, or mean of the mixed losses of `pipeline.facemix`."""
         labeled = batch["labeled"]
         if self._frozen_norms:
             for module in self._model.modules():
                 if getattr(module, "running_mean", None) is not None:
                     module.eval()
-        logits = self._model(labeled.views["x"]).float()
+        if self._config.mix is not None:
+            return self._mixed_loss(labeled)
         losses = cross_entropy(
-            logits + self._adjustment.to(logits.device),
+            self._logits(labeled.views["x"]),
             labeled.targets["target"],
             smoothing=self._config.smoothing,
         )
         return Loss(losses.mean(), trained=len(labeled))
+
+    def _mixed_loss(self, labeled: Batch) -> Loss:
+        x, target, smoothing = labeled.views["x"], labeled.targets["target"], self._config.smoothing
+        order, lam = draw_mix(len(x), self._config.mix_alpha)
+        order = order.to(x.device)
+        mixed = mix(x, order, lam)
+        if self._config.mix == "mixup":
+            losses = mixup_loss(self._logits(mixed), target, order, lam, smoothing=smoothing)
+            return Loss(losses.mean(), trained=len(x))
+        boxes = move_boxes(labeled.targets["box"], labeled.maps["x"])
+        overlap = iou(boxes, boxes[order])
+        mixed, real = self._logits(torch.cat([mixed, x])).chunk(2)
+        losses = facemix_loss(mixed, real, target, order, lam, overlap, smoothing=smoothing)
+        return Loss(losses.mean(), trained=2 * len(x), logs={"overlap": overlap.mean()})
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """Training logits (B, K) float32, with the prior where imbalance is met that way."""
+        logits: Tensor = self._model(x).float()
+        return logits + self._adjustment.to(logits.device)
 
     def update(self, loss: Loss, at: Step) -> None:
         """Nothing moves."""

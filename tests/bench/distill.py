@@ -99,7 +99,8 @@ def _cell(
     chosen = dict(PROTOCOLS[protocol])
     if options.sets:
         chosen[method] = _changed(chosen.get(method, {}), options.sets)
-    identity = {name: settings(recipe, name) for name in UNTIL_MINE}
+    identity: dict[str, Any] = {name: settings(recipe, name) for name in UNTIL_MINE}
+    ferplus10.drop_later(identity)
     identity |= {
         "schema": SCHEMA_VERSION,
         "on": options.on,

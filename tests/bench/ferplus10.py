@@ -52,7 +52,12 @@ POOLS = {"both": ("rest", "faces"), "rest": ("rest",), "faces": ("faces",), "omn
 GRID = (("both", 0), ("both", 1), ("both", 2), ("rest", 0), ("faces", 0), ("omni", 0))
 BESIDE = ("experts", "tuned")
 """Stages that no figure of these cells depends on."""
-LATER = (("student", "beside", "mined"), ("student", "online", None))
+LATER = (
+    ("student", "beside", "mined"),
+    ("student", "online", None),
+    ("teach", "mix", None),
+    ("teach", "mix_alpha", 1.0),
+)
 """Settings that came after cells were measured, and the value that changes nothing."""
 POOL_FACES = {"rest": 21_700, "faces": 13_233}  # about; only for the estimate
 NETWORK = "{name: compact_resnet, args: {widths: [8, 16]}, size: 32, dropout: 0}"
@@ -122,9 +127,7 @@ def _cell(
         recipe = load(ROOT / RECIPE, sets)
     identity = {name: settings(recipe, name) for name in SETTINGS if name not in BESIDE}
     identity |= {"schema": SCHEMA_VERSION}
-    for stage, name, value in LATER:
-        if identity[stage][stage].get(name) == value:
-            del identity[stage][stage][name]
+    drop_later(identity)
     labels = "all" if pool == "omni" else "part"
     return Cell(
         name=f"{attempt}-{pool}-s{seed}" if attempt else f"{pool}-s{seed}",
@@ -135,6 +138,19 @@ def _cell(
         trainings=_trainings(recipe, identity),
         sets=tuple(sets),
     )
+
+
+def drop_later(identity: dict[str, Any]) -> None:
+    """Take out of a cell's identity what came LATER and changes nothing, so that it stays as was.
+
+    Args:
+        identity: settings by stage, of any stages; changed in place.
+    """
+    if "pretrain" in identity and identity["pretrain"]["pretrain"] is None:
+        del identity["pretrain"]
+    for stage, name, value in LATER:
+        if stage in identity and identity[stage][stage].get(name) == value:
+            del identity[stage][stage][name]
 
 
 def run_of(labels: str, seed: int, *, developing: bool) -> str:

@@ -27,6 +27,7 @@ from pipeline.plan import Plan
 from pipeline.pool import plan_at
 from pipeline.run import Run
 from pipeline.storage import location
+from tests.bench.ferplus10 import drop_later
 from tests.bench.harness import (
     ROOT,
     Bench,
@@ -63,7 +64,8 @@ def identity() -> dict[str, Any]:
     """What decides the manifests of the tiny job."""
     recipe = flow.tiny()
     stages = ("labeled", "survey", "guard", "teach", "embed", "score")
-    chosen = {stage: settings(recipe, stage) for stage in stages}
+    chosen: dict[str, Any] = {stage: settings(recipe, stage) for stage in stages}
+    drop_later(chosen)
     return {**chosen, "embedding": recipe.embed.model_dump(mode="json"), "schema": SCHEMA_VERSION}
 
 

@@ -14,7 +14,6 @@ has left out.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -85,11 +84,12 @@ def _cell(options: argparse.Namespace, name: str, labels: str, seed: int) -> Cel
     if options.quick:
         row = row.tiny()
     passes = TINY_PASSES if options.quick else options.passes
-    identity = {stage: settings(recipe, stage) for stage in UNTIL_GUARD}
+    identity: dict[str, Any] = {stage: settings(recipe, stage) for stage in UNTIL_GUARD}
+    ferplus10.drop_later(identity)
     identity |= {
         "schema": SCHEMA_VERSION,
         "on": options.on,
-        "row": json.loads(row.model_dump_json()),
+        "row": row.model_dump(mode="json", exclude_defaults=True),
         "passes": passes,
     }
     full = f"{name}-{labels}-s{seed}"

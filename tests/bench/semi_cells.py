@@ -129,6 +129,18 @@ def _rows() -> dict[str, Row]:
             "student": _online(fixed, lr=1e-3, warm_start=True),
             "shares": {"supervised": 0.6, "student": 0.4},
         },
+        "ssfer": {
+            "pretrain": {**mae, "normalize_patches": False},
+            "supervised": {**vit, "batch": 96, "mix": "facemix"},
+            "student": _online(
+                {"rule": "fixed", "tau": 0.7},
+                model={**VIT, "dropout": 0.1},
+                lr=5e-4,
+                warm_start=True,
+                mined_weight=5.0,
+            ),
+            "shares": {"pretrain": 0.4, "supervised": 0.3, "student": 0.3},
+        },
     }
     return {name: parse(Row, value) for name, value in values.items()}
 
@@ -215,8 +227,6 @@ def _open(job: Job, row: Row) -> _Data:
 def _step_passes(row: Row, name: str) -> float:
     """Image passes of a step of one training."""
     config = getattr(row, name)
-    if isinstance(config, SupervisedConfig):
-        return float(config.batch)
     own = float(config.step_images)
     if isinstance(config, StudentConfig) and config.online is not None:
         if config.online.labeler == "ema":

@@ -19,6 +19,7 @@ TITLES = {
     "freematch": "FreeMatch",
     "softmatch": "SoftMatch",
     "fixmatch_warm": "labels, then FixMatch",
+    "ssfer": "SSFER: reconstruction, FaceMix, EMA labels (transformer)",
 }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.augment import plain, strong, weak
+from pipeline.augment import GEOMETRY, plain, strong, weak
 from pipeline.errors import ConfigError
 from pipeline.training.data import (
     Batches,
@@ -83,6 +83,19 @@ def test_at__drawn_ahead_is_what_would_be_drawn_then() -> None:
             assert np.array_equal(a.index, b.index)
             assert all(torch.equal(a.views[v], b.views[v]) for v in ("w", "s"))
     assert not torch.equal(a.views["w"], a.views["s"])
+
+
+def test_at__maps_are_of_the_very_views_and_change_nothing() -> None:
+    views = {"w": weak, "s": strong}
+    bare, asked = stream(views=views), stream(views=views, geometry={"s": GEOMETRY["strong"]})
+    with one_worker(3) as batches:
+        without = batches.at([bare], 5, last=True)["labeled"]
+        found = batches.at([asked], 5, last=True)["labeled"]
+    assert without.maps == {}
+    assert set(found.maps) == {"s"}
+    assert all(torch.equal(without.views[v], found.views[v]) for v in views)
+    generator = torch.Generator().manual_seed(seed_of(3, 5, "labeled", "s", 0))
+    assert torch.equal(found.maps["s"], GEOMETRY["strong"](4, generator))
 
 
 def test_at__a_changed_stream_is_drawn_anew() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.boxes import FALLBACK
 from pipeline.errors import SourceError
 from pipeline.images import Crop
 from pipeline.labeled.synthetic import SyntheticSet
@@ -13,7 +14,7 @@ from pipeline.ledger import Ledger
 from pipeline.models import ModelConfig
 from pipeline.plan import Plan, Slice
 from pipeline.schema import BOX, GUARD, LABELED, LANDMARKS, OK, QUARANTINED, with_label_names
-from pipeline.storage import location, write_table
+from pipeline.storage import location, read_table, write_table
 from pipeline.survey import describe
 from pipeline.training.faces import ArrayFaces
 from pipeline.training.handed import (
@@ -28,6 +29,7 @@ from pipeline.training.handed import (
 
 COUNT = 12
 MODEL = ModelConfig(size=16)
+BOX_FIELD = LABELED.field("box")
 
 
 @pytest.fixture
@@ -98,6 +100,22 @@ def test_open_labeled__faces_codes_and_groups_line_up(handed: Handed) -> None:
     assert data.labels.tolist() == [0, 1, 0, 1, 0, 1]  # 0 3 4 5 6 7 of neutral, happiness, ...
     assert data.groups == rows["group"].to_pylist()
     assert data.faces.take(np.arange(6)).shape == (6, 1, 16, 16)
+
+
+def test_open_labeled__boxes_follow_the_crop_if_asked(handed: Handed) -> None:
+    at = location(handed.labeled)
+    table, faces = read_table(at / LABELED_FILE), read_table(at / FACES_FILE)
+    side = faces["width"][0].as_py()
+    boxes = [None if i == 4 else [i, i, side / 2, side / 2] for i in range(COUNT)]
+    column = table.schema.get_field_index("box")
+    write_table(at / LABELED_FILE, table.set_column(column, BOX_FIELD, pa.array(boxes, BOX)))
+    handed = handed.model_copy(update={"crop": Crop(fraction=0.5)})
+    assert open_labeled(handed, MODEL)[0].boxes is None
+    found = open_labeled(handed, MODEL, boxes=True)[0].boxes
+    start = [(i - side / 4) / (side / 2) for i in (0, 3, 4, 5, 6, 7)]
+    expected = np.array([[s, s, 0.5, 0.5] for s in start])
+    expected[2] = FALLBACK
+    assert found == pytest.approx(expected, abs=1e-6)
 
 
 def test_joined_faces__as_one_array() -> None:

@@ -1,11 +1,19 @@
 """Proves what is predicted, how imbalance is met, and that a toy problem is learned."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from helpers.toy import CONVNET, NAMES, RESNET, labeled
 from safetensors.torch import save_file
 
+from pipeline.augment import move_boxes
+from pipeline.boxes import FALLBACK
+from pipeline.config import parse
+from pipeline.errors import ConfigError
+from pipeline.facemix import draw_mix, iou
 from pipeline.models import ModelConfig
 from pipeline.training.data import Batches, LabeledFaces
 from pipeline.training.loop import Step, Worker, local
@@ -76,6 +84,86 @@ def test_supervised__logit_adjustment_moves_training_logits_only() -> None:
     logits = model(batch["labeled"].views["x"]) + prior.log()
     expected = torch.nn.functional.cross_entropy(logits, batch["labeled"].targets["target"])
     torch.testing.assert_close(loss.sum, expected)
+
+
+def boxed(count: int) -> LabeledFaces:
+    ends = np.random.default_rng(5).uniform(0, 0.5, (count, 2, 2))
+    boxes = np.concatenate([ends[:, 0], 0.5 + ends[:, 1]], 1)
+    return replace(labeled(count), boxes=boxes.astype(np.float32))
+
+
+def one_mixed_step(data: LabeledFaces, **changes: object):
+    model = new_model(CONVNET, NAMES, 0)
+    objective = Supervised(model, config(model=CONVNET, smoothing=0.1, **changes), data)
+    with Batches(0, 0, 1, WORKER.device) as batches:
+        batch = batches.at(objective.streams(), 0, last=True)
+    torch.manual_seed(8)
+    loss = objective.loss(batch, Step(0, 1, 0, WORKER, objective.modules()))
+    torch.manual_seed(8)
+    return model, batch["labeled"], loss, *draw_mix(16, 1.0)
+
+
+def test_supervised__mixup_learns_from_the_mixed_images_alone() -> None:
+    model, batch, loss, order, lam = one_mixed_step(labeled(64), mix="mixup")
+    x, hot = batch.views["x"], torch.eye(4)[batch.targets["target"]]
+    target = 0.9 * (lam * hot + (1 - lam) * hot[order]) + 0.1 / 4
+    expected = torch.nn.functional.cross_entropy(model(lam * x + (1 - lam) * x[order]), target)
+    torch.testing.assert_close(loss.sum, expected)
+    assert loss.trained == 16
+    assert batch.maps == {}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_supervised__facemix_weighs_faces_by_their_boxes_in_the_view(known: bool) -> None:
+    data = boxed(64) if known else labeled(64)
+    model, batch, loss, order, lam = one_mixed_step(data, mix="facemix", augment="strong")
+    boxes = data.boxes[batch.index] if known else np.tile(FALLBACK, (16, 1))
+    seen = move_boxes(torch.from_numpy(boxes), batch.maps["x"])
+    overlap = iou(seen, seen[order])
+    x, y = batch.views["x"], batch.targets["target"]
+    mixed = torch.log_softmax(model(lam * x + (1 - lam) * x[order]), 1)
+    hot = torch.eye(4)[y]
+    target = 0.9 * (lam * hot + (1 - lam) * hot[order]) + 0.1 / 4
+    real = torch.nn.functional.cross_entropy(model(x), y, reduction="none")
+    expected = -(target * mixed).sum(1) + (1 - overlap) * (real + real[order])
+    torch.testing.assert_close(loss.sum, expected.mean())
+    assert overlap.std() > 0.05
+    assert loss.trained == 32
+
+
+def test_train_supervised__facemix_learns_and_counts_both_images() -> None:
+    mixing = config(mix="facemix", mix_alpha=0.4, steps=50)
+    trained = train_supervised(mixing, boxed(64), NAMES, WORKER, seed=0)
+    unseen = labeled(64, seed=1)
+    logits = predict_logits(trained.model, unseen.faces, WORKER, flip=False)
+    assert (logits.argmax(1) == unseen.labels).mean() > 0.9
+    assert trained.fitted.passes == 50 * mixing.step_images == 50 * 32
+    assert 0.1 < trained.fitted.history[0]["overlap"] < 0.9
+
+
+def test_train_supervised__facemix_continues_as_if_never_killed(tmp_path: Path) -> None:
+    mixing = config(model=CONVNET, mix="facemix", augment="strong", steps=6)
+
+    def kill(objective: object, at: Step) -> None:
+        if at.number == 3:
+            raise KeyboardInterrupt
+
+    whole = train_supervised(mixing, boxed(32), NAMES, WORKER, seed=2)
+    worker = local("cpu", torch.float32, tmp_path, checkpoint_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        train_supervised(mixing, boxed(32), NAMES, worker, seed=2, hooks=[kill])
+    resumed = train_supervised(mixing, boxed(32), NAMES, worker, seed=2)
+    ends = (one.model.state_dict() for one in (whole, resumed))
+    assert all(torch.equal(a, b) for a, b in zip(*(end.values() for end in ends), strict=True))
+
+
+def test_config__mixing_is_off_and_misspelt_kinds_are_refused() -> None:
+    assert SupervisedConfig().mix is None
+    assert SupervisedConfig(batch=7).step_images == SupervisedConfig(batch=7, mix="mixup").batch
+    with pytest.raises(ConfigError, match=r"mix: .*'facemix' or 'mixup'"):
+        parse(SupervisedConfig, {"mix": "cutmix"})
+    with pytest.raises(ConfigError, match="mix_alpha"):
+        parse(SupervisedConfig, {"mix_alpha": 0})
 
 
 def test_predict_logits__is_the_mean_of_both_mirror_images() -> None:
