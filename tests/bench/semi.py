@@ -31,6 +31,7 @@ from tests.bench.semi_cells import ROWS, Row, changed, measure
 
 NAME = "semi"
 SCREENED = tuple(ROWS)
+QUICK = ("control", "simclr", "mae", "fixmatch", "ssfer")
 FRACTIONS = {"10": 0.1, "5": 0.05}
 SEEDS = (0, 1, 2)
 REPEATED: tuple[str, ...] = ("control",)
@@ -59,7 +60,7 @@ def cells(options: argparse.Namespace) -> list[Cell]:
     if developing and not options.name:
         raise SystemExit("--on development: give the attempt a --name")
     if options.quick:
-        return [_cell(options, row, "10", 0) for row in ("control", "simclr", "mae", "fixmatch")]
+        return [_cell(options, row, "10", 0) for row in QUICK]
     if developing:
         seeds = [int(seed) for seed in options.seeds.split(",")]
         return [_cell(options, row, "10", seed) for row in SCREENED for seed in seeds]
