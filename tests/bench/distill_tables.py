@@ -10,7 +10,7 @@ from pipeline.metrics import paired_difference
 from tests.bench import distill
 from tests.bench.gains import unpack
 from tests.bench.harness import Record, Records
-from tests.bench.markdown import section, spread, table
+from tests.bench.markdown import attempts, section, spread, table
 
 MODELS = ("convnet hard", "convnet soft", "resnet soft")
 TUNED = {
@@ -36,7 +36,16 @@ def _body(records: Records) -> list[str]:
     ]
     for source, title in (("mined", "mined and labeled faces"), ("labeled", "labeled faces")):
         parts += [f"### From {title}", "", *_sets(records, source), ""]
-    return [*parts, "### The teacher, tuned", "", *_tuned(records), ""]
+    return [*parts, "### The teacher, tuned", "", *_tuned(records), "", *_developed()]
+
+
+def _developed() -> list[str]:
+    """The same tables of every attempt on the development set."""
+    parts: list[str] = []
+    for attempt, records in attempts(f"{distill.NAME}-dev").items():
+        found = _sets(records, "mined")
+        parts += [f"### On the development set: {attempt}", "", *found, ""]
+    return parts
 
 
 def _sets(records: Records, source: str) -> list[str]:

@@ -42,6 +42,17 @@ def current(bench: Bench) -> tuple[dict[str, str], Records]:
     return states, records
 
 
+def attempts(folder: str) -> dict[str, dict[str, Record]]:
+    """Records of a folder by attempt, each by its cell's name without the attempt's."""
+    found: dict[str, dict[str, Record]] = {}
+    for at in sorted((RESULTS / folder).glob("*.json")):
+        record = load(at.parent, at.stem)
+        attempt, _, cell = at.stem.partition("-")
+        if record is not None:
+            found.setdefault(attempt, {})[cell] = record
+    return found
+
+
 def said(states: Mapping[str, str]) -> list[str]:
     """How many cells are finished, and which are not."""
     open_cells = [f"{name} {state}" for name, state in states.items() if state != "done"]

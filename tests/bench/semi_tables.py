@@ -6,7 +6,7 @@ import numpy as np
 
 from tests.bench import semi, training_speed
 from tests.bench.harness import Records
-from tests.bench.markdown import seconds, section, spread, table
+from tests.bench.markdown import attempts, seconds, section, spread, table
 from tests.bench.semi_cells import ROWS
 
 TITLES = {
@@ -53,6 +53,8 @@ def _body(records: Records) -> list[str]:
     ]
     for labels in semi.FRACTIONS:
         parts += [f"### {labels} % labels", "", *_rows(records, labels), ""]
+    for attempt, found in attempts(f"{semi.NAME}-dev").items():
+        parts += [f"### On the development set: {attempt}", "", *_rows(found, "10"), ""]
     return parts
 
 
