@@ -37,6 +37,8 @@ from tests.labeled import writers as sets
 from tests.sources.writers import insightface, tsv_line, write_rec
 
 RECIPE = ROOT / "jobs" / "recipes" / "omni-msceleb.yaml"
+ASKED = tuple(name for name in STAGES if name != "pretrain")
+"""Stages that the recipe asks for."""
 NAME = "formats"
 SIDE = 112
 QUALITY = 85
@@ -125,7 +127,7 @@ def measure(cell: Cell, context: Context) -> dict[str, Any]:
         call(argv, context, log, env)
         ran = time.monotonic() - began
         run = Run(root)
-        names = [name for name in STAGES if name != "report"]
+        names = [name for name in ASKED if name != "report"]
         names = names[: names.index(until or names[-1]) + 1]
         if "search=null" in cell.sets:
             names.remove("search")
@@ -170,7 +172,7 @@ class Watch:
         if self._root is None:
             return
         self.methods[method] += 1
-        names = list(STAGES)
+        names = list(ASKED)
         self.stages[names[min(self._finished + 1, len(names) - 1)]] += 1
         stage, _, rest = path.removeprefix(self._root).partition("/")
         if method == "PUT" and stage in names and rest.rpartition("/")[2].startswith("done"):
