@@ -1,4 +1,4 @@
-"""Proves that Ray accepts cluster.yaml, that AWS's shapes do, and that a local AWS starts its nodes.
+"""Proves that Ray accepts cluster.yaml, that AWS's shapes do, and that a local AWS starts nodes of it.
 
 Nothing here reaches AWS. What only a real account can show (ssh, prices, spot capacity) is untried.
 """
@@ -81,7 +81,7 @@ def test_cluster__ray_would_not_accept_a_fault(harm: Any) -> None:
     config = filled()
     harm(config)
     with pytest.raises(
-        Exception, match="idle_timeout_minuts|max_worker|node_config|head_node_type"
+        Exception, match=r"idle_timeout_minuts|max_worker|node_config|head_node_type"
     ):
         prepared(config)
 
