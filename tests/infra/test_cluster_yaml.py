@@ -1,4 +1,4 @@
-"""Proves that Ray accepts cluster.yaml, that AWS's shapes do, and that a local AWS starts nodes of it.
+"""Proves that Ray accepts cluster.yaml, that AWS's shapes do, and a local AWS starts its nodes.
 
 Nothing here reaches AWS. What only a real account can show (ssh, prices, spot capacity) is untried.
 """
