@@ -254,7 +254,7 @@ class _Log:
 def _client(server: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     os.environ["RAY_API_SERVER_ADDRESS"] = server  # Ray lets it overrule the argument
     shown = access.token()
     headers = {"Authorization": f"Bearer {shown}"} if shown else {}
