@@ -10,14 +10,21 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipeline.errors import ConfigError
 
 DEFAULT_SERVER = "http://127.0.0.1:8265"
+SOCKETS = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+_LISTENING = "0A"
+_OWN = re.compile(r"(?:0{16}F{4}0{4})?[0-9A-F]{6}7F|0{24}01000000", re.I)
+"""127.0.0.0/8, the same as an IPv6 address, and ::1, in the byte order of those lists."""
+
 _VERSION = "/api/version"
 PATIENCE = 10.0
 """Seconds that a job server has to answer."""
@@ -98,6 +105,20 @@ def refusal(server: str) -> str | None:
             f"{server} does not accept the token; expected the one that its head was started with"
         )
     return None
+
+
+def listens_outside(port: int, tables: Sequence[Path] = SOCKETS) -> bool:
+    """Whether a process of this machine takes connections on a port that others can reach.
+
+    Args:
+        port: TCP port.
+        tables: Linux's lists of sockets; without them the answer is no.
+    """
+    rows = [
+        line.split() for at in tables if at.exists() for line in at.read_text().splitlines()[1:]
+    ]
+    hosts = [row[1].split(":") for row in rows if row[3] == _LISTENING]
+    return any(int(on, 16) == port and not _OWN.fullmatch(host) for host, on in hosts)
 
 
 def _status(url: str, shown: str | None = None) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -121,3 +122,33 @@ def test_refusal__nobody_or_somebody_else() -> None:
     with answering(200, b"<html>a printer</html>") as server:
         assert str(access.refusal(server)) == f"no job server answers at {server}"
     assert access.wants_token(server) is None  # it is gone
+
+
+@pytest.mark.parametrize(
+    ("host", "outside"),
+    [
+        ("00000000", True),  # 0.0.0.0
+        ("0500000A", True),  # 10.0.0.5
+        ("0100007F", False),  # 127.0.0.1
+        ("00000000000000000000000000000000", True),  # ::
+        ("00000000000000000000000001000000", False),  # ::1
+        ("0000000000000000FFFF00000100007F", False),  # ::ffff:127.0.0.1
+    ],
+)
+def test_listens_outside__in_the_lists_of_linux(tmp_path: Path, host: str, outside: bool) -> None:
+    table = tmp_path / "tcp"
+    row = "   0: {}:{:04X} 00000000:0000 {} 00000000:00000000 00:00000000"
+    table.write_text("\n".join(["  sl  local_address", row.format(host, 8265, "0A")]))
+    assert access.listens_outside(8265, [table, tmp_path / "gone"]) is outside
+    assert not access.listens_outside(8266, [table])
+    table.write_text("\n".join(["  sl  local_address", row.format(host, 8265, "01")]))
+    assert not access.listens_outside(8265, [table])  # a connection, not a listener
+
+
+@pytest.mark.skipif(not access.SOCKETS[0].exists(), reason="Linux lists its sockets")
+@pytest.mark.parametrize(("host", "outside"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_listens_outside__of_a_real_socket(host: str, outside: bool) -> None:
+    with socket.socket() as server:
+        server.bind((host, 0))
+        server.listen()
+        assert access.listens_outside(server.getsockname()[1]) is outside
