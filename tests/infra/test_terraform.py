@@ -90,7 +90,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, cloud: str) -> Terraform:
 
     def run(*arguments: str, ok: int = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [program, *arguments], cwd=at, env=env, capture_output=True, text=True, timeout=240
+            [program, *arguments], cwd=at, env=env, capture_output=True, text=True, timeout=400
         )
         assert done.returncode == ok, done.stdout[-3000:] + done.stderr[-3000:]
         return done
@@ -101,7 +101,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, cloud: str) -> Terraform:
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_terraform__applies_drifts_nowhere_and_is_gone(run: Terraform) -> None:
     run("fmt", "-check")
     run("validate")

@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.stages import STAGES
+from pipeline.storage import location
+from tests.bench.omni import leaks
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted((ROOT / "jobs").glob("*.py"))
@@ -50,15 +52,22 @@ def test_jobs__runs_without_an_installed_package(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
-    """Address of a head with token authentication, and the environment that may talk to it."""
+    """Address of a head with token authentication, and the environment that may talk to it.
+
+    RAY_TMPDIR of that environment is where the head writes, OMNIFER_METRICS where it is scraped.
+    """
     pytest.importorskip("aiohttp_cors", reason="the job server needs ray[default]")
-    port, dashboard = _free_port(), _free_port()
+    port, dashboard, metrics = _free_port(), _free_port(), _free_port()
+    # Sockets lie in here, and their paths may hold 107 characters.
+    folder = tmp_path_factory.mktemp("h")
     env = {
         **os.environ,
         "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TMPDIR": str(folder),
+        "OMNIFER_METRICS": f"http://127.0.0.1:{metrics}/metrics",
     }
     options = {
         "node-ip-address": "127.0.0.1",
@@ -69,8 +78,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
         "dashboard-agent-listen-port": _free_port(),
         "num-cpus": 2,
         "object-store-memory": 300_000_000,
-        # Sockets lie in here, and their paths may hold 107 characters.
-        "temp-dir": tmp_path_factory.mktemp("h"),
+        "metrics-export-port": metrics,
+        "temp-dir": folder,
     }
     command = [RAY, "start", "--head", "--block", *(f"--{k}={v}" for k, v in options.items())]
     address = f"http://127.0.0.1:{dashboard}"
@@ -119,6 +128,17 @@ def test_jobs__a_real_submission(head: tuple[str, dict[str, str]], tmp_path: Pat
     assert "omnifer: gone.yaml: no such recipe" in failed.stdout
 
 
+def scraped(url: str, wanted: str, seconds: float = 60) -> bool:
+    """Whether a line that matches is among the metrics, at the latest when they are sent next."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            if re.search(wanted, answer.read().decode(), flags=re.M):
+                return True
+        time.sleep(2)
+    return False
+
+
 def submit(env: dict[str, str], *options: str, log: Path) -> subprocess.CompletedProcess[str]:
     """`omnifer submit` of the first stage of a small demo."""
     sets = ["pool.0.count=600", "labeled.count=80", "labeled.test_count=40"]
@@ -136,10 +156,14 @@ def submit(env: dict[str, str], *options: str, log: Path) -> subprocess.Complete
 @pytest.mark.cluster
 @pytest.mark.timeout(600)
 def test_submit__runs_joins_and_resumes(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
-    """The environment's RAY_AUTH_MODE is not needed: a token is shown where one is at hand."""
+    """Nothing of what the submitter knows is told, and the pass is counted for Prometheus.
+
+    The environment's RAY_AUTH_MODE is not needed: a token is shown where one is at hand.
+    """
     address, env = head
     run = f"--run={tmp_path / 'run'}"
     mine = {name: value for name, value in env.items() if name != "RAY_AUTH_MODE"}
+    mine["AWS_SECRET_ACCESS_KEY"] = planted = secrets.token_hex(20)
     first = submit(mine, run, f"--address={address}", "--no-wait", log=tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr
     (job,) = re.findall(r"^(demo-run-[0-9a-f]{8}-1): \d+ files, [0-4]\.\d MB", first.stdout, re.M)
@@ -148,6 +172,8 @@ def test_submit__runs_joins_and_resumes(head: tuple[str, dict[str, str]], tmp_pa
     assert joined.returncode == 0, joined.stdout + joined.stderr
     assert f"{job}: under way already" in joined.stdout
     assert joined.stdout.count("survey: 600/600 faces") == 1
+    counted = r'^ray_omnifer_faces_total\{.*stage="survey".*\} 600'
+    assert scraped(env["OMNIFER_METRICS"], counted), "no counter of the pass among Ray's metrics"
 
     again = submit(mine, run, f"--address={address}", log=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
@@ -158,6 +184,13 @@ def test_submit__runs_joins_and_resumes(head: tuple[str, dict[str, str]], tmp_pa
     failed = submit(mine, run, f"--address={address}", "--set=pool.0.count=601", log=tmp_path)
     assert failed.returncode == 2  # the job's own code: another plan needs --fresh
     assert "exit code 2" in failed.stdout
+
+    log = tmp_path / "log"
+    log.write_text("".join(d.stdout + d.stderr for d in (first, joined, again, failed)))
+    logs = [log, *Path(env["RAY_TMPDIR"]).rglob("*")]
+    assert any(file.name == "dashboard.log" for file in logs)
+    for secret in (planted, env["RAY_AUTH_TOKEN"]):
+        assert leaks(secret, logs, location(str(tmp_path / "run"))) == []
 
 
 @pytest.mark.cluster
