@@ -55,7 +55,7 @@ def guard(job: Job) -> Artifact:
     """Find twins of test and validation faces in the labeled set and the pool, and duplicates."""
     plan = pool.pool_plan(job)
     inputs = {name: job.run.artifact(name).digest for name in ("labeled", "test", "survey")}
-    stage = job.open("guard", inputs, plan=plan.digest)
+    stage = job.open("guard", inputs, hide=twins.LATER, plan=plan.digest)
     if stage.done is None:
         twins.guard_labeled(job, stage.dir)
         twins.guard_pool(job, stage, plan)
