@@ -22,6 +22,7 @@ from pipeline.search import (
     search,
 )
 
+pytestmark = pytest.mark.ray
 NAMES = EMOTIONS[:4]
 
 
