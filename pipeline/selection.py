@@ -23,6 +23,7 @@ from pipeline.judge import Judge
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan
 from pipeline.policy import (
+    CLUSTER_COLUMNS,
     FACE_COLUMNS,
     GUARD_COLUMNS,
     LABEL_COLUMNS,
@@ -109,9 +110,16 @@ class Pool:
     The ids of the three stages are compared once: what is sealed or committed never changes.
     """
 
-    def __init__(self, plan: Plan, scores: Ledger, guard: Ledger, faces: Ledger) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        scores: Ledger,
+        guard: Ledger,
+        faces: Ledger,
+        clusters: Ledger | None = None,
+    ) -> None:
         self._plan = plan
-        self._scores, self._guard, self._faces = scores, guard, faces
+        self._scores, self._guard, self._faces, self._clusters = scores, guard, faces, clusters
         self._compared = False
 
     def __call__(self) -> Iterator[pa.Table]:
@@ -123,10 +131,12 @@ class Pool:
             self._guard.blocks(self._plan, GUARD_COLUMNS[from_row:], coded=("twin_role",)),
             self._faces.blocks(self._plan, FACE_COLUMNS[from_row:], coded=("status",)),
         ]
-        for scores, guard, faces in _aligned(streams):
+        if self._clusters is not None:
+            streams.append(self._clusters.blocks(self._plan, CLUSTER_COLUMNS[from_row:]))
+        for tables in _aligned(streams):
             if not self._compared:
-                _compare_ids(scores, guard, faces)
-            yield _joined(scores, guard, faces)
+                _compare_ids(*tables)
+            yield _joined(*tables)
         self._compared = True
 
 
@@ -147,18 +157,25 @@ def _aligned(streams: Sequence[Iterator[pa.Table]]) -> Iterator[list[pa.Table]]:
         held = [table.slice(min(rows)) for table in held]
 
 
-def join(scores: pa.Table, guard: pa.Table, faces: pa.Table) -> pa.Table:
+def join(
+    scores: pa.Table, guard: pa.Table, faces: pa.Table, clusters: pa.Table | None = None
+) -> pa.Table:
     """One chunk from tables of the same faces; LedgerError where they do not line up."""
-    _compare_ids(scores, guard, faces)
-    return _joined(scores, guard, faces)
+    _compare_ids(scores, guard, faces, clusters)
+    return _joined(scores, guard, faces, clusters)
 
 
-def _compare_ids(scores: pa.Table, guard: pa.Table, faces: pa.Table) -> None:
+def _compare_ids(
+    scores: pa.Table, guard: pa.Table, faces: pa.Table, clusters: pa.Table | None = None
+) -> None:
     for table, need, what in (
         (scores, SCORE_COLUMNS, "scores"),
         (guard, GUARD_COLUMNS, "guard"),
         (faces, FACE_COLUMNS, "faces"),
+        (clusters, CLUSTER_COLUMNS, "clusters"),
     ):
+        if table is None:
+            continue
         require_columns(table.column_names, need, what)
         if not table["id"].equals(scores["id"]):
             raise LedgerError(
@@ -166,12 +183,16 @@ def _compare_ids(scores: pa.Table, guard: pa.Table, faces: pa.Table) -> None:
             )
 
 
-def _joined(scores: pa.Table, guard: pa.Table, faces: pa.Table) -> pa.Table:
+def _joined(
+    scores: pa.Table, guard: pa.Table, faces: pa.Table, clusters: pa.Table | None = None
+) -> pa.Table:
     bad = ~(is_value(scores["status"], OK) & is_value(faces["status"], OK))
     status = pa.DictionaryArray.from_arrays(pa.array(bad.astype(np.int8)), [OK, QUARANTINED])
     chunk = scores.select(list(SCORE_COLUMNS)).set_column(1, "status", status)
     for name in GUARD_COLUMNS[1:]:
         chunk = chunk.append_column(name, guard[name])
+    if clusters is not None:
+        chunk = chunk.append_column("cluster", clusters["cluster"])
     return chunk.append_column("group", faces["group"])
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from pipeline import evaluation, flow, pool, selection, twins
+from pipeline import clustering, evaluation, flow, pool, selection, twins
 from pipeline import search as searching
 from pipeline.config import digest
 from pipeline.embedding import profile
@@ -155,12 +155,17 @@ def select(job: Job) -> Artifact:
     inputs = {name: job.run.artifact(name).digest for name in ("score", "twins", "survey")}
     if job.recipe.search is not None:
         inputs["search"] = job.run.artifact("search").digest
+    if config.clusters is not None:
+        inputs["clusters"] = pool.cluster(job, plan, config.clusters.count).digest
     stage = job.open("select", inputs, plan=plan.digest)
     if stage.done is None:
         if job.recipe.search is None:
             point = selection.operating_point(config, flow.points(job))
         else:
             point = OperatingPoint.load(job.run.artifact("search").dir / POINT_FILE)
+        if config.clusters is not None:
+            at = job.run.artifact("clusters").dir
+            point = clustering.with_clusters(point, config.clusters, at)
         point.save(stage.dir / POINT_FILE)
         ledger, tables = Ledger(stage.dir), flow.pool_rows(job)
         faces = (commit.rows for commit in pool.ledger(job, "score").committed(plan))

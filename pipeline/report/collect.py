@@ -191,8 +191,14 @@ def _gain(gain: Mapping[str, Any] | None, protocol: Mapping[str, Any]) -> Gain |
 
 def _point(point: Mapping[str, Any]) -> dict[str, Any]:
     """The rules; names, counts, tables and trials stand elsewhere on the page."""
-    elsewhere = ("label_names", "labeled", "table", "trials", "estimates", "cuts")
+    elsewhere = ("label_names", "labeled", "table", "trials", "estimates", "cuts", "clusters")
     shown = {name: value for name, value in point.items() if name not in elsewhere}
+    clusters = point.get("clusters")
+    if clusters is not None:
+        trusted = sum(label is not None for label in clusters)
+        shown["clusters"] = f"{trusted:,} of {len(clusters):,} are pure enough"
+    else:
+        shown.pop("relabel", None)
     estimates = {f"estimated {k}": v for k, v in point.get("estimates", {}).items()}
     return {**shown, **estimates}
 

@@ -88,7 +88,9 @@ def _tables(rows: list[dict[str, Any]]) -> dict[str, pa.Table]:
                 "confidence": _column(rows, "confidence", pa.float32()),
             }
         ),
-        "select": pa.table({"id": ids, "reason": _column(rows, "reason")}),
+        "select": pa.table(
+            {"id": ids, "reason": _column(rows, "reason"), "label": _column(rows, "label")}
+        ),
         "mine": pa.Table.from_pylist(mined, schema=with_label_names(MINED, NAMES)),
     }
 
