@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline import config as settings
 from pipeline import thresholds
 from pipeline.clusters import ClusterConfig
+from pipeline.cuts import AdaptiveConfig
 from pipeline.errors import ConfigError, LabelError
 from pipeline.schema import require_columns
 from pipeline.storage import Location
@@ -53,11 +54,18 @@ class SelectConfig(settings.Config):
     prototype: bool = True  # the nearest class prototype must name the same class
     neighbors: float | None = Field(default=None, ge=0, le=1)  # lowest share of the labeled vote
     target_precision: float | None = Field(default=0.9, gt=0, le=1)  # per-class cuts, out of fold
+    adaptive: AdaptiveConfig | None = None  # in place of target_precision; search has its own
     clusters: ClusterConfig | None = None  # of embeddings; they may name a face otherwise
     group_cap: int | None = Field(default=None, ge=1)  # most faces of one group
     class_cap: int | None = Field(default=None, ge=0)  # most faces of one class
     class_cap_labeled: float | None = Field(default=None, ge=0)  # the same, times labeled faces
     weights: Literal["one", "confidence", "softmatch"] = "softmatch"
+
+    @model_validator(mode="after")
+    def _all_has_no_thresholds(self) -> SelectConfig:
+        if self.policy == "all" and self.adaptive is not None:
+            raise ValueError("adaptive: policy all has no thresholds; only policy rules has")
+        return self
 
 
 class OperatingPoint(settings.Config):

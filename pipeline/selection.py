@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
-from pipeline import thresholds
+from pipeline import cuts, thresholds
 from pipeline.errors import ConfigError, LedgerError
 from pipeline.judge import Judge
 from pipeline.ledger import Ledger
@@ -64,13 +64,17 @@ Tables = Callable[[], Iterator[pa.Table]]
 """Opens the chunks again from the start; each is the `join` of one slice or pack."""
 
 
-def operating_point(config: SelectConfig, points: pa.Table) -> OperatingPoint:
+def operating_point(
+    config: SelectConfig, points: pa.Table, pool: Iterable[pa.Table] = ()
+) -> OperatingPoint:
     """Resolve a policy's thresholds on the run's own labeled faces.
 
     Args:
         config: the policy.
         points: out-of-fold rows of labeled faces: score columns plus `label`; `label_names` in the
             schema metadata.
+        pool: chunks of the pool's score table with the columns of :mod:`pipeline.cuts`; read only
+            where the policy has an adaptive rule.
 
     Returns:
         The point, with purity and utilization estimated on the same rows (no search, so no
@@ -97,7 +101,11 @@ def operating_point(config: SelectConfig, points: pa.Table) -> OperatingPoint:
         neighbors=config.neighbors,
         labeled=labeled,
     )
-    if config.target_precision is not None:
+    if config.adaptive is not None:
+        seen = cuts.look(pool, len(names), config.adaptive.tau)
+        found = cuts.adaptive_cuts(config.adaptive, seen, points, names)
+        point = point.model_copy(update={"cuts": found})
+    elif config.target_precision is not None:
         point = with_cuts(point, class_curves(rows, labels, point), config.target_precision)
     worth = thresholds.estimate(passes(rows, point), rows.predicted, labels, len(names))
     estimates = {"purity": worth.purity, "utilization_labeled": worth.utilization}

@@ -53,6 +53,8 @@ GRID = (("both", 0), ("both", 1), ("both", 2), ("rest", 0), ("faces", 0), ("omni
 BESIDE = ("experts", "tuned", "clusters")
 """Stages that no figure of these cells depends on."""
 LATER = (
+    ("search", "adaptive", []),
+    ("select", "adaptive", None),
     ("select", "clusters", None),
     ("student", "beside", "mined"),
     ("student", "online", None),
@@ -150,7 +152,7 @@ def drop_later(identity: dict[str, Any]) -> None:
     if "pretrain" in identity and identity["pretrain"]["pretrain"] is None:
         del identity["pretrain"]
     for stage, name, value in LATER:
-        if stage in identity and identity[stage][stage].get(name) == value:
+        if stage in identity and (identity[stage][stage] or {}).get(name, ...) == value:
             del identity[stage][stage][name]
 
 
