@@ -138,6 +138,18 @@ class SemiStudent(Student):
             return consistency(strong, others[0], below)
         return contrastive(embedding[1], embedding[2], below, gather=gather)
 
+    def guess(self, rows: np.ndarray, at: Step) -> tuple[np.ndarray, np.ndarray]:
+        """Label codes and weights (n,) that mined faces would get now, from plain views.
+
+        Every worker must ask; nothing moves.
+        """
+        labeler = self._model if self._online.labeler == "model" else at.averaged["model"]
+        assert isinstance(labeler, FaceModel)
+        logits = predict_logits(labeler, self._mined.faces, at.worker, rows=rows, flip=False)
+        probs = torch.softmax(torch.from_numpy(logits), 1).to(at.worker.device)
+        target, weight = self._rule.targets(probs), self._rule.weights(probs)
+        return target.argmax(1).cpu().numpy(), weight.cpu().numpy()
+
     def update(self, loss: Loss, at: Step) -> None:
         """Once per epoch of the labeled faces, thresholds that follow them."""
         done = at.number + 1
