@@ -227,16 +227,19 @@ def explain(run_dir: str, sample_id: str) -> dict[str, Any]:
     plan = Plan(survey / str((survey / "plan.json").read_json()["file"]))
     slice, row = _find(Ledger(survey), plan, sample_id)
     found: dict[str, Any] = {"source": slice.source, "shard": slice.shard}
-    for stage in EXPLAINED:
+    point = (run.artifact("select").dir / POINT_FILE).read_json()
+    clusters = point.get("clusters")
+    for stage in (*EXPLAINED, *(() if clusters is None else ("clusters",))):
         table = Ledger(run.artifact(stage).dir).read(slice.key)
         facts = table.slice(row, 1).to_pylist()[0]
         dull = ("thumbnail", "sha256", "pixel_sha256", "phash", "phash_flip")
         shown = {k: v for k, v in facts.items() if k not in dull and v is not None}
         found |= {f"{stage}.{name}": value for name, value in shown.items()}
-    point = (run.artifact("select").dir / POINT_FILE).read_json()
     label = found.get("score.pseudo_label")
     found["threshold.class_cut"] = (point.get("cuts") or {}).get(label)
     found["threshold.confidence"] = point.get("confidence")
+    if (cluster := found.get("clusters.cluster")) is not None:
+        found["threshold.cluster_label"] = clusters[cluster]  # None: not pure enough
     return found
 
 

@@ -194,7 +194,8 @@ def score_columns(job: Job, columns: Sequence[str]) -> Iterator[pa.Table]:
 
 def pool_rows(job: Job) -> selection.Pool:
     """Opens what select decides on, in plan order: scores, guard and survey side by side."""
-    stages = (ledger(job, name) for name in ("score", "twins", "survey"))
+    clusters = ("clusters",) if job.recipe.select.clusters is not None else ()
+    stages = (ledger(job, name) for name in ("score", "twins", "survey", *clusters))
     return selection.Pool(pool_plan(job), *stages)
 
 

@@ -32,6 +32,7 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     "embed": ("pool",),
     "score": ("score",),
     "search": ("search", "seed"),
+    "clusters": ("seed",),
     "select": ("select",),
     "mine": (),
     "experts": ("seed",),

@@ -29,6 +29,7 @@ from pipeline.policy import (
     Rows,
     SelectConfig,
     is_value,
+    labels_kept,
     mask_of,
     rows_of,
 )
@@ -107,7 +108,7 @@ class Judge:
         faces = Competitors(
             scores=rows.confidence,
             ties=_hashes(table["id"], competing),
-            codes=rows.predicted.astype(np.uint8),
+            codes=labels_kept(rows, self.point, passing).astype(np.uint8),
             group=_hashes(table["group"], grouped),
             grouped=grouped,
             passing=passing,
@@ -157,18 +158,20 @@ class Judge:
         reasons = self._guarded(table, rows)
         self._ask_best("duplicate", self._duplicates, "duplicate_group", table, rows, reasons)
         self._ask_rules(rows, reasons)
+        codes = labels_kept(rows, self.point, reasons == _SELECTED)
         self._ask_best("group_cap", self._groups, "group", table, rows, reasons)
         if self._classes is not None:
             here = np.flatnonzero(reasons == _SELECTED)
-            codes, scores = rows.predicted[here], rows.confidence[here]
-            stay = self._classes.keep(codes, scores, partial(_hashes_at, table["id"], here))
+            own, scores = codes[here], rows.confidence[here]
+            stay = self._classes.keep(own, scores, partial(_hashes_at, table["id"], here))
             reasons[here[~stay]] = REASONS.index("class_cap")
         kept = reasons == _SELECTED
+        names = pa.array((*self.point.label_names, None), pa.string())  # the last for code -1
         columns = [
             table["id"],
             pa.array(kept),
             pa.array(REASONS, pa.string()).take(pa.array(reasons)),
-            table["pseudo_label"].cast(pa.string()),
+            names.take(pa.array(codes % len(names))),
             pa.array(self._weights(rows.confidence, kept), pa.float32(), mask=~kept),
         ]
         return pa.table(columns, schema=SELECTION)

@@ -90,6 +90,8 @@ REASONS: tuple[str, ...] = (
     "prototype_disagrees",
     "neighbors_disagree",
     "below_class_threshold",
+    "impure_cluster",
+    "cluster_disagrees",
     "group_cap",
     "class_cap",
     "selected",
@@ -230,6 +232,14 @@ def scores_schema(classes: int, neighbors: int) -> pa.Schema:
         ]
     )
 
+
+CLUSTERS = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("cluster", pa.int32()),  # null for a bad face
+    ]
+)
+"""clusters: one row per pool face, in slice order."""
 
 SELECTION = pa.schema(
     [

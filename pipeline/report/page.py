@@ -38,6 +38,8 @@ REASON_TEXT: Mapping[str, str] = {
     "prototype_disagrees": "nearest class prototype says otherwise",
     "neighbors_disagree": "labeled neighbors say otherwise",
     "below_class_threshold": "below the threshold of its class",
+    "impure_cluster": "its cluster is of several minds",
+    "cluster_disagrees": "most of its cluster is called otherwise",
     "group_cap": "its group already gave enough faces",
     "class_cap": "its class already has enough faces",
 }
