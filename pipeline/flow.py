@@ -115,7 +115,7 @@ def label_names(job: Job) -> tuple[str, ...]:
 
 def handed(job: Job, *, mined: bool = False) -> Handed:
     """What training functions get: places and crops."""
-    config = job.recipe.labeled
+    config, annotated = job.recipe.labeled, job.run.latest("annotated")
     return Handed(
         labeled=job.run.artifact("labeled").dir.uri,
         guard=job.run.artifact("guard").dir.uri,
@@ -126,6 +126,7 @@ def handed(job: Job, *, mined: bool = False) -> Handed:
         plan=plan_at(job.run.artifact("survey").dir).uri if mined else None,
         views=job.views,
         removals=job.recipe.removals,
+        annotated=None if annotated is None else annotated.dir.uri,
     )
 
 
@@ -134,7 +135,9 @@ def training_digest(job: Job) -> str:
     config = job.recipe.labeled
     rows = labeled_rows(handed(job), ("train",))
     faces = content_digest(rows.select(["id", "label", "soft", "image", "box", "landmarks"]))
-    return digest([faces, config.crop.model_dump(mode="json"), config.color])
+    added = job.run.latest("annotated")
+    said = [faces, config.crop.model_dump(mode="json"), config.color]
+    return digest(said if added is None else [*said, added.digest])
 
 
 def embed_and_score(
