@@ -47,6 +47,7 @@ def ask(
     *,
     suggest: bool = False,
     new: bool = False,
+    fresh: bool = False,
     out: str | None = None,
 ) -> None:
     """Show the round that waits for answers, or ask a new one.
@@ -57,12 +58,13 @@ def ask(
         config: how the faces of a new round are chosen.
         suggest: show the teacher's label in the sheets of a new round.
         new: ask although a round waits.
+        fresh: start a new generation of stages whose settings changed.
         out: folder for copies of both sheets, named by the round.
     """
     home = conduct.root_of(recipe, run_dir) / HOME
     one = None if new else waiting(rounds(home))
     if one is None or not all((one.at / name).exists() for name in FILES):
-        job = conduct.start(recipe, run_dir, fresh=False, show_faces=True)
+        job = conduct.start(recipe, run_dir, fresh=fresh, show_faces=True)
         with conduct.driving(job):
             conduct.advance(job, _names("survey", "score"))
             one = _new_round(job, config) if one is None else one
@@ -164,7 +166,9 @@ def _say_where(one: Round, out: str | None) -> None:
     if out is not None:
         copies = [location(out) / f"{one.name}{name.removeprefix(SHEET)}" for name in FILES]
         for copy, place in zip(copies, places, strict=True):
-            if not copy.create(place.read_bytes()):
+            if not copy.exists():
+                copy.write_bytes(place.read_bytes())
+            elif copy.read_bytes() != place.read_bytes():
                 console.print(f"{copy}: there already, left as it is", markup=False, soft_wrap=True)
         places = copies
     lines = (

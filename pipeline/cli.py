@@ -135,6 +135,7 @@ def annotate(
         bool, typer.Option("--suggest", help="show the model's label; it may persuade")
     ] = False,
     new: Annotated[bool, typer.Option("--new", help="ask although a round waits")] = False,
+    fresh: FreshOpt = False,
     out: Annotated[
         str | None, typer.Option("--out", metavar="DIR", help="copies of both sheets")
     ] = None,
@@ -154,7 +155,7 @@ def annotate(
         return
     values = {"budget": budget, "acquisition": acquisition, "candidates": candidates}
     config = parse(AskConfig, values, "omnifer annotate")
-    annotating.ask(loaded, run_dir, config, suggest=suggest, new=new, out=out)
+    annotating.ask(loaded, run_dir, config, suggest=suggest, new=new, fresh=fresh, out=out)
 
 
 @app.command()

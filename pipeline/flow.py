@@ -364,7 +364,7 @@ def sit_exam(job: Job) -> tuple[dict[str, np.ndarray], pa.Table, tuple[str, ...]
 def protocol_card(job: Job) -> dict[str, Any]:
     """What a number needs beside it to be compared."""
     recipe, teacher = job.recipe, job.run.artifact("teach")
-    labeled = job.run.artifact("labeled").facts
+    labeled, added = job.run.artifact("labeled").facts, job.run.latest("annotated")
     config = recipe.labeled.model_dump(mode="json")
     known = ("kind", "path", "rule", "fraction", "test", "development", "validation")
     said = {k: config[k] for k in known if config.get(k)}
@@ -372,6 +372,7 @@ def protocol_card(job: Job) -> dict[str, Any]:
     return {
         "split": ", ".join(f"{k} {v}" for k, v in said.items() if v),
         "labeled": labeled.get("roles"),
+        **({} if added is None else {"annotated": added.facts["faces"]}),
         "seeds": [recipe.seed],
         "sampler": f"labeled drawn by class count ^ -{recipe.student.labeled_power}",
         "views": {

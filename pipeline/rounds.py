@@ -124,7 +124,7 @@ class Round:
 def rounds(home: Location) -> list[Round]:
     """Rounds that were asked, in the order of their numbers."""
     found = [_NAME.fullmatch(child.name) for child in home.children()]
-    every = [Round(home, int(match.group(1))) for match in found if match]
+    every = [Round(home, number) for number in sorted(int(m.group(1)) for m in found if m)]
     return [one for one in every if (one.at / QUERIES_FILE).exists()]
 
 
@@ -146,14 +146,10 @@ def closed(every: Sequence[Round]) -> set[str]:
 
 
 def labels(every: Sequence[Round]) -> dict[str, tuple[int, str]]:
-    """The number of its round and the label of every labeled face."""
+    """The number of its round and the label of every face that can be learned."""
     found: dict[str, tuple[int, str]] = {}
     for one in every:
-        if one.answered:
-            table = read_table(one.at / LABELS_FILE, ["id", "label"])
-            for face, label in zip(
-                table["id"].to_pylist(), table["label"].to_pylist(), strict=True
-            ):
-                if label is not None:
-                    found[face] = (one.number, label)
+        table = one.labels()
+        pairs = zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True)
+        found.update({face: (one.number, label) for face, label in pairs})
     return found

@@ -18,7 +18,6 @@ from pipeline import conduct, images, pool, s3
 from pipeline.run import Run
 from pipeline.schema import EMOTIONS
 from pipeline.storage import Location, location, read_table
-from pipeline.training.handed import LABELED_FILE
 from pipeline.training.runs import FOLDS_FILE
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -191,26 +190,6 @@ def test_annotate__before_any_round(tmp_path: Path) -> None:
     for options in (("--acquisition", "bagde"), ("--budget", "0")):
         assert annotate(tmp_path / "run", *options).code == 2
     assert not (tmp_path / "run").exists()
-
-
-def test_annotate__removed_faces_leave_the_training_set(tiny_run: Path, tmp_path: Path) -> None:
-    root = flow.copy(tiny_run, tmp_path / "run")
-    ask(root)
-    truth = truth_of(location(root))
-    sheet = filled((round_of(root) / "sheet.csv").read_bytes(), truth, leave=0)
-    own = tmp_path / "filled.csv"
-    own.write_bytes(sheet)
-    queries = read_table(location(round_of(root) / "queries.parquet"))["id"].to_pylist()
-    job = flow.start(flow.tiny(flow.UNTRACKED), root)
-    assert LABELED_FILE
-    listed = tmp_path / "removed.txt"
-    listed.write_text(f"{queries[0]}\n")
-    done = annotate(root, "--sheet", own, "--set", f"removals={listed}")
-    assert done.code == 0, done.err
-    assert "1 removed" in done.out
-    folds = read_table(job.run.artifact("teach").dir / FOLDS_FILE)["id"].to_pylist()
-    assert queries[0] not in folds
-    assert set(queries[1:]) <= set(folds)
 
 
 def test_annotate__on_s3(tiny_run: Path, tmp_path: Path) -> None:
