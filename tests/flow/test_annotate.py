@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,13 +17,11 @@ from helpers import flow
 from helpers.command import Ended, omnifer
 from helpers.s3 import s3_bucket
 
-from pipeline import conduct, images, pool, s3
-from pipeline.run import Run
+from pipeline import conduct, images, pool, s3, stages
+from pipeline.run import CURRENT, Run
 from pipeline.schema import EMOTIONS
 from pipeline.storage import Location, location, read_table
 from pipeline.training.runs import FOLDS_FILE
-
-pytestmark = pytest.mark.usefixtures("local_ray")
 
 SETS = [part for item in (*flow.TINY, flow.UNTRACKED) for part in ("--set", item)]
 BUDGET = 24
@@ -34,6 +35,11 @@ def ask(root: Path | Location, *options: object) -> Ended:
     ended = annotate(root, "--budget", BUDGET, *options)
     assert ended.code == 0, ended.err
     return ended
+
+
+def folds_of(root: Path) -> list[dict[str, Any]]:
+    at = Run(location(root)).artifact("teach").dir
+    return read_table(at / FOLDS_FILE).to_pylist()
 
 
 def round_of(root: Path, number: int = 1) -> Path:
@@ -59,107 +65,150 @@ def content(root: Path) -> dict[str, bytes]:
     return {str(at.relative_to(root)): at.read_bytes() for at in root.rglob("*") if at.is_file()}
 
 
-def test_annotate__a_round_from_the_question_to_the_curve(tiny_run: Path, tmp_path: Path) -> None:
-    root = flow.copy(tiny_run, tmp_path / "run")
-    before = flow.finished(root)
-    asked = ask(root, "--out", tmp_path / "desk")
-    assert flow.finished(root) == before, "the run was finished: nothing is made again"
+@pytest.fixture(scope="module")
+def asked(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in which a round waits; nobody may change it."""
+    root = flow.copy(tiny_run, tmp_path_factory.mktemp("asked") / "run")
+    ask(root)
+    return root
 
-    queries = read_table(location(round_of(root) / "queries.parquet"))
+
+@pytest.fixture(scope="module")
+def learned(asked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, answered and learned; nobody may change it. The sheet lies beside it."""
+    root = flow.copy(asked, tmp_path_factory.mktemp("learned") / "run")
+    own = root.with_name("filled.csv")
+    own.write_bytes(filled((round_of(root) / "sheet.csv").read_bytes(), truth_of(location(root))))
+    done = annotate(root, "--sheet", own, "--by", "someone")
+    assert done.code == 0, done.err
+    assert f"{BUDGET - 2} labels, 1 skipped, 1 left empty" in done.out
+    assert "what labels brought" in done.out
+    return root
+
+
+def rows(job: flow.LoggedJob, stage: str) -> list[dict[str, Any]]:
+    tables = pool.ledger(job, stage).tables(pool.pool_plan(job))
+    return pa.concat_tables(table for _, table in tables).to_pylist()
+
+
+def given(root: Path) -> list[dict[str, Any]]:
+    answers = read_table(location(round_of(root) / "labels.parquet")).to_pylist()
+    return [row for row in answers if row["label"] is not None]
+
+
+def test_ask__faces_that_may_be_labeled_and_their_sheets(tiny_run: Path, asked: Path) -> None:
+    assert flow.finished(asked) == flow.finished(tiny_run), "nothing was made again"
+    queries = read_table(location(round_of(asked) / "queries.parquet"))
     assert queries["rank"].to_pylist() == list(range(1, BUDGET + 1))
     assert set(queries["acquisition"].to_pylist()) == {"badge"}
-    job = flow.start(flow.tiny(flow.UNTRACKED), root)
-    plan = pool.pool_plan(job)
-    scores = pa.concat_tables(t for _, t in pool.ledger(job, "score").tables(plan))
-    known = {row["id"]: row for row in scores.select(
-        ["id", "pseudo_label", "confidence", "margin"]).to_pylist()}  # fmt: skip
-    guard = pa.concat_tables(t for _, t in pool.ledger(job, "twins").tables(plan)).to_pylist()
+    job = flow.start(flow.tiny(flow.UNTRACKED), tiny_run)
+    known = {row["id"]: row for row in rows(job, "score")}
     closed = {
         row["id"]
-        for row in guard
+        for row in rows(job, "twins")
         if row["twin_of"] or row["duplicate_group"] not in (None, row["id"])
     }
     for row in queries.to_pylist():
-        assert {key: row[key] for key in known[row["id"]]} == known[row["id"]]
         assert row["id"] not in closed
         assert row["source"] == "pool"
-    sheet = (round_of(root) / "sheet.csv").read_bytes()
-    assert (tmp_path / "desk" / "round-001.csv").read_bytes() == sheet
-    assert b"suggested" not in sheet
-    page = (round_of(root) / "sheet.html").read_text(encoding="utf-8")
-    assert page.count("<img ") == BUDGET
+        for name in ("pseudo_label", "confidence", "margin"):
+            assert row[name] == known[row["id"]][name]
+    assert b"suggested" not in (round_of(asked) / "sheet.csv").read_bytes()
+    page = (round_of(asked) / "sheet.html").read_text(encoding="utf-8")
+    assert page.count("<img ") == page.count("data:image/jpeg;base64,") == BUDGET
     assert "recognizable" in page
-    assert "round-001" in asked.out
 
-    again = ask(root)
+
+def test_ask__the_same_round_until_it_is_answered(asked: Path, tmp_path: Path) -> None:
+    root = flow.copy(asked, tmp_path / "run")
+    state = content(root)
+    again = ask(root, "--out", tmp_path / "desk")
+    assert content(root) == state
     assert "round-001" in again.out
-    assert not round_of(root, 2).exists()
-    assert (round_of(root) / "sheet.csv").read_bytes() == sheet
+    for name in ("csv", "html"):
+        copy = (tmp_path / "desk" / f"round-001.{name}").read_bytes()
+        assert copy == (round_of(root) / f"sheet.{name}").read_bytes()
+    ask(root, "--new", "--acquisition", "entropy", "--suggest")
+    first, second = (
+        read_table(location(round_of(root, number) / "queries.parquet")) for number in (1, 2)
+    )
+    assert not set(first["id"].to_pylist()) & set(second["id"].to_pylist())
+    assert b"suggested" in (round_of(root, 2) / "sheet.csv").read_bytes()
 
-    own = tmp_path / "filled.csv"
-    own.write_bytes(filled(sheet, truth_of(location(root))))
-    done = annotate(root, "--sheet", own, "--by", "someone")
-    assert done.code == 0, done.err
-    answers = read_table(location(round_of(root) / "labels.parquet"))
-    labeled = [row for row in answers.to_pylist() if row["label"] is not None]
-    truth = truth_of(location(root))
-    assert len(labeled) == BUDGET - 2
+
+def test_answer__the_teacher_learns_what_was_said(tiny_run: Path, learned: Path) -> None:
+    answers = read_table(location(round_of(learned) / "labels.parquet"))
     assert answers.num_rows == BUDGET - 1  # one was skipped, one left empty
+    assert set(answers["by"].to_pylist()) == {"someone"}
+    truth, labeled = truth_of(location(learned)), given(learned)
+    assert len(labeled) == BUDGET - 2
     assert all(row["label"] == truth[row["id"]] for row in labeled)
     assert all(images.decode(row["image"]).size for row in labeled)
-    assert set(answers["by"].to_pylist()) == {"someone"}
+    old, new = folds_of(tiny_run), folds_of(learned)
+    assert {row["id"] for row in new} - {row["id"] for row in old} == {r["id"] for r in labeled}
+    assert {row["id"]: row["label"] for row in new}.items() >= {
+        row["id"]: row["label"] for row in labeled
+    }.items()
 
-    folds = read_table(Run(location(root)).artifact("teach").dir / FOLDS_FILE)
-    taught = dict(zip(folds["id"].to_pylist(), folds["label"].to_pylist(), strict=True))
-    assert all(taught[row["id"]] == row["label"] for row in labeled)
-    old = read_table(Run(location(tiny_run)).artifact("teach").dir / FOLDS_FILE)
-    assert folds.num_rows == old.num_rows + len(labeled)
 
-    curve = json.loads((root / "annotate" / "curve.json").read_text())["points"]
-    assert [(p["round"], p["labels"]) for p in curve] == [(0, 0), (1, BUDGET - 2)]
-    assert {p["faces"] for p in curve} == {old.num_rows}
-    first = np.stack(old["logits"].to_numpy(zero_copy_only=False)).argmax(1)
-    right = [
-        EMOTIONS[code] == label for code, label in zip(first, old["label"].to_pylist(), strict=True)
-    ]
-    assert curve[0]["accuracy"] == pytest.approx(np.mean(right))
-    same = {row["id"] for row in old.to_pylist()}
-    second = [row for row in folds.to_pylist() if row["id"] in same]
-    right = [EMOTIONS[int(np.argmax(row["logits"]))] == row["label"] for row in second]
-    assert curve[1]["accuracy"] == pytest.approx(np.mean(right))
-    assert (root / "annotate" / "curve.svg").read_text().startswith("<svg xmlns=")
+def test_answer__the_curve_has_two_points_on_the_same_faces(tiny_run: Path, learned: Path) -> None:
+    points = json.loads((learned / "annotate" / "curve.json").read_text())["points"]
+    assert [(p["round"], p["labels"]) for p in points] == [(0, 0), (1, BUDGET - 2)]
+    old = folds_of(tiny_run)
+    same = {row["id"] for row in old}
+    for point, folds in zip(points, (old, folds_of(learned)), strict=True):
+        said = [row for row in folds if row["id"] in same]
+        right = [EMOTIONS[int(np.argmax(row["logits"]))] == row["label"] for row in said]
+        assert point["faces"] == len(said) == len(old)
+        assert point["accuracy"] == pytest.approx(np.mean(right))
+    assert (learned / "annotate" / "curve.svg").read_text().startswith("<svg xmlns=")
 
-    same_again = annotate(root, "--sheet", own)
-    assert same_again.code == 0, same_again.err
+
+def test_answer__a_second_time_is_the_same_or_refused(learned: Path, tmp_path: Path) -> None:
+    root, own = flow.copy(learned, tmp_path / "run"), tmp_path / "filled.csv"
+    own.write_bytes(learned.with_name("filled.csv").read_bytes())
+    before = flow.finished(root)
+    same = annotate(root, "--sheet", own)
+    assert same.code == 0, same.err
+    assert flow.finished(root) == before
     own.write_bytes(own.read_bytes().replace(b";skip", b";anger"))
     state = content(root)
     other = annotate(root, "--sheet", own)
     assert other.code == 2
-    assert "round-001" in other.err
+    assert "round-001 was answered before, and 1 answers differ" in other.err
     assert content(root) == state
 
+
+def test_select__nobody_learns_an_annotated_face_twice(learned: Path, tmp_path: Path) -> None:
+    job = flow.start(flow.tiny(flow.UNTRACKED), flow.copy(learned, tmp_path / "run"))
+    stages.select(job)
+    reasons = {row["id"]: row["reason"] for row in rows(job, "select")}
+    labeled = {face for face, reason in reasons.items() if reason == "labeled"}
+    assert labeled == {row["id"] for row in given(learned)}
+    assert "selected" in reasons.values()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("local_ray")
+def test_run__after_a_round_makes_everything_again(learned: Path, tmp_path: Path) -> None:
+    root = flow.copy(learned, tmp_path / "run")
     job = flow.start(flow.tiny(flow.UNTRACKED), root)
-    conduct.run_all(job, "mine")  # learns from the bigger set, and nobody learns a face twice
-    plan = pool.pool_plan(job)
-    decided = pa.concat_tables(t for _, t in pool.ledger(job, "select").tables(plan)).to_pylist()
-    reasons = {row["id"]: row["reason"] for row in decided}
-    assert {reasons[row["id"]] for row in labeled} == {"labeled"}
-    assert sum(reason == "labeled" for reason in reasons.values()) == len(labeled)
-    mined = pa.concat_tables(t for _, t in pool.ledger(job, "mine").tables(plan))["id"].to_pylist()
+    conduct.run_all(job, None)
+    labeled = {row["id"] for row in given(root)}
+    mined = {row["id"] for row in rows(job, "mine")}
     assert mined
-    assert not {row["id"] for row in labeled} & set(mined)
-
+    assert not labeled & mined
+    metrics = (job.run.artifact("evaluate").dir / stages.METRICS_FILE).read_json()
+    assert metrics["protocol"]["annotated"] == len(labeled)
     ask(root)
-    fresh = set(read_table(location(round_of(root, 2) / "queries.parquet"))["id"].to_pylist())
-    assert not fresh & set(answers["id"].to_pylist())
-    ask(root, "--new", "--acquisition", "entropy")
-    newest = set(read_table(location(round_of(root, 3) / "queries.parquet"))["id"].to_pylist())
-    assert not newest & (fresh | set(answers["id"].to_pylist()))
+    fresh = read_table(location(round_of(root, 2) / "queries.parquet"))["id"].to_pylist()
+    seen = read_table(location(round_of(root) / "labels.parquet"))["id"].to_pylist()
+    assert not set(fresh) & set(seen)
 
 
-def test_annotate__a_refused_sheet_changes_nothing(tiny_run: Path, tmp_path: Path) -> None:
-    root = flow.copy(tiny_run, tmp_path / "run")
-    ask(root)
+def test_answer__a_refused_sheet_changes_nothing(asked: Path, tmp_path: Path) -> None:
+    root = flow.copy(asked, tmp_path / "run")
     lines = (round_of(root) / "sheet.csv").read_bytes().decode("utf-8-sig").splitlines()
     lines[1] += "hapiness"
     lines[2] += "anger"
@@ -192,17 +241,24 @@ def test_annotate__before_any_round(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_annotate__on_s3(tiny_run: Path, tmp_path: Path) -> None:
-    drop = ("drivers", "mine", "student", "control_a", "control_b", "distill", "tuned", "evaluate")
-    local = flow.copy(tiny_run, tmp_path / "run", drop)
+def test_annotate__on_s3(asked: Path, learned: Path, tmp_path: Path) -> None:
+    """The teacher of these answers is there already: it depends on what was said, not on when."""
+    spare = ("search", "select", "mine", "distill", "student", "control_a", "control_b", "tuned")
+    drop = (*spare, "evaluate", "drivers", "work", "annotate", "annotated")
+    local = flow.copy(learned, tmp_path / "run", drop)
+    shutil.copy(asked / "teach" / CURRENT, local / "teach" / CURRENT)
     with s3_bucket() as runs:
         root = runs / "tiny"
         s3.filesystem().put(str(local), root.uri.removeprefix("s3://"), recursive=True)
         ask(root, "--out", tmp_path / "desk")
         sheet = (tmp_path / "desk" / "round-001.csv").read_bytes()
+        assert sheet == (round_of(asked) / "sheet.csv").read_bytes()
         own = tmp_path / "filled.csv"
         own.write_bytes(filled(sheet, truth_of(root)))
         done = annotate(root, "--sheet", own)
         assert done.code == 0, done.err
-        curve = (root / "annotate" / "curve.json").read_json()["points"]
-        assert [p["labels"] for p in curve] == [0, BUDGET - 2]
+        points = (root / "annotate" / "curve.json").read_json()["points"]
+        assert [p["labels"] for p in points] == [0, BUDGET - 2]
+        assert Run(root).artifact("teach") == replace(
+            Run(location(learned)).artifact("teach"), dir=Run(root).artifact("teach").dir
+        )
