@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow.compute as pc
@@ -24,7 +25,7 @@ from pipeline.progress import console
 from pipeline.recipe import Recipe
 from pipeline.run import Artifact, Run
 from pipeline.stages import METRICS_FILE, POINT_FILE, STAGES
-from pipeline.storage import location, probe
+from pipeline.storage import Location, location, probe
 from pipeline.tracking import Child, connect
 from pipeline.training.distilled import GRID
 from pipeline.training.runs import HISTORY_FILE, PREVIEWS
@@ -58,13 +59,18 @@ def part_of(stage: str, text: str) -> Part:
     return part
 
 
+def root_of(recipe: Recipe, run_dir: str | None) -> Location:
+    """The run folder of a recipe; nothing is made."""
+    return location(run_dir or recipe.run or f"runs/{recipe.name}")
+
+
 def start(
     recipe: Recipe, run_dir: str | None, *, fresh: bool, show_faces: bool, part: Part = WHOLE
 ) -> Job:
     """Open or continue the run folder of a recipe."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     logging.getLogger("ray").setLevel(logging.WARNING)
-    root = location(run_dir or recipe.run or f"runs/{recipe.name}")
+    root = root_of(recipe, run_dir)
     if not root.is_local:
         probe(root)
     run = Run(root, fresh=fresh)
@@ -87,11 +93,23 @@ def run_one(job: Job, name: str) -> None:
 
 
 def _conduct(job: Job, names: Sequence[str]) -> None:
+    with driving(job):
+        advance(job, names)
+
+
+def advance(job: Job, names: Sequence[str]) -> None:
+    """Some stages of a job that this process drives, each tracked and with a line."""
+    for name in names:
+        _run(job, name)
+
+
+@contextmanager
+def driving(job: Job) -> Iterator[None]:
+    """Hold the run while the block works on it; its tracked run ends as the block does."""
     ok = False
     try:
         with claimed(job.run.root, job.part):
-            for name in names:
-                _run(job, name)
+            yield
         ok = True
     except PartDone:
         ok = True

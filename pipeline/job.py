@@ -27,6 +27,7 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     "survey": ("pool", "slice_faces"),
     "guard": ("guard",),
     "twins": ("guard",),
+    "annotated": ("guard",),
     "pretrain": ("pretrain", "seed"),
     "teach": ("teach", "seed"),
     "embed": ("pool",),

@@ -11,6 +11,7 @@ and 13 per face that a class cap lets through; nothing is kept of every face.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -78,8 +79,12 @@ class Judge:
     order; once closed, the judge decides.
     """
 
-    def __init__(self, point: OperatingPoint, config: SelectConfig) -> None:
+    def __init__(
+        self, point: OperatingPoint, config: SelectConfig, labeled: Collection[str] = ()
+    ) -> None:
+        """For a policy; faces whose ids are `labeled` have a label of a person and are not kept."""
         self.point, self.config = point, config
+        self._labeled = pa.array(sorted(labeled), pa.string())
         self._histogram = np.zeros(ranking.LEVELS, dtype=np.int64)
         self._duplicates = ranking.Best(1) if config.duplicates else None
         self._groups = None if config.group_cap is None else ranking.Best(config.group_cap)
@@ -177,11 +182,14 @@ class Judge:
         return pa.table(columns, schema=SELECTION)
 
     def _guarded(self, table: pa.Table, rows: Rows) -> Reasons:
-        """Reason codes (N,) by status and twins: the rules that no policy switches off."""
+        """Reason codes (N,) by status, twins and labels: what no policy switches off."""
         require_columns(table.column_names, (*GUARD_COLUMNS, "status", "group"), "select")
         twin = _known(table["twin_of"])
         of_validation = twin & is_value(table["twin_role"], "validation")
         reasons = np.full(len(table), _SELECTED, dtype=np.uint8)
+        if len(self._labeled):
+            named = pc.is_in(table["id"], value_set=self._labeled)
+            reasons[mask_of(named)] = REASONS.index("labeled")
         reasons[twin] = REASONS.index("twin_of_test")
         reasons[of_validation] = REASONS.index("twin_of_validation")
         bad = ~is_value(table["status"], OK) | (rows.predicted < 0)

@@ -85,6 +85,7 @@ REASONS: tuple[str, ...] = (
     "quarantined",
     "twin_of_test",
     "twin_of_validation",
+    "labeled",  # a person labeled it, so it trains under that label
     "duplicate",
     "below_confidence",
     "prototype_disagrees",

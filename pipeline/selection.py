@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -205,7 +205,11 @@ def _joined(
 
 
 def select(
-    tables: Tables, point: OperatingPoint, config: SelectConfig, threads: int = THREADS
+    tables: Tables,
+    point: OperatingPoint,
+    config: SelectConfig,
+    threads: int = THREADS,
+    labeled: Collection[str] = (),
 ) -> Iterator[pa.Table]:
     """Yield one SELECTION table per chunk, rows in the chunk's order.
 
@@ -214,8 +218,9 @@ def select(
         point: thresholds; see :func:`operating_point` and :mod:`pipeline.search`.
         config: duplicates, caps and weights.
         threads: chunks worked on at a time; NumPy and Arrow let go of the interpreter.
+        labeled: ids of faces that a person labeled; they train already.
     """
-    judge = Judge(point, config)
+    judge = Judge(point, config, labeled)
     if judge.must_learn:
         for lesson in _in_order(judge.study, tables(), threads):
             judge.absorb(lesson)

@@ -111,6 +111,30 @@ def test_select__first_failing_rule_is_the_reason() -> None:
     assert found["low"]["label"] == "neutral"
 
 
+def test_select__what_a_person_labeled_is_not_kept_and_competes_with_nobody() -> None:
+    config = OPEN.model_copy(update={"duplicates": True, "class_cap": 2})
+    table = _table(
+        _face("a", confidence=0.99, duplicate_group="a"),
+        _face("b", confidence=0.5, duplicate_group="a"),
+        _face("c", confidence=0.4),
+        _face("d", confidence=0.3),
+        _face("twin", twin_of="t", twin_role="test"),
+        _face("bad", status="quarantined"),
+    )
+    point = OperatingPoint(label_names=NAMES)
+    chunks = [table.slice(0, 2), table.slice(2)]
+    labeled = {"a", "twin", "bad", "of no pool"}
+    found = pa.concat_tables(select(lambda: iter(chunks), point, config, labeled=labeled))
+    assert found["reason"].to_pylist() == [
+        "labeled",
+        "selected",
+        "selected",
+        "class_cap",
+        "twin_of_test",
+        "quarantined",
+    ]
+
+
 @pytest.mark.parametrize("config", [SelectConfig(policy="all"), OPEN])
 def test_select__guard_has_no_switch(config: SelectConfig) -> None:
     table = _table(

@@ -33,6 +33,7 @@ REASON_TEXT: Mapping[str, str] = {
     "quarantined": "could not be decoded",
     "twin_of_test": "twin of a test face",
     "twin_of_validation": "twin of a validation face",
+    "labeled": "labeled by a person",
     "duplicate": "duplicate of another pool face",
     "below_confidence": "the teachers are not sure enough",
     "prototype_disagrees": "nearest class prototype says otherwise",
