@@ -14,6 +14,8 @@ Cost: three small reads per stage.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
 import tempfile
@@ -23,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import __version__
 from pipeline.config import digest
 from pipeline.errors import IdentityError, RunError
 from pipeline.storage import Location, to_json
@@ -64,9 +67,10 @@ class Stage:
         Args:
             digest: hex digest of the content, which later stages put into their identity.
             facts: JSON-able numbers and names for reports; `seconds` since the stage was opened
-                is added.
+                and the code's version are added.
         """
-        facts = {"seconds": round(time.monotonic() - self._opened, 3), **facts}
+        seconds = round(time.monotonic() - self._opened, 3)
+        facts = {"seconds": seconds, "code": code_version(), **facts}
         at = self.dir / _done_file(self.plan)
         at.create(to_json({"digest": digest, "facts": facts}))
         self.done = _done(self.name, self.dir, self.plan)
@@ -155,6 +159,10 @@ class Run:
             raise RunError(f"{self.root}: stage {name} {state}; run `omnifer {name}` first")
         return done
 
+    def generations(self, name: str) -> list[Location]:
+        """Every generation of a stage, oldest first, finished or not."""
+        return _generations(self.root / name)
+
     def recipe(self, resolved: dict[str, Any]) -> None:
         """Add the resolved recipe to the run's history unless it equals the newest one."""
         data = to_json(resolved)
@@ -173,6 +181,19 @@ class Run:
         if (folder.parent / CURRENT).find_bytes() != to_json(entry):
             (folder.parent / CURRENT).write_json(entry)
         return Stage(name, folder, identity, plan)
+
+
+@functools.cache
+def code_version() -> str:
+    """Version of this package and eight digits of what its source files hold.
+
+    Cost: reads a megabyte, once per process.
+    """
+    home = Path(__file__).parent
+    held = hashlib.sha256()
+    for file in sorted(home.rglob("*.py")):
+        held.update(str(file.relative_to(home)).encode() + b"\0" + file.read_bytes())
+    return f"{__version__}+{held.hexdigest()[:8]}"
 
 
 def _current(home: Location) -> Location | None:

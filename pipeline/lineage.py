@@ -1,0 +1,435 @@
+"""From a model or a distilled set back to what made it: run, code, teacher, thresholds, every face.
+
+Nothing here runs or trains. A stage names its inputs by digest, so each step back is a search for
+the generation that has that digest, also where the run has gone on since. Cost: a few small files;
+the faces are read from narrow columns, a row group at a time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.artifacts import CALIBRATION, WEIGHTS, is_teacher
+from pipeline.config import digest
+from pipeline.errors import ModelError, RunError
+from pipeline.flow import MODEL
+from pipeline.job import SETTINGS
+from pipeline.ledger import Ledger
+from pipeline.parquet import Writer
+from pipeline.plan import Plan
+from pipeline.run import CURRENT, Run
+from pipeline.schema import OK
+from pipeline.stages import POINT_FILE
+from pipeline.storage import Location, read_table
+from pipeline.training.distilled import IMAGES, LABELS
+from pipeline.training.handed import FACES_FILE, LABELED_FILE
+from pipeline.training.pretrain import BACKBONE
+from pipeline.training.runs import FOLDS_FILE, TEACHER
+
+FORGOTTEN = "forgotten.json"
+"""In a generation that learned from faces which were forgotten since."""
+
+LEARNED = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("stage", pa.string(), nullable=False),  # which training saw it
+        pa.field("role", pa.string(), nullable=False),  # labeled | mined | pool (without a label)
+        pa.field("label", pa.string()),  # what was learned: given, or the teacher's
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("shard", pa.string()),  # null for labeled faces
+        pa.field("position", pa.int64()),
+        pa.field("sha256", pa.binary(32)),  # of the encoded bytes
+    ]
+)
+"""One row for every face and training that led to a model."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished generation of a stage."""
+
+    run: Run
+    stage: str
+    dir: Location
+    digest: str
+    plan: str | None  # first digits of the plan it was finished under
+    facts: dict[str, Any]
+    before: tuple[str, ...] = ()  # digests that its content had until faces were forgotten
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What went in."""
+        return dict((self.dir / "identity.json").read_json())
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Digests of the inputs, by name."""
+        return dict(self.identity["inputs"])
+
+
+@dataclass
+class Lineage:
+    """What is known of a model; `missing` says what is not, and why."""
+
+    model: Location
+    made: Made
+    facts: dict[str, Any] = field(default_factory=dict)
+    trainings: list[Made] = field(default_factory=list)  # whose faces led to the model
+    missing: list[str] = field(default_factory=list)
+
+
+# -- finding --------------------------------------------------------------------------------------
+
+
+def find_model(at: Location) -> Location:
+    """The folder of a model, teacher, tuned teacher or distilled set at a path that a person named.
+
+    A run stands for its student, the folder of a stage for what it made.
+
+    Raises:
+        ModelError: nothing of that kind there.
+    """
+    if (at / "student" / CURRENT).exists():
+        return Run(at).artifact("student").dir / MODEL
+    if (at / CURRENT).exists():
+        at = Run(at.parent).artifact(at.name).dir
+    for folder in (at, at / MODEL, at / TEACHER, at / BACKBONE):
+        if any((folder / name).exists() for name in (WEIGHTS, CALIBRATION, f"0/{WEIGHTS}", LABELS)):
+            return folder
+    raise ModelError(
+        f"{at}: expected a run folder, a model or teacher folder or a distilled set; it is none"
+    )
+
+
+def home_of(model: Location) -> Made | None:
+    """The generation that a model's folder belongs to; None where it was carried off."""
+    for folder in (model, model.parent, model.parent.parent, model.parent.parent.parent):
+        if (folder / "identity.json").exists() and (folder.parent / CURRENT).exists():
+            run = Run(folder.parent.parent)
+            return next(_finished(run, folder.parent.name, folder), None)
+    return None
+
+
+def made_with(run: Run, stage: str, digest: str) -> Made | None:
+    """The newest generation of a stage whose content has, or had, a digest."""
+    for folder in reversed(run.generations(stage)):
+        for made in _finished(run, stage, folder):
+            if digest in (made.digest, *made.before):
+                return made
+    return None
+
+
+def _finished(run: Run, stage: str, folder: Location) -> Iterator[Made]:
+    """A generation under every plan that it was finished under, newest digest first."""
+    for child in folder.children():
+        if child.name.startswith("done") and child.name.endswith(".json"):
+            known = child.read_json()
+            plan = child.name.removesuffix(".json").partition("-")[2] or None
+            before = tuple(known.get("before", ()))
+            yield Made(run, stage, folder, known["digest"], plan, known["facts"], before)
+
+
+def in_use(run: Run, stage: str) -> Made | None:
+    """The finished generation that later stages read; None where there is none."""
+    try:
+        found = run.artifact(stage)
+    except RunError:
+        return None
+    plan = (run.root / stage / CURRENT).read_json()["plan"]
+    return Made(run, stage, found.dir, found.digest, plan and plan[:8], found.facts)
+
+
+def plan_of(made: Made) -> Plan | None:
+    """The plan that a streaming stage was finished under."""
+    for survey in reversed(made.run.generations("survey")):
+        at = survey / f"plan-{made.plan}.parquet"
+        if at.exists():
+            return Plan(at)
+    return None
+
+
+# -- asking ---------------------------------------------------------------------------------------
+
+
+def lineage(at: Location) -> Lineage:
+    """What a model, a teacher or a distilled set was made from.
+
+    Raises:
+        ModelError: no model there, or its folder lies in no run.
+    """
+    model = find_model(at)
+    made = home_of(model)
+    if made is None:
+        raise ModelError(f"{model}: lies in no run folder, and only a run knows what it came from")
+    found = Lineage(model, made)
+    run, inputs = made.run, made.inputs
+    number, recipe = recipe_of(made)
+    found.facts = {
+        "model": model.uri,
+        "stage": made.stage,
+        "run": run.root.uri,
+        "recipe": f"{recipe['name']} ({number}, digest {digest(recipe)[:12]})",
+        "code": made.facts.get("code", "not recorded: made before OmniFER noted it"),
+        "seed": made.identity.get("seed"),
+        "digest": made.digest,
+        "weights": {a.parent.name: a.sha256 for a in _weights(model)},
+        "passes": made.facts.get("passes"),
+        "pretraining data": _pretraining_data(made),
+    }
+    if (made.dir / FORGOTTEN).exists():
+        found.facts["forgotten since"] = (made.dir / FORGOTTEN).read_json()["faces"]
+    found.trainings = _trainings(found)
+    if "teacher" in inputs:
+        teacher = made_with(run, "teach", inputs["teacher"])
+        found.facts["teacher"] = inputs["teacher"]
+        _note(found, "teacher", teacher)
+    for stage in ("mine", "distill"):
+        source = next((m for m in found.trainings if m.stage == stage), None)
+        if source is not None and stage == "mine":
+            found.facts |= _decided(source, found.missing)
+        elif source is not None and source is not made:
+            keys = ("method", "ipc", "faces")
+            found.facts["distilled set"] = {"digest": source.digest} | {
+                key: source.facts[key] for key in keys if key in source.facts
+            }
+    found.facts |= counts(found)
+    return found
+
+
+def said(found: Lineage) -> list[str]:
+    """The facts as lines, and what could not be found."""
+    lines = []
+    for name, value in found.facts.items():
+        if value is not None and value != {}:
+            if isinstance(value, dict):
+                value = ", ".join(f"{k} {v}" for k, v in value.items())
+            lines.append(f"{name}: {value}")
+    return [*lines, *(f"not found: {line}" for line in found.missing)]
+
+
+def counts(found: Lineage) -> dict[str, Any]:
+    """Faces by role, source and label."""
+    tally: dict[str, Counter[str]] = {}
+    for table in faces(found):
+        for row in (
+            table.select(["stage", "role", "source", "label"])
+            .group_by(["stage", "role", "source", "label"])
+            .aggregate([([], "count_all")])
+            .to_pylist()
+        ):
+            name = f"{row['role']} faces of {row['source']} ({row['stage']})"
+            tally.setdefault(name, Counter())[row["label"] or "-"] += row["count_all"]
+    return {
+        name: {"all": each.total(), **dict(sorted(each.items()))} for name, each in tally.items()
+    }
+
+
+def write_faces(found: Lineage, out: Location) -> int:
+    """Write a LEARNED table of every face; returns how many rows."""
+    rows = 0
+    with out.replacing() as sink, Writer(sink, LEARNED) as writer:
+        for table in faces(found):
+            writer.write(table)
+            rows += table.num_rows
+    return rows
+
+
+def faces(found: Lineage) -> Iterator[pa.Table]:
+    """LEARNED rows of all trainings, in pieces."""
+    for made in found.trainings:
+        if made.stage == "mine":
+            yield from _mined(made)
+        elif made.stage == "pretrain":
+            yield from _pool(made)
+        else:
+            yield _labeled(made, found.missing)
+
+
+# -- which trainings ------------------------------------------------------------------------------
+
+
+def _trainings(found: Lineage) -> list[Made]:
+    """Stages that say which faces a model learned from: teach and its kin, mine, pretrain."""
+    made, run = found.made, found.made.run
+    kept: list[Made] = []
+
+    def add(one: Made | None, name: str) -> None:
+        _note(found, name, one)
+        if one is not None and all((one.stage, one.dir) != (k.stage, k.dir) for k in kept):
+            kept.append(one)
+
+    def follow(one: Made) -> None:
+        inputs = one.inputs
+        # A training with the teacher's labeled faces has the same digest of them.
+        if "labeled" in inputs and one.stage != "guard":
+            add(one, one.stage)
+        if "mined" in inputs and not _beside_distilled(one):
+            add(made_with(run, "mine", inputs["mined"]), "mined set")
+        if "pretrain" in inputs:
+            add(made_with(run, "pretrain", inputs["pretrain"]), "pre-training")
+        if one.stage == "pretrain":
+            add(one, "pre-training")
+        for name, stage in (("distilled", "distill"), ("distill", "distill")):
+            if name in inputs:
+                before = made_with(run, stage, inputs[name])
+                _note(found, "distilled set", before)
+                if before is not None:
+                    follow(before)
+        if one.stage == "tuned" and (teacher := made_with(run, "teach", inputs["teacher"])):
+            follow(teacher)
+
+    follow(made)
+    return kept
+
+
+def _beside_distilled(made: Made) -> bool:
+    return "distilled" in made.inputs
+
+
+def _note(found: Lineage, what: str, one: Made | None) -> None:
+    line = f"{what}: no generation of the run has that digest any more"
+    if one is None and line not in found.missing:
+        found.missing.append(line)
+
+
+def recipe_of(made: Made) -> tuple[str, dict[str, Any]]:
+    """The first recipe of the run that has the stage's settings; later ones made other stages."""
+    identity = made.identity
+    past = [c for c in made.run.root.children() if c.name.startswith("recipe-")]
+    for at in past:
+        recipe = dict(at.read_json())
+        if all(recipe.get(n) == identity.get(n) for n in SETTINGS[made.stage] if n in identity):
+            return at.name, recipe
+    if not past:
+        raise ModelError(f"{made.run.root}: holds no recipe-NNNN.json; expected a run folder")
+    return past[-1].name, dict(past[-1].read_json())
+
+
+@dataclass(frozen=True)
+class _Weights:
+    parent: Location
+    sha256: str
+
+
+def _weights(model: Location) -> Iterator[_Weights]:
+    """sha256 of every weights file of a model, as its config.json has it."""
+    if (model / IMAGES).exists():
+        return
+    folders: Sequence[Location] = [model]
+    if is_teacher(model):
+        folders = (model / "members").children()
+    elif not (model / WEIGHTS).exists():
+        folders = [child for child in model.children() if (child / WEIGHTS).exists()]
+    for folder in folders:
+        yield _Weights(folder, (folder / "config.json").read_json()["omnifer"]["sha256"])
+
+
+def _pretraining_data(made: Made) -> str:
+    for name in ("student", "teach", "config", "pretrain"):
+        model = made.identity.get(name) or made.inputs.get(name)
+        if isinstance(model, dict) and isinstance(model.get("model"), dict):
+            return str(model["model"].get("pretraining_data") or "none")
+    return "see the teacher"
+
+
+def _decided(mined: Made, missing: list[str]) -> dict[str, Any]:
+    """Thresholds that chose the mined faces."""
+    selected = made_with(mined.run, "select", mined.inputs["select"])
+    if selected is None:
+        missing.append("thresholds: no generation of select has that digest any more")
+        return {}
+    point = (selected.dir / POINT_FILE).read_json()
+    rules = {k: point.get(k) for k in ("confidence", "prototype", "neighbors", "cuts")}
+    return {"operating point": {"digest": selected.facts["rule"], **rules}}
+
+
+# -- their faces ----------------------------------------------------------------------------------
+
+
+def _labeled(made: Made, missing: list[str]) -> pa.Table:
+    """Faces of the labeled set that a training saw.
+
+    The teachers wrote down theirs; who has the same digest of labeled faces had the same.
+    """
+    wanted = made.inputs["labeled"]
+    for folder in reversed(made.run.generations("teach")):
+        if not (folder / FOLDS_FILE).exists():
+            continue
+        if (folder / "identity.json").read_json()["inputs"]["labeled"] == wanted:
+            return _of_folds(made, read_table(folder / FOLDS_FILE, ["id", "label"]))
+    line = f"labeled faces of {made.stage}: no teacher of the run learned from the same ones"
+    if line not in missing:
+        missing.append(line)
+    return LEARNED.empty_table()
+
+
+def _of_folds(made: Made, folds: pa.Table) -> pa.Table:
+    known: dict[str, bytes] = {}
+    kind = "labeled"
+    for folder in made.run.generations("labeled"):
+        if (folder / LABELED_FILE).exists():
+            rows = read_table(folder / FACES_FILE, ["id", "sha256"]).to_pydict()
+            known |= dict(zip(rows["id"], rows["sha256"], strict=True))
+            kind = str((folder / "identity.json").read_json()["labeled"]["kind"])
+    ids = folds["id"].to_pylist()
+    count = len(ids)
+    columns = {
+        "id": folds["id"],
+        "stage": pa.repeat(made.stage, count),
+        "role": pa.repeat("labeled", count),
+        "label": folds["label"],
+        "source": pa.repeat(kind, count),
+        "shard": pa.nulls(count, pa.string()),
+        "position": pa.nulls(count, pa.int64()),
+        "sha256": pa.array([known.get(face) for face in ids], pa.binary(32)),
+    }
+    return pa.table(columns, schema=LEARNED)
+
+
+def _mined(made: Made) -> Iterator[pa.Table]:
+    plan = plan_of(made)
+    if plan is None:
+        return
+    columns = ["id", "label", "source", "shard", "position", "sha256"]
+    for _, table in Ledger(made.dir).tables(plan, columns):
+        yield _learned(table, "mine", "mined")
+
+
+def _pool(made: Made) -> Iterator[pa.Table]:
+    """Faces of the pool that a backbone was pre-trained on: those that decode and have no twin."""
+    surveyed = made_with(made.run, "survey", made.inputs["survey"])
+    guarded = made_with(made.run, "guard", made.inputs["guard"])
+    plan = plan_of(made)
+    if surveyed is None or guarded is None or plan is None:
+        return
+    columns = ["id", "position", "status", "sha256"]
+    pairs = zip(
+        Ledger(surveyed.dir).tables(plan, columns),
+        Ledger(guarded.dir).tables(plan, ["twin_of"]),
+        strict=True,
+    )
+    for (slice, table), (_, twins) in pairs:
+        good = pc.and_(pc.equal(table["status"], OK), pc.is_null(twins["twin_of"]))
+        kept, shard = table.filter(good), slice.shard
+        count = kept.num_rows
+        named = {"label": None, "source": slice.source, "shard": shard}
+        for name, value in named.items():
+            kept = kept.append_column(name, pa.array([value] * count, pa.string()))
+        yield _learned(kept, "pretrain", "pool")
+
+
+def _learned(table: pa.Table, stage: str, role: str) -> pa.Table:
+    columns = {name: table[name] for name in table.column_names if name in LEARNED.names}
+    columns |= {
+        "stage": pa.array([stage] * table.num_rows, pa.string()),
+        "role": pa.array([role] * table.num_rows, pa.string()),
+    }
+    return pa.Table.from_arrays(
+        [columns[name].cast(LEARNED.field(name).type) for name in LEARNED.names], schema=LEARNED
+    )
