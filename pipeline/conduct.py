@@ -16,6 +16,7 @@ from rich.table import Table
 from pipeline.claim import WHOLE, Part, claimed
 from pipeline.config import digest, nearest
 from pipeline.errors import ConfigError, PartDone, RunError, SourceError
+from pipeline.explaining import reasons
 from pipeline.flow import MODEL
 from pipeline.job import SETTINGS, Job, settings
 from pipeline.ledger import Ledger
@@ -237,7 +238,7 @@ def explain(run_dir: str, sample_id: str) -> dict[str, Any]:
     label = found.get("score.pseudo_label")
     found["threshold.class_cut"] = (point.get("cuts") or {}).get(label)
     found["threshold.confidence"] = point.get("confidence")
-    return found
+    return found | reasons(run, slice, row)
 
 
 def _find(surveyed: Ledger, plan: Plan, sample_id: str) -> tuple[Slice, int]:
