@@ -290,6 +290,21 @@ def explain(
 
 
 @app.command()
+def forget(
+    run_dir: Annotated[str, typer.Argument(metavar="RUN", help="run folder")],
+    ids: Annotated[
+        str, typer.Option("--ids", metavar="FILE", help="ids, sha256 or groups; as `removals`")
+    ],
+) -> None:
+    """Take faces out of all that a run has stored, and keep them out from then on."""
+    from pipeline.forgetting import forget as take_out
+    from pipeline.storage import location
+
+    for line in take_out(location(run_dir), location(ids)).lines():
+        console.print(line, markup=False, soft_wrap=True)
+
+
+@app.command()
 def doctor() -> None:
     """Check Ray, CUDA, FAISS, shared memory, disk, tracking; exit 1 if something is missing."""
     from pipeline.doctor import checks

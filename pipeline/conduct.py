@@ -18,6 +18,7 @@ from pipeline.config import digest, nearest
 from pipeline.errors import ConfigError, PartDone, RunError, SourceError
 from pipeline.explaining import reasons
 from pipeline.flow import MODEL
+from pipeline.forgetting import require_whole
 from pipeline.job import SETTINGS, Job, settings
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan, Slice
@@ -68,6 +69,7 @@ def start(
     root = location(run_dir or recipe.run or f"runs/{recipe.name}")
     if not root.is_local:
         probe(root)
+    require_whole(root)
     run = Run(root, fresh=fresh)
     run.recipe(recipe.model_dump(mode="json"))
     tracker = connect(recipe.tracking.uri, recipe.tracking.experiment, root)

@@ -23,7 +23,7 @@ from pipeline.job import SETTINGS
 from pipeline.ledger import Ledger
 from pipeline.parquet import Writer
 from pipeline.plan import Plan
-from pipeline.run import CURRENT, Run
+from pipeline.run import CURRENT, FORGOTTEN, Run
 from pipeline.schema import OK
 from pipeline.stages import POINT_FILE
 from pipeline.storage import Location, read_table
@@ -31,9 +31,6 @@ from pipeline.training.distilled import IMAGES, LABELS
 from pipeline.training.handed import FACES_FILE, LABELED_FILE
 from pipeline.training.pretrain import BACKBONE
 from pipeline.training.runs import FOLDS_FILE, TEACHER
-
-FORGOTTEN = "forgotten.json"
-"""In a generation that learned from faces which were forgotten since."""
 
 LEARNED = pa.schema(
     [
@@ -112,21 +109,21 @@ def home_of(model: Location) -> Made | None:
     for folder in (model, model.parent, model.parent.parent, model.parent.parent.parent):
         if (folder / "identity.json").exists() and (folder.parent / CURRENT).exists():
             run = Run(folder.parent.parent)
-            return next(_finished(run, folder.parent.name, folder), None)
+            return next(finished(run, folder.parent.name, folder), None)
     return None
 
 
 def made_with(run: Run, stage: str, digest: str) -> Made | None:
     """The newest generation of a stage whose content has, or had, a digest."""
     for folder in reversed(run.generations(stage)):
-        for made in _finished(run, stage, folder):
+        for made in finished(run, stage, folder):
             if digest in (made.digest, *made.before):
                 return made
     return None
 
 
-def _finished(run: Run, stage: str, folder: Location) -> Iterator[Made]:
-    """A generation under every plan that it was finished under, newest digest first."""
+def finished(run: Run, stage: str, folder: Location) -> Iterator[Made]:
+    """A generation under every plan that it was finished under."""
     for child in folder.children():
         if child.name.startswith("done") and child.name.endswith(".json"):
             known = child.read_json()
@@ -184,7 +181,7 @@ def lineage(at: Location) -> Lineage:
     }
     if (made.dir / FORGOTTEN).exists():
         found.facts["forgotten since"] = (made.dir / FORGOTTEN).read_json()["faces"]
-    found.trainings = _trainings(found)
+    found.trainings = trainings(found)
     if "teacher" in inputs:
         teacher = made_with(run, "teach", inputs["teacher"])
         found.facts["teacher"] = inputs["teacher"]
@@ -254,7 +251,7 @@ def faces(found: Lineage) -> Iterator[pa.Table]:
 # -- which trainings ------------------------------------------------------------------------------
 
 
-def _trainings(found: Lineage) -> list[Made]:
+def trainings(found: Lineage) -> list[Made]:
     """Stages that say which faces a model learned from: teach and its kin, mine, pretrain."""
     made, run = found.made, found.made.run
     kept: list[Made] = []

@@ -30,6 +30,8 @@ from pipeline.config import digest
 from pipeline.errors import IdentityError, RunError
 from pipeline.storage import Location, to_json
 
+FORGOTTEN = "forgotten.json"
+"""In a generation that learned from faces which were forgotten since."""
 CURRENT = "current.json"
 """Names the generation of a stage, and the plan, that later stages read."""
 
@@ -129,6 +131,12 @@ class Run:
         changes = _changes((current / "identity.json").read_json(), wanted)
         if not changes:
             return self._enter(name, current, wanted, plan)
+        mark = (current / FORGOTTEN).find_bytes()
+        if not self.fresh and mark is not None:
+            raise IdentityError(
+                f"{name}: {current} has learned from {json.loads(mark)['faces']} faces that were "
+                "forgotten since, and is not trained again unasked; use --fresh (the old one stays)"
+            )
         if not self.fresh and not all(_below(field, retarget) for field, _, _ in changes):
             lines = [f"  {field}: {old} -> {new}" for field, old, new in changes]
             raise IdentityError(
