@@ -31,7 +31,8 @@ from pipeline import __version__, modeling
 from pipeline.artifacts import is_teacher, load_model, load_teacher, read_meta, save_model
 from pipeline.cards import model_card
 from pipeline.errors import ConfigError, ModelError, OmniferError
-from pipeline.lineage import Lineage, find_model, home_of, lineage
+from pipeline.lineage import Lineage, lineage
+from pipeline.made import find_model, home_of
 from pipeline.models import NETWORKS, FaceModel
 from pipeline.stages import METRICS_FILE
 from pipeline.storage import Location
@@ -338,6 +339,13 @@ def runner(data: bytes) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
     return lambda x: np.asarray(session.run(["probs"], {"input": x})[0]), "onnxruntime"
 
 
+def drawn(ensemble: Ensemble) -> np.ndarray:
+    """Faces of nobody (DRAWN, C, S, S) float32 in [0, 1], of a model's size."""
+    config = ensemble.config
+    pixels = draw(0, range(DRAWN), config.size)[:, None].repeat(config.channels, axis=1)
+    return pixels.astype(np.float32) / 255
+
+
 @torch.inference_mode()
 def check(ensemble: Ensemble, other: Callable[[Tensor], Tensor], judge: str) -> Parity:
     """Compare an export with its model on drawn faces, one and several at a time.
@@ -345,11 +353,9 @@ def check(ensemble: Ensemble, other: Callable[[Tensor], Tensor], judge: str) -> 
     Raises:
         ModelError: a probability differs by more than `TOLERANCE`, or is none.
     """
-    config = ensemble.config
-    pixels = draw(0, range(DRAWN), config.size)
-    x = torch.from_numpy(pixels)[:, None].expand(-1, config.channels, -1, -1) / 255
+    x = torch.from_numpy(drawn(ensemble))
     worst = 0.0
-    for faces in (x[:1].contiguous(), x.contiguous()):
+    for faces in (x[:1], x):
         apart = (ensemble(faces)[1] - other(faces)).abs().max()
         worst = max(worst, float(apart) if torch.isfinite(apart) else float("inf"))
     parity = Parity(worst, DRAWN, judge)

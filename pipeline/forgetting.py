@@ -10,15 +10,12 @@ stages name that one. What has *learned* from the faces cannot unlearn: such mod
 sets are listed and marked, and the run refuses to train them again unless asked with --fresh.
 
 A face is meant as a picture: who has the same bytes under another id leaves as well. Out of reach
-are the sources themselves, what was exported, and files on a tracking server.
-
-Cost: the id columns of all that is stored, a copy of every file that held one of the faces.
+are sources, exports, and a tracking server. Cost: the id columns of all that is stored, a copy of
+every file that held one of the faces.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
 from collections import Counter
@@ -35,15 +32,19 @@ from pipeline.claim import WHOLE, claimed
 from pipeline.config import digest
 from pipeline.errors import RunError
 from pipeline.job import FORGOTTEN_LIST, forgotten
-from pipeline.lineage import Lineage, Made, faces, finished, trainings
+from pipeline.journal import HOME, Rewrite, apply, close, interrupted
+from pipeline.lineage import Lineage, faces, trainings
+from pipeline.made import Made, finished
 from pipeline.packs import content_digest
 from pipeline.plan import Plan
 from pipeline.pool import PLAN_FILE, removed_by
 from pipeline.purging import (
     LedgerChange,
     Purge,
+    counts_without,
     duplicate_groups,
     is_ledger,
+    lists_any,
     manifest,
     purge_chosen,
     purge_ledger,
@@ -52,7 +53,7 @@ from pipeline.purging import (
     roles_without,
 )
 from pipeline.report import collect, write_report
-from pipeline.run import CURRENT, FORGOTTEN, Artifact, Run
+from pipeline.run import FORGOTTEN, Artifact, Run
 from pipeline.schema import label_codes
 from pipeline.sources.extents import content_fingerprint
 from pipeline.sources.removals import Removals, blind
@@ -63,8 +64,6 @@ from pipeline.training.distilling import CHOSEN
 from pipeline.training.handed import FACES_FILE, LABELED_FILE
 from pipeline.training.runs import FOLDS_FILE, PREVIEWS, TEACHER
 
-HOME = "forgetting"
-JOURNAL = "journal.json"
 REPORT = "report.html"
 LEARNING = ("pretrain", "teach", "experts", "distill", "student", "control_a", "control_b", "tuned")
 """Stages that train."""
@@ -92,17 +91,6 @@ class Forgotten:
         return said + self.notes
 
 
-def interrupted(root: Location) -> bool:
-    """Whether a forget has begun to put files in place and not finished."""
-    return (root / HOME / JOURNAL).exists()
-
-
-def require_whole(root: Location) -> None:
-    """RunError where a forget was interrupted."""
-    if interrupted(root):
-        raise RunError(f"{root}: `omnifer forget` was interrupted; call it again to finish")
-
-
 def forget(root: Location, ids: Location) -> Forgotten:
     """Take the faces of a list out of a run.
 
@@ -116,13 +104,12 @@ def forget(root: Location, ids: Location) -> Forgotten:
     """
     listed = Removals.load(ids)
     run = Run(root)
-    if not any((child / CURRENT).exists() for child in root.children()):
+    if not _stages(run):
         raise RunError(f"{root}: expected a run folder with a stage; found none")
     with claimed(root, WHOLE):
         if interrupted(root):
             _apply(run)
         told = _prepare(run, listed)
-        _fault("journal-written")
         _apply(run)
     return told
 
@@ -177,32 +164,11 @@ def _saw(made: Made, ids: pa.Array) -> Counter[str]:
 # -- writing the new files ------------------------------------------------------------------------
 
 
-@dataclass
-class _Plan:
-    """What is to be put in place and removed; paths below the run folder."""
-
-    root: Location
-    put: list[str] = field(default_factory=list)
-    remove: list[str] = field(default_factory=list)
-    renamed: dict[str, str] = field(default_factory=dict)  # digest of a stage -> its new one
-
-    def staged(self, at: Location) -> Location:
-        path = at.uri.removeprefix(self.root.uri + "/")
-        if path not in self.put:
-            self.put.append(path)
-        return self.root / HOME / "new" / path
-
-    def drop(self, at: Location) -> None:
-        self.remove.append(at.uri.removeprefix(self.root.uri + "/"))
-
-
 def _prepare(run: Run, listed: Removals) -> Forgotten:
     root = run.root
-    (root / HOME).remove_tree()
+    close(root)
     found, same = _find(run, listed)
-    told = Forgotten(len(found), same)
-    plan = _Plan(root)
-    ids = frozenset(found)
+    told, plan, ids = Forgotten(len(found), same), Rewrite(root), frozenset(found)
     marks = _marks(run, ids, told)
     if found:
         for stage in _stages(run):
@@ -214,6 +180,7 @@ def _prepare(run: Run, listed: Removals) -> Forgotten:
         _identities(run, marks, plan)
         if (root / REPORT).exists():
             plan.drop(root / REPORT)
+            (root / HOME / REPORT).write_bytes(b"made again once the rest is in place")
         plan.drop(root / "cache")
     known = forgotten(root) | listed.all_blinded
     known |= {blind("id", face.encode()) for face in found}
@@ -222,12 +189,10 @@ def _prepare(run: Run, listed: Removals) -> Forgotten:
     plan.staged(root / FORGOTTEN_LIST).write_bytes(to_json(sorted(v.hex() for v in known)))
     told.files = len(plan.put)
     if any("pretrain" in made or "distill" in made for made in told.saw):
-        for picture in (root / "mlflow-artifacts").files((".png",)):
-            plan.drop(picture)
+        for at in (root / "mlflow-artifacts").files((".png",)):
+            plan.drop(at)
         told.notes.append("pictures on a tracking server are out of reach; remove them there")
-    journal = {"put": plan.put, "remove": plan.remove, "report": REPORT in plan.remove}
-    _fault("before-journal")
-    (root / HOME / JOURNAL).write_json(journal)
+    plan.ready()
     return told
 
 
@@ -252,7 +217,7 @@ def _marks(run: Run, ids: frozenset[str], told: Forgotten) -> dict[Location, dic
     return marks
 
 
-def _generation(run: Run, stage: str, folder: Location, ids: frozenset[str], plan: _Plan) -> None:
+def _generation(run: Run, stage: str, folder: Location, ids: frozenset[str], plan: Rewrite) -> None:
     """New versions of all files of one generation, and of its digest."""
     made = list(finished(run, stage, folder))
     if stage == "distill":
@@ -267,7 +232,7 @@ def _generation(run: Run, stage: str, folder: Location, ids: frozenset[str], pla
             new = manifest(folder, Plan(_plan_file(run, one)), change)
             facts = {**one.facts, "rows": new["rows"], "quarantined": new["quarantined"]}
             if "per_class" in facts:
-                facts["per_class"] = _less(facts["per_class"], change.decided)
+                facts["per_class"] = counts_without(facts["per_class"], change.decided)
             _finish(plan, one, digest(new), change.dropped, facts)
             stored = folder / "manifest.json"
             plan.staged(stored).write_json({**new, "forgotten": change.dropped})
@@ -280,7 +245,7 @@ def _generation(run: Run, stage: str, folder: Location, ids: frozenset[str], pla
 
 
 def _table_gone(
-    stage: str, folder: Location, table: Location, left: pa.Table, plan: _Plan, made: list[Made]
+    stage: str, folder: Location, table: Location, left: pa.Table, plan: Rewrite, made: list[Made]
 ) -> None:
     """What follows from rows that left a table: the labeled stages are their table."""
     if stage not in ("labeled", "test") or table.name != LABELED_FILE or not left.num_rows:
@@ -303,7 +268,7 @@ def _table_gone(
         _finish(plan, one, new, left.num_rows, facts)
 
 
-def _teacher(folder: Location, ids: frozenset[str], plan: _Plan, made: list[Made]) -> None:
+def _teacher(folder: Location, ids: frozenset[str], plan: Rewrite, made: list[Made]) -> None:
     identity = (folder / "identity.json").read_json()
     folds = read_table(folder / FOLDS_FILE, ["id", "label", "logits"])
     at = folder / TEACHER
@@ -317,7 +282,7 @@ def _teacher(folder: Location, ids: frozenset[str], plan: _Plan, made: list[Made
         _finish(plan, one, str(new), gone, one.facts)
 
 
-def _distilled(folder: Location, ids: frozenset[str], plan: _Plan, made: list[Made]) -> None:
+def _distilled(folder: Location, ids: frozenset[str], plan: Rewrite, made: list[Made]) -> None:
     """Chosen faces leave the set; of learned ones the pictures that show how they started."""
     if not (folder / PROVENANCE).exists():
         return
@@ -340,7 +305,7 @@ def _distilled(folder: Location, ids: frozenset[str], plan: _Plan, made: list[Ma
     plan.staged(folder / STATEMENT).write_text(f"{text}\n{note}\n")
 
 
-def _finish(plan: _Plan, made: Made, new: str, dropped: int, facts: dict[str, Any]) -> None:
+def _finish(plan: Rewrite, made: Made, new: str, dropped: int, facts: dict[str, Any]) -> None:
     """A done file with the digest of what is there now, the old ones, and how much left."""
     name = "done.json" if made.plan is None else f"done-{made.plan}.json"
     total = int(made.facts.get("forgotten", 0)) + dropped
@@ -353,7 +318,7 @@ def _finish(plan: _Plan, made: Made, new: str, dropped: int, facts: dict[str, An
     plan.renamed[made.digest] = new
 
 
-def _identities(run: Run, marks: dict[Location, Any], plan: _Plan) -> None:
+def _identities(run: Run, marks: dict[Location, Any], plan: Rewrite) -> None:
     """Let stages name their inputs as these are called now; what learned keeps what it learned."""
     for stage in _stages(run):
         for folder in run.generations(stage):
@@ -374,7 +339,7 @@ def _renamed(value: Any, names: dict[str, str]) -> Any:
     return names.get(value, value) if isinstance(value, str) else value
 
 
-def _plans(run: Run, known: frozenset[bytes], plan: _Plan) -> None:
+def _plans(run: Run, known: frozenset[bytes], plan: Rewrite) -> None:
     """Stored plans name whom they left out; from now on by digests."""
     for folder in run.generations("survey"):
         at = folder / PLAN_FILE
@@ -393,23 +358,14 @@ def _plan_file(run: Run, made: Made) -> Location:
     raise RunError(f"{made.dir}: its plan {made.plan} is not in the run any more")
 
 
-def _less(
-    per_class: dict[str, dict[str, int]], left: Counter[tuple[str, str]]
-) -> dict[str, dict[str, int]]:
-    counts = {label: dict(reasons) for label, reasons in per_class.items()}
-    for (label, reason), n in left.items():
-        counts[label][reason] -= n
-    return {label: {r: n for r, n in reasons.items() if n} for label, reasons in counts.items()}
-
-
-def _elsewhere(root: Location, ids: frozenset[str], plan: _Plan) -> None:
+def _elsewhere(root: Location, ids: frozenset[str], plan: Rewrite) -> None:
     """Tables, lists and pages beside the stages: rounds of annotation, indexes of a source."""
     inside = {f"{root.uri}/{name}/" for name in (*APART, *_stages(Run(root)))}
     for at in root.files((".parquet", ".csv", ".txt", ".jsonl", ".html", ".md")):
         if any(at.uri.startswith(folder) for folder in inside) or at.name == REPORT:
             continue
         if at.name.endswith(".parquet"):
-            if _indexes(at, ids):
+            if lists_any(at, ids):
                 plan.drop(at)  # made again when the pool is planned next
             else:
                 purge_table(at, plan.staged, Purge(ids))
@@ -423,53 +379,21 @@ def _elsewhere(root: Location, ids: frozenset[str], plan: _Plan) -> None:
                 plan.staged(at).write_text("".join(kept))
 
 
-def _indexes(at: Location, ids: frozenset[str]) -> bool:
-    """Whether a file is a source's index that lists one of the faces."""
-    with open_stored(at) as file:
-        if not {"path", "tail"} <= set(file.schema.names):
-            return False
-        source = at.name.partition(".")[0]
-        for group in range(len(file.bounds) - 1):
-            table = file.read(["path", "tail"], row_group=group).to_pylist()
-            if any(f"{source}/{row['path']}{row['tail']}" in ids for row in table):
-                return True
-    return False
-
-
 # -- putting them in place ------------------------------------------------------------------------
 
 
 def _apply(run: Run) -> None:
     """Do what the journal says; safe to do again."""
-    root = run.root
-    journal = (root / HOME / JOURNAL).read_json()
     # The list first: whatever happens from here on, no reader yields the faces again.
-    for path in sorted(journal["put"], key=lambda p: p != FORGOTTEN_LIST):
-        _place(root, path)
-    for path in journal["remove"]:
-        (root / path).remove_tree()
+    apply(run.root, FORGOTTEN_LIST)
     shutil.rmtree(run.scratch, ignore_errors=True)
-    if journal["report"]:
+    if (run.root / HOME / REPORT).exists():
         _report(run)
-    (root / HOME / JOURNAL).remove_tree()
-    (root / HOME).remove_tree()
-
-
-def _place(root: Location, path: str) -> None:
-    staged = root / HOME / "new" / path
-    with staged.open() as source, (root / path).replacing() as target:
-        shutil.copyfileobj(source, target)
-    _fault("placed")
+    close(run.root)
 
 
 def _report(run: Run) -> None:
     """The page again, blurred: nobody asks here whether faces may be shown."""
     newest = [c for c in run.root.children() if c.name.startswith("recipe-")][-1]
-    name = str(json.loads(newest.read_bytes())["name"])
+    name = str(newest.read_json()["name"])
     write_report(run.root / REPORT, collect(run, name, "omnifer report RECIPE", False))
-
-
-def _fault(step: str) -> None:
-    """Die like a killed process if OMNIFER_FAULT names this step, as in the ledger."""
-    if os.environ.get("OMNIFER_FAULT") == f"forget-{step}":
-        os._exit(137)

@@ -24,7 +24,7 @@ from pipeline.cards import data_statement
 from pipeline.errors import ConfigError, RecordError, RunError
 from pipeline.images import JPEG, format_of
 from pipeline.ledger import Ledger
-from pipeline.lineage import Made, in_use, plan_of, recipe_of
+from pipeline.made import Made, in_use, plan_of, recipe_of
 from pipeline.run import Run
 from pipeline.schema import label_names_of, with_label_names
 from pipeline.stages import METRICS_FILE, POINT_FILE

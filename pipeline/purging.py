@@ -350,3 +350,26 @@ def roles_without(artifact: Artifact, dropped: pa.Table) -> dict[str, Any]:
         if roles.get(row["role"], {}).get(label):
             roles[row["role"]][label] -= 1
     return {**facts, "roles": roles, "rows": facts["rows"] - dropped.num_rows}
+
+
+def counts_without(
+    per_class: dict[str, dict[str, int]], left: Counter[tuple[str, str]]
+) -> dict[str, dict[str, int]]:
+    """Faces per label and reason after some left."""
+    counts = {label: dict(reasons) for label, reasons in per_class.items()}
+    for (label, reason), n in left.items():
+        counts[label][reason] -= n
+    return {label: {r: n for r, n in reasons.items() if n} for label, reasons in counts.items()}
+
+
+def lists_any(at: Location, ids: frozenset[str]) -> bool:
+    """Whether a file is a source's index that lists one of the faces."""
+    with open_stored(at) as file:
+        if not {"path", "tail"} <= set(file.schema.names):
+            return False
+        source = at.name.partition(".")[0]
+        for group in range(len(file.bounds) - 1):
+            table = file.read(["path", "tail"], row_group=group).to_pylist()
+            if any(f"{source}/{row['path']}{row['tail']}" in ids for row in table):
+                return True
+    return False

@@ -14,9 +14,10 @@ import pytest
 from helpers import flow
 from safetensors.numpy import load_file
 
-from pipeline import conduct, forgetting, pool, report
+from pipeline import conduct, forgetting, journal, pool, report
 from pipeline.errors import IdentityError, RunError
-from pipeline.forgetting import forget, interrupted
+from pipeline.forgetting import forget
+from pipeline.journal import interrupted
 from pipeline.ledger import Ledger
 from pipeline.lineage import lineage
 from pipeline.packs import content_digest
@@ -254,7 +255,7 @@ def test_forget__killed_between_any_two_files_it_finishes_when_called_again(
 ) -> None:
     faces = chosen(root)
     secrets = traces(root, list(faces.values()))
-    calls, place = [], forgetting._place
+    calls, place = [], journal._place
 
     def dies(root_at, path):
         if len(calls) == after:
@@ -262,7 +263,7 @@ def test_forget__killed_between_any_two_files_it_finishes_when_called_again(
         calls.append(path)
         place(root_at, path)
 
-    monkeypatch.setattr(forgetting, "_place", dies)
+    monkeypatch.setattr(journal, "_place", dies)
     with pytest.raises(KeyboardInterrupt):
         forget(location(root), listed(tmp_path, *faces.values()))
     monkeypatch.undo()
@@ -287,7 +288,7 @@ def test_forget__killed_before_the_journal_nothing_has_happened(
     def dies(step: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(forgetting, "_fault", dies)
+    monkeypatch.setattr(journal, "_fault", dies)
     with pytest.raises(KeyboardInterrupt):
         forget(location(root), listed(tmp_path, *faces.values()))
     monkeypatch.undo()

@@ -11,11 +11,10 @@ from helpers.tiny import tiny_model
 from pipeline import pool
 from pipeline.artifacts import save_model
 from pipeline.errors import ModelError
-from pipeline.lineage import LEARNED, find_model, lineage, made_with, said, write_faces
-from pipeline.run import Run, code_version
+from pipeline.lineage import LEARNED, lineage, said, write_faces
+from pipeline.run import code_version
 from pipeline.storage import location, read_table
 from pipeline.training.handed import labeled_rows
-from pipeline.training.runs import TEACHER
 
 
 @pytest.fixture(scope="module")
@@ -97,17 +96,6 @@ def test_lineage__bytes_and_places_are_those_that_were_surveyed(job, tiny_run, t
     assert names == {"synthetic", *job.sources}
 
 
-def test_find_model__a_run_a_stage_and_a_folder_are_named_alike(job, tiny_run) -> None:
-    student = job.run.artifact("student").dir / "model"
-    for at in (location(tiny_run), location(tiny_run / "student"), student):
-        assert find_model(at) == student
-    teach = job.run.artifact("teach").dir
-    assert find_model(location(tiny_run / "teach")) == teach / TEACHER
-    assert find_model(location(tiny_run / "distill")) == job.run.artifact("distill").dir
-    with pytest.raises(ModelError, match="expected a run folder"):
-        find_model(location(tiny_run / "survey"))
-
-
 def test_lineage__what_the_run_no_longer_holds_is_said(tiny_run, tmp_path) -> None:
     root = flow.copy(tiny_run, tmp_path / "run", without=("teach",))
     found = lineage(location(root))
@@ -124,13 +112,3 @@ def test_lineage__a_folder_that_was_carried_off_knows_nothing(tmp_path) -> None:
     save_model(tiny_model(), location(tmp_path), {})
     with pytest.raises(ModelError, match="lies in no run folder"):
         lineage(location(tmp_path))
-
-
-def test_made_with__finds_a_generation_that_is_no_longer_in_use(tmp_path) -> None:
-    for seed in range(2):
-        run = Run(location(tmp_path), fresh=True)
-        run.open("teach", {"seed": seed, "inputs": {}}).finish(f"d{seed}")
-    found = made_with(Run(location(tmp_path)), "teach", "d0")
-    assert found is not None
-    assert found.identity["seed"] == 0
-    assert made_with(run, "teach", "d2") is None
