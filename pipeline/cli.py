@@ -122,6 +122,43 @@ for _name, _summary in STAGE_HELP.items():
 
 
 @app.command()
+def annotate(
+    recipe: RecipeArg,
+    sets: SetOpt = None,
+    run_dir: RunOpt = None,
+    budget: Annotated[int, typer.Option(help="faces of a round")] = 200,
+    acquisition: Annotated[str, typer.Option(help="how they are chosen, e.g. entropy")] = "badge",
+    candidates: Annotated[
+        int, typer.Option(help="faces looked at by functions that read embeddings")
+    ] = 100_000,
+    suggest: Annotated[
+        bool, typer.Option("--suggest", help="show the model's label; it may persuade")
+    ] = False,
+    new: Annotated[bool, typer.Option("--new", help="ask although a round waits")] = False,
+    fresh: FreshOpt = False,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="DIR", help="copies of both sheets")
+    ] = None,
+    sheet: Annotated[
+        str | None, typer.Option(metavar="FILLED.CSV", help="import answers and learn them")
+    ] = None,
+    by: Annotated[str | None, typer.Option(metavar="NAME", help="who filled in the sheet")] = None,
+) -> None:
+    """Ask a person for labels of chosen pool faces; with --sheet, learn the answers."""
+    from pipeline import annotating
+    from pipeline.config import parse
+    from pipeline.querying import AskConfig
+
+    loaded = _load(recipe, sets)
+    if sheet is not None:
+        annotating.answer(loaded, run_dir, sheet, by)
+        return
+    values = {"budget": budget, "acquisition": acquisition, "candidates": candidates}
+    config = parse(AskConfig, values, "omnifer annotate")
+    annotating.ask(loaded, run_dir, config, suggest=suggest, new=new, fresh=fresh, out=out)
+
+
+@app.command()
 def plan(
     recipe: RecipeArg,
     sets: SetOpt = None,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow.compute as pc
@@ -28,7 +29,7 @@ from pipeline.progress import console
 from pipeline.recipe import Recipe
 from pipeline.run import Artifact, Run
 from pipeline.stages import METRICS_FILE, POINT_FILE, STAGES
-from pipeline.storage import location, probe
+from pipeline.storage import Location, location, probe
 from pipeline.tracking import Child, Graph, connect
 from pipeline.training.distilled import GRID
 from pipeline.training.runs import HISTORY_FILE, PREVIEWS
@@ -64,13 +65,18 @@ def part_of(stage: str, text: str) -> Part:
     return part
 
 
+def root_of(recipe: Recipe, run_dir: str | None) -> Location:
+    """The run folder of a recipe; nothing is made."""
+    return location(run_dir or recipe.run or f"runs/{recipe.name}")
+
+
 def start(
     recipe: Recipe, run_dir: str | None, *, fresh: bool, show_faces: bool, part: Part = WHOLE
 ) -> Job:
     """Open or continue the run folder of a recipe."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     logging.getLogger("ray").setLevel(logging.WARNING)
-    root = location(run_dir or recipe.run or f"runs/{recipe.name}")
+    root = root_of(recipe, run_dir)
     if not root.is_local:
         probe(root)
     require_whole(root)
@@ -94,11 +100,23 @@ def run_one(job: Job, name: str) -> None:
 
 
 def _conduct(job: Job, names: Sequence[str]) -> None:
+    with driving(job):
+        advance(job, names)
+
+
+def advance(job: Job, names: Sequence[str]) -> None:
+    """Some stages of a job that this process drives, each tracked and with a line."""
+    for name in names:
+        _run(job, name)
+
+
+@contextmanager
+def driving(job: Job) -> Iterator[None]:
+    """Hold the run while the block works on it; its tracked run ends as the block does."""
     ok = False
     try:
         with claimed(job.run.root, job.part):
-            for name in names:
-                _run(job, name)
+            yield
         ok = True
     except PartDone:
         ok = True
@@ -251,16 +269,19 @@ def explain(run_dir: str, sample_id: str) -> dict[str, Any]:
     plan = Plan(survey / str((survey / "plan.json").read_json()["file"]))
     slice, row = _find(Ledger(survey), plan, sample_id)
     found: dict[str, Any] = {"source": slice.source, "shard": slice.shard}
-    for stage in EXPLAINED:
+    point = (run.artifact("select").dir / POINT_FILE).read_json()
+    clusters = point.get("clusters")
+    for stage in (*EXPLAINED, *(() if clusters is None else ("clusters",))):
         table = Ledger(run.artifact(stage).dir).read(slice.key)
         facts = table.slice(row, 1).to_pylist()[0]
         dull = ("thumbnail", "sha256", "pixel_sha256", "phash", "phash_flip")
         shown = {k: v for k, v in facts.items() if k not in dull and v is not None}
         found |= {f"{stage}.{name}": value for name, value in shown.items()}
-    point = (run.artifact("select").dir / POINT_FILE).read_json()
     label = found.get("score.pseudo_label")
     found["threshold.class_cut"] = (point.get("cuts") or {}).get(label)
     found["threshold.confidence"] = point.get("confidence")
+    if (cluster := found.get("clusters.cluster")) is not None:
+        found["threshold.cluster_label"] = clusters[cluster]  # None: not pure enough
     return found | reasons(run, slice, row)
 
 

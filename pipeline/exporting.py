@@ -154,7 +154,7 @@ def facts_of(at: Location) -> dict[str, Any]:
 def _metrics(found: Lineage) -> dict[str, Any]:
     """Of the evaluation that judged this very model."""
     made = found.made
-    for folder in reversed(made.run.generations("evaluate")):
+    for folder in reversed(made.run.folders("evaluate")):
         if (folder / METRICS_FILE).exists():
             judged = (folder / "identity.json").read_json()["inputs"].get(made.stage)
             if judged in (made.digest, *made.before):

@@ -19,13 +19,11 @@ from __future__ import annotations
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.artifacts import is_teacher
 from pipeline.claim import WHOLE, claimed
@@ -33,7 +31,6 @@ from pipeline.config import digest
 from pipeline.errors import RunError
 from pipeline.job import FORGOTTEN_LIST, forgotten
 from pipeline.journal import HOME, Rewrite, apply, close, interrupted
-from pipeline.lineage import Lineage, faces, trainings
 from pipeline.made import Made, finished
 from pipeline.packs import content_digest
 from pipeline.plan import Plan
@@ -53,15 +50,17 @@ from pipeline.purging import (
     roles_without,
 )
 from pipeline.report import collect, write_report
+from pipeline.rounds import LABELS_FILE, learnable
 from pipeline.run import FORGOTTEN, Artifact, Run
 from pipeline.schema import label_codes
 from pipeline.sources.extents import content_fingerprint
 from pipeline.sources.removals import Removals, blind
 from pipeline.sources.rest import GONE_FILE, Gone
-from pipeline.storage import Location, open_stored, read_table, to_json
+from pipeline.storage import Location, read_table, to_json
+from pipeline.tracing import find, saw
 from pipeline.training.distilled import GRID, PROVENANCE, STATEMENT
 from pipeline.training.distilling import CHOSEN
-from pipeline.training.handed import FACES_FILE, LABELED_FILE
+from pipeline.training.handed import LABELED_FILE
 from pipeline.training.runs import FOLDS_FILE, PREVIEWS, TEACHER
 
 REPORT = "report.html"
@@ -114,65 +113,18 @@ def forget(root: Location, ids: Location) -> Forgotten:
     return told
 
 
-# -- finding --------------------------------------------------------------------------------------
-
-
-def _find(run: Run, listed: Removals) -> tuple[dict[str, bytes | None], int]:
-    """Ids of the faces meant, with the digest of their bytes, and how many only share bytes."""
-    hit: dict[str, bytes | None] = {}
-    for table in _known(run):
-        for row in table.filter(pa.array(listed.hits(table))).to_pylist():
-            hit[row["id"]] = row["sha256"]
-    same = Removals(sha256=frozenset(value for value in hit.values() if value is not None))
-    also: dict[str, bytes | None] = {}
-    if same:
-        for table in _known(run):
-            rows = table.filter(pa.array(same.hits(table))).to_pylist()
-            also |= {row["id"]: row["sha256"] for row in rows if row["id"] not in hit}
-    return {**hit, **also}, len(also)
-
-
-def _known(run: Run) -> Iterator[pa.Table]:
-    """id, group and sha256 of every face that any generation surveyed."""
-    columns = ["id", "group", "sha256"]
-    for stage in ("labeled", "test"):
-        for folder in run.generations(stage):
-            if (folder / FACES_FILE).exists():
-                yield read_table(folder / FACES_FILE, columns)
-    for folder in run.generations("survey"):
-        for kind in ("packs", "parts"):
-            for file in (folder / kind).files((".parquet",)):
-                with open_stored(file) as stored:
-                    for group in range(len(stored.bounds) - 1):
-                        yield stored.read(columns, row_group=group)
-
-
-def _saw(made: Made, ids: pa.Array) -> Counter[str]:
-    """How many of the faces a training learned from, by role."""
-    found = Lineage(made.dir, made)
-    found.trainings = trainings(found)
-    hit: Counter[str] = Counter()
-    seen: set[tuple[str, str]] = set()
-    for table in faces(found):
-        for row in table.filter(pc.is_in(table["id"], ids)).select(["id", "role"]).to_pylist():
-            if (row["id"], row["role"]) not in seen:
-                seen.add((row["id"], row["role"]))
-                hit[row["role"]] += 1
-    return hit
-
-
 # -- writing the new files ------------------------------------------------------------------------
 
 
 def _prepare(run: Run, listed: Removals) -> Forgotten:
     root = run.root
     close(root)
-    found, same = _find(run, listed)
+    found, same = find(run, listed)
     told, plan, ids = Forgotten(len(found), same), Rewrite(root), frozenset(found)
     marks = _marks(run, ids, told)
     if found:
         for stage in _stages(run):
-            for folder in run.generations(stage):
+            for folder in run.folders(stage):
                 _generation(run, stage, folder, ids, plan)
         _elsewhere(root, ids, plan)
         for at, values in marks.items():
@@ -197,7 +149,7 @@ def _prepare(run: Run, listed: Removals) -> Forgotten:
 
 
 def _stages(run: Run) -> list[str]:
-    return [c.name for c in run.root.children() if c.name not in APART and run.generations(c.name)]
+    return [c.name for c in run.root.children() if c.name not in APART and run.folders(c.name)]
 
 
 def _marks(run: Run, ids: frozenset[str], told: Forgotten) -> dict[Location, dict[str, Any]]:
@@ -205,9 +157,9 @@ def _marks(run: Run, ids: frozenset[str], told: Forgotten) -> dict[Location, dic
     wanted = pa.array(sorted(ids), pa.string())
     marks: dict[Location, dict[str, Any]] = {}
     for stage in LEARNING if ids else ():
-        for folder in run.generations(stage):
+        for folder in run.folders(stage):
             for made in finished(run, stage, folder):
-                hit = _saw(made, wanted)
+                hit = saw(made, wanted)
                 if hit:
                     told.saw[f"{stage} {folder.name}"] = dict(hit)
                     mark = folder / FORGOTTEN
@@ -248,7 +200,17 @@ def _table_gone(
     stage: str, folder: Location, table: Location, left: pa.Table, plan: Rewrite, made: list[Made]
 ) -> None:
     """What follows from rows that left a table: the labeled stages are their table."""
-    if stage not in ("labeled", "test") or table.name != LABELED_FILE or not left.num_rows:
+    if table.name != LABELED_FILE or not left.num_rows:
+        return
+    if stage == "annotated":
+        for one in made:
+            views = one.inputs["views"]
+            new = digest([content_digest(read_table(plan.staged(table))), views])
+            per_class = Counter(one.facts["per_class"])
+            per_class.subtract(left["label"].to_pylist())
+            facts = {**one.facts, "per_class": dict(per_class)}
+            _finish(plan, one, new, left.num_rows, {**facts, "faces": per_class.total()})
+    if stage not in ("labeled", "test"):
         return
     roles, gone = read_table(table, ["id", "role"]), Gone.beside(table)
     lost = set(left["id"].to_pylist())
@@ -321,7 +283,7 @@ def _finish(plan: Rewrite, made: Made, new: str, dropped: int, facts: dict[str, 
 def _identities(run: Run, marks: dict[Location, Any], plan: Rewrite) -> None:
     """Let stages name their inputs as these are called now; what learned keeps what it learned."""
     for stage in _stages(run):
-        for folder in run.generations(stage):
+        for folder in run.folders(stage):
             at = folder / "identity.json"
             if folder / FORGOTTEN in marks or (folder / FORGOTTEN).exists() or not at.exists():
                 continue
@@ -341,7 +303,7 @@ def _renamed(value: Any, names: dict[str, str]) -> Any:
 
 def _plans(run: Run, known: frozenset[bytes], plan: Rewrite) -> None:
     """Stored plans name whom they left out; from now on by digests."""
-    for folder in run.generations("survey"):
+    for folder in run.folders("survey"):
         at = folder / PLAN_FILE
         if at.exists():
             stored = at.read_json()
@@ -351,7 +313,7 @@ def _plans(run: Run, known: frozenset[bytes], plan: Rewrite) -> None:
 
 
 def _plan_file(run: Run, made: Made) -> Location:
-    for survey in run.generations("survey"):
+    for survey in run.folders("survey"):
         at = survey / f"plan-{made.plan}.parquet"
         if at.exists():
             return at
@@ -367,8 +329,9 @@ def _elsewhere(root: Location, ids: frozenset[str], plan: Rewrite) -> None:
         if at.name.endswith(".parquet"):
             if lists_any(at, ids):
                 plan.drop(at)  # made again when the pool is planned next
-            else:
-                purge_table(at, plan.staged, Purge(ids))
+            elif purge_table(at, plan.staged, Purge(ids)) and at.name == LABELS_FILE:
+                old, new = (learnable(read_table(one)) for one in (at, plan.staged(at)))
+                plan.renamed[content_digest(old)] = content_digest(new)
             continue
         lines = at.read_text().splitlines(keepends=True)
         kept = [line for line in lines if not ids & set(re.split(r"[\s,;\"'<>|]+", line))]

@@ -245,7 +245,7 @@ def _labeled(made: Made, missing: list[str]) -> pa.Table:
     The teachers wrote down theirs; who has the same digest of labeled faces had the same.
     """
     wanted = made.inputs["labeled"]
-    for folder in reversed(made.run.generations("teach")):
+    for folder in reversed(made.run.folders("teach")):
         if not (folder / FOLDS_FILE).exists():
             continue
         if (folder / "identity.json").read_json()["inputs"]["labeled"] == wanted:
@@ -258,12 +258,14 @@ def _labeled(made: Made, missing: list[str]) -> pa.Table:
 
 def _of_folds(made: Made, folds: pa.Table) -> pa.Table:
     known: dict[str, bytes] = {}
-    kind = "labeled"
-    for folder in made.run.generations("labeled"):
-        if (folder / LABELED_FILE).exists():
-            rows = read_table(folder / FACES_FILE, ["id", "sha256"]).to_pydict()
-            known |= dict(zip(rows["id"], rows["sha256"], strict=True))
-            kind = str((folder / "identity.json").read_json()["labeled"]["kind"])
+    kinds: dict[str, str] = {}
+    for stage in ("labeled", "annotated"):
+        for folder in made.run.folders(stage):
+            if (folder / LABELED_FILE).exists():
+                rows = read_table(folder / FACES_FILE, ["id", "sha256"]).to_pydict()
+                known |= dict(zip(rows["id"], rows["sha256"], strict=True))
+                told = (folder / "identity.json").read_json().get("labeled", {})
+                kinds |= dict.fromkeys(rows["id"], told.get("kind", stage))
     ids = folds["id"].to_pylist()
     count = len(ids)
     columns = {
@@ -271,7 +273,7 @@ def _of_folds(made: Made, folds: pa.Table) -> pa.Table:
         "stage": pa.repeat(made.stage, count),
         "role": pa.repeat("labeled", count),
         "label": folds["label"],
-        "source": pa.repeat(kind, count),
+        "source": pa.array([kinds.get(face, "labeled") for face in ids], pa.string()),
         "shard": pa.nulls(count, pa.string()),
         "position": pa.nulls(count, pa.int64()),
         "sha256": pa.array([known.get(face) for face in ids], pa.binary(32)),

@@ -76,7 +76,7 @@ def home_of(model: Location) -> Made | None:
 
 def made_with(run: Run, stage: str, digest: str) -> Made | None:
     """The newest generation of a stage whose content has, or had, a digest."""
-    for folder in reversed(run.generations(stage)):
+    for folder in reversed(run.folders(stage)):
         for made in finished(run, stage, folder):
             if digest in (made.digest, *made.before):
                 return made
@@ -105,7 +105,7 @@ def in_use(run: Run, stage: str) -> Made | None:
 
 def plan_of(made: Made) -> Plan | None:
     """The plan that a streaming stage was finished under."""
-    for survey in reversed(made.run.generations("survey")):
+    for survey in reversed(made.run.folders("survey")):
         at = survey / f"plan-{made.plan}.parquet"
         if at.exists():
             return Plan(at)

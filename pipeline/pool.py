@@ -13,7 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import clustering
 from pipeline.claim import WHOLE
+from pipeline.clustering import Inputs
 from pipeline.config import digest
 from pipeline.errors import BudgetError, PartDone
 from pipeline.images import DECODER
@@ -160,6 +162,19 @@ def stream_pool(
         raise PartDone(
             f"{what}: part {job.part} is done; other parts are not, and the last one completes it"
         )
+
+
+def cluster(job: Job, plan: Plan, count: int) -> Artifact:
+    """Find clusters of the pool's embeddings and give every face its own: stage `clusters`."""
+    names = ("embed", "score", "twins")
+    inputs: dict[str, Any] = {name: job.run.artifact(name).digest for name in names}
+    stage = job.open("clusters", {**inputs, "count": count}, plan=plan.digest)
+    if stage.done is None:
+        found = Inputs(plan, *(ledger(job, name) for name in names))
+        counts = clustering.cluster(found, count, job.recipe.seed, Ledger(stage.dir))
+        clustering.save_counts(counts, stage.dir)
+        seal(stage, plan, clusters=len(counts))
+    return done(stage)
 
 
 def seal(stage: Stage, plan: Plan, *, budget: float | None = None, **facts: Any) -> Artifact:

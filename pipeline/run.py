@@ -160,14 +160,24 @@ class Run:
         Raises:
             RunError: there is none; the message names the verb to run first.
         """
-        current = _current(self.root / name)
-        done = _done(name, current, _plan(self.root / name)) if current else None
+        done = self.latest(name)
         if done is None:
-            state = "was started but not finished" if current else "has not been run"
+            started = _current(self.root / name) is not None
+            state = "was started but not finished" if started else "has not been run"
             raise RunError(f"{self.root}: stage {name} {state}; run `omnifer {name}` first")
         return done
 
-    def generations(self, name: str) -> list[Location]:
+    def latest(self, name: str) -> Artifact | None:
+        """The finished stage in use, or None: for stages that not every run has."""
+        current = _current(self.root / name)
+        return _done(name, current, _plan(self.root / name)) if current else None
+
+    def generations(self, name: str) -> list[Artifact]:
+        """Every finished generation of a stage that has no plan, oldest first."""
+        found = [_done(name, folder, None) for folder in _generations(self.root / name)]
+        return [done for done in found if done is not None]
+
+    def folders(self, name: str) -> list[Location]:
         """Every generation of a stage, oldest first, finished or not."""
         return _generations(self.root / name)
 

@@ -267,7 +267,7 @@ def _save_graph(graph: Graph, at: Path) -> None:
     at.mkdir()
     (at / "model.onnx").write_bytes(graph.data)
     (at / "requirements.txt").write_text("mlflow\nonnx\nonnxruntime\n")
-    example = json.dumps({"inputs": {"input": graph.example.tolist()}})
+    example = json.dumps({"input": graph.example.tolist()})
     (at / "input_example.json").write_text(example)
     model.save(str(at / "MLmodel"))
 

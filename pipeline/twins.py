@@ -36,7 +36,7 @@ def guard_labeled(job: Job, into: Location) -> None:
 
 def guard_pool(job: Job, stage: Stage, plan: Plan) -> None:
     """Mark pool faces that are twins of test or validation faces, and their duplicates."""
-    config, known = job.recipe.guard, _reference(job)
+    config, known = job.recipe.guard, reference(job)
     surveyed, into = ledger(job, "survey"), Ledger(stage.dir)
     duplicates = guarding.Duplicates(config, job.run.scratch)
     for _, faces in surveyed.tables(plan):
@@ -62,7 +62,7 @@ def confirm_twins(job: Job, plan: Plan) -> None:
 
 
 def _confirm(job: Job, stage: Stage, plan: Plan) -> None:
-    config, known = job.recipe.guard, _reference(job)
+    config, known = job.recipe.guard, reference(job)
     wanted = {face: row for row, face in enumerate(known.ids)}
     rows, embedding = _reference_embeddings(job, wanted)
     index = Neighbors(embedding, [known.ids[row] for row in rows])
@@ -109,7 +109,7 @@ def _test_faces(job: Job) -> pa.Table:
     return read_table(job.run.artifact("test").dir / FACES_FILE)
 
 
-def _reference(job: Job) -> guarding.Reference:
+def reference(job: Job) -> guarding.Reference:
     """Test faces and validation faces."""
     at = job.run.artifact("labeled").dir
     roles, faces = read_table(at / LABELED_FILE, ["role"]), read_table(at / FACES_FILE)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "jobs" / "recipes" / "demo.yaml"
 OTHERS = {
     *("run", "plan", "inspect", "predict", "detect", "export", "lineage", "explain"),
-    *("forget", "doctor"),
+    *("annotate", "forget", "doctor"),
 }
 
 

@@ -115,6 +115,23 @@ def test_finish__the_first_is_final(tmp_path: Path) -> None:
     assert two.finish("second").digest == "first"
 
 
+def test_latest__none_before_it_is_finished(tmp_path: Path) -> None:
+    run = _run(tmp_path)
+    assert run.latest("embed") is None
+    stage = run.open("embed", IDENTITY)
+    assert run.latest("embed") is None
+    assert stage.finish("d1") == run.latest("embed") == run.artifact("embed")
+
+
+def test_generations__finished_ones_oldest_first(tmp_path: Path) -> None:
+    run = _run(tmp_path, fresh=True)
+    assert run.generations("embed") == []
+    made = [run.open("embed", {"size": size}) for size in (1, 2, 3)]
+    for stage in (made[2], made[0]):
+        stage.finish(f"d{stage.identity['size']}")
+    assert [one.digest for one in run.generations("embed")] == ["d1", "d3"]
+
+
 def test_artifact__names_the_verb_to_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"stage teach has not been run; run `omnifer teach` first"):
         _run(tmp_path).artifact("teach")

@@ -78,6 +78,8 @@ class Course:
     steps: tuple[int, ...]  # training steps, ascending
     used: tuple[float, ...]  # mean weight of the unlabeled faces since the step before
     cuts: dict[str, tuple[float, ...]]  # by class: confidence from which a face counts
+    purity: tuple[float | None, ...] = ()  # right among what counts, where truth is known
+    known: int = 0  # watched faces with a truth
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ gives the classes their colors in light and dark.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from markupsafe import Markup, escape
 
@@ -139,26 +140,29 @@ def level_curves(levels: Sequence[Level]) -> Markup:
 
 
 def course_strips(course: Course) -> Markup:
-    """A strip per class: the darker, the surer a face had to be; below, how much counted."""
+    """A strip per class: the darker, the surer a face had to be; below, what counted, was right."""
     left, right, tall, columns = LABELS, WIDTH - VALUES / 2, 18.0, 60
     count = min(columns, len(course.steps))
     chosen = [round(i * (len(course.steps) - 1) / max(count - 1, 1)) for i in range(count)]
     wide = (right - left) / count
     parts: list[Markup] = []
-    rows = {**course.cuts, "counted": course.used}
+    rows: dict[str, Sequence[float | None]] = {**course.cuts, "counted": course.used}
+    if course.known:
+        rows["right"] = course.purity
     for i, (name, values) in enumerate(rows.items()):
         kind = "kept" if name in course.cuts else "strip-used"
         y = (tall + 6) * i + (10 if name not in course.cuts else 0)
         parts.append(_text(left - 12, y + 14, name, "label", "end"))
         for at, column in enumerate(chosen):
-            value = min(max(values[column], 0.0), 1.0)
+            value = min(max(values[column] or 0.0, 0.0), 1.0)
             parts.append(
                 Markup(
                     '<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" '
                     'fill-opacity="{:.3f}" shape-rendering="crispEdges"/>'
                 ).format(kind, left + at * wide, y, wide, tall, value)
             )
-        parts.append(_text(WIDTH, y + 14, f"{values[-1]:.0%}", "value", "end"))
+        last = "" if values[-1] is None else f"{values[-1]:.0%}"
+        parts.append(_text(WIDTH, y + 14, last, "value", "end"))
     bottom = (tall + 6) * len(rows) + 10
     for step, place, anchor in (
         (course.steps[0], left, "start"),
@@ -167,6 +171,45 @@ def course_strips(course: Course) -> Markup:
         parts.append(_text(place, bottom + 14, f"step {step:,}", "tick", anchor))
     said = "; ".join(f"{n} from {v[0]:.0%} to {v[-1]:.0%}" for n, v in course.cuts.items())
     return _svg(bottom + 20, f"Thresholds over the training. {said}", parts)
+
+
+def learning_curve(points: Sequence[Mapping[str, Any]]) -> Markup:
+    """Accuracy and macro-F1 against labels added, in a file of its own; see pipeline.curve."""
+    left, right, top, bottom = 52.0, WIDTH - 90, 10.0, 230.0
+    series = {"accuracy": "share", "macro_f1": "purity"}
+    every = [point[name] for point in points for name in series]
+    low, high = _padded(min(every), max(every))
+    x = _scale(0, max(point["labels"] for point in points), left, right)
+    y = _scale(low, high, bottom, top)
+    parts: list[Markup] = [_STYLE]
+    for t in _ticks(low, high):
+        parts.append(_line(left, y(t), right, y(t), "grid"))
+        parts.append(_text(left - 8, y(t) + 4, f"{t:.0%}", "tick", "end"))
+    for point in points:
+        parts.append(
+            _text(x(point["labels"]), bottom + 18, f"{point['labels']:,}", "tick", "middle")
+        )
+    parts.append(_text((left + right) / 2, bottom + 38, "labels added", "tick", "middle"))
+    for name, kind in series.items():
+        at = [(x(point["labels"]), y(point[name])) for point in points]
+        path = " ".join(f"{px:.1f},{py:.1f}" for px, py in at)
+        parts.append(Markup('<polyline class="curve {}" points="{}"/>').format(kind, path))
+        dot = Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="4"/>')
+        parts += [dot.format(kind, px, py) for px, py in at]
+        title = name.replace("_f1", "-F1")
+        parts.append(_text(at[-1][0] + 10, at[-1][1] + 4, title, f"curve-name {kind}", "start"))
+    said = "; ".join(f"{p['labels']:,} labels, {p['accuracy']:.1%}" for p in points)
+    drawn = _svg(bottom + 46, f"Accuracy by labels added. {said}", parts)
+    return Markup(str(drawn).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
+
+
+_STYLE = Markup(
+    "<style>text{font:13px system-ui,sans-serif;fill:#1d1d1b}.grid{stroke:#d9d7d0}"
+    ".curve{fill:none;stroke-width:2.5}.share{stroke:#1f6f78}.purity{stroke:#b8622b}"
+    "circle.share,text.share{fill:#1f6f78;stroke:none}"
+    "circle.purity,text.purity{fill:#b8622b;stroke:none}</style>"
+)
+"""Of a figure outside the page, which has no style sheet."""
 
 
 def _svg(height: float, said: str, parts: Sequence[Markup], width: float = WIDTH) -> Markup:

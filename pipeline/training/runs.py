@@ -33,6 +33,7 @@ from pipeline.training.student import StudentConfig
 from pipeline.training.studying import train_student
 from pipeline.training.supervised import SupervisedConfig, Trained, train_supervised
 from pipeline.training.teacher import TeachConfig, cross_fit
+from pipeline.training.watching import GUESSES, watcher
 
 FOLDS_FILE = "folds.parquet"
 TEACHER = "teacher"
@@ -125,6 +126,7 @@ def study(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     if job.control is None:
         start, kd = _from_teacher(job)
         mined = _beside(job)
+        watch = [watcher(mined, names, out / GUESSES)] if len(mined.ids) else []
         with shown(job.model, job.student.steps, worker) as hooks:
             trained = train_student(
                 job.student,
@@ -135,7 +137,7 @@ def study(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
                 seed=job.seed,
                 start=start,
                 kd_targets=kd,
-                hooks=hooks,
+                hooks=[*hooks, *watch],
             )
     else:
         with shown(job.model, job.control.steps, worker) as hooks:

@@ -52,6 +52,8 @@ class OnlineConfig(Config):
     labeler: Literal["ema", "model"] = "ema"
     """Who labels the weak views: the running average of the weights, or the model itself."""
     weak: Augmentation = "weak"
+    anchors: int = Field(default=1, ge=1, le=8)
+    """Strong views of a face that are taught the weak view's guess, in one step; ReMixMatch: 8."""
     low: Literal["consistency", "negative", "contrastive"] | None = None
     """What faces below their threshold are still good for."""
     low_weight: float = Field(default=0.5, ge=0)
@@ -62,7 +64,9 @@ class OnlineConfig(Config):
     on; None: the training faces, as their papers do."""
 
     @model_validator(mode="after")
-    def _fairness_has_shares(self) -> OnlineConfig:
+    def _terms_have_a_subject(self) -> OnlineConfig:
+        if self.low is not None and self.thresholds.rule == "remixmatch":
+            raise ValueError(f"low: {self.low}, and remixmatch leaves no face below a threshold")
         if self.fairness and self.thresholds.rule != "freematch":
             raise ValueError(
                 f"fairness: {self.thresholds.rule} keeps no shares; only freematch does"
@@ -127,7 +131,7 @@ class StudentConfig(Schedule):
             return self.labeled_batch + self.mined_batch
         second = self.online.low in ("consistency", "contrastive")
         return self.labeled_batch + self.mined_batch * (
-            1 + second + (self.online.labeler == "model")
+            self.online.anchors + second + (self.online.labeler == "model")
         )
 
 

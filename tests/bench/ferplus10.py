@@ -50,9 +50,12 @@ DATA = "OMNIFER_DATA"
 POOLS = {"both": ("rest", "faces"), "rest": ("rest",), "faces": ("faces",), "omni": ("faces",)}
 """Sources per pool; `omni` has all labels, its controls are the 100 % upper bound."""
 GRID = (("both", 0), ("both", 1), ("both", 2), ("rest", 0), ("faces", 0), ("omni", 0))
-BESIDE = ("experts", "tuned")
+BESIDE = ("experts", "tuned", "clusters")
 """Stages that no figure of these cells depends on."""
 LATER = (
+    ("search", "adaptive", []),
+    ("select", "adaptive", None),
+    ("select", "clusters", None),
     ("student", "beside", "mined"),
     ("student", "online", None),
     ("teach", "mix", None),
@@ -152,7 +155,7 @@ def drop_later(identity: dict[str, Any]) -> None:
     for section, name, value in LATER:
         for values in identity.values():
             own = values.get(section) if isinstance(values, dict) else None
-            if own and own.get(name) == value:
+            if own and own.get(name, ...) == value:
                 del own[name]
 
 

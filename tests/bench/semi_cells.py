@@ -206,7 +206,7 @@ def measure(cell: Cell, context: Context) -> dict[str, Any]:
     model, fits, probes = _train(row, data, budget, worker, cell.seed, root)
     if context.left() <= 0:
         raise RuntimeError("no time left after training; give the cell more")
-    passes = sum(fit.passes for fit in fits)
+    passes = sum(fit.passes for fit in fits) + _guessing_passes(row, data)
     said = test.model(model, sum(fit.seconds for fit in fits), passes)
     last = fits[-1].history[-1]
     return {
@@ -266,12 +266,12 @@ def _train(
     guesses: np.ndarray | None = None
     fits: list[Fitted] = []
     probes: list[dict[str, float]] = []
-    guessing = row.student is not None and row.student.online is None
+    guessing = _guessing_passes(row, data)
     for name, share in row.shares.items():
         config = getattr(row, name)
         each, left = _step_passes(row, name), budget * share
-        if name == "student" and guessing:
-            left -= row.teachers * 2 * len(data.pool) * FORWARD
+        if name == "student":
+            left -= guessing
         config = config.model_copy(update={"steps": max(1, int(left / each))})
         if isinstance(config, PretrainConfig):
             own = config.model_copy(update={"probe_every": config.steps})
@@ -308,6 +308,12 @@ def _train(
         fits.append(trained.fitted)
     assert model is not None
     return model, fits, probes
+
+
+def _guessing_passes(row: Row, data: _Data) -> float:
+    """Image passes of what the teachers guess: two forwards of each for every face of the pool."""
+    guessing = row.student is not None and row.student.online is None
+    return row.teachers * 2 * len(data.pool) * FORWARD if guessing else 0.0
 
 
 def _guess(teachers: Sequence[FaceModel], data: _Data, worker: Worker) -> np.ndarray:

@@ -9,6 +9,7 @@ import re
 from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from invented import NAMES, facts, picture
 from PIL import Image
 
 from pipeline.report.facts import Face, Gain, Gallery, ModelRow, ReportFacts
+from pipeline.report.figures import learning_curve
 from pipeline.report.page import (
     REASON_TEXT,
     audit,
@@ -249,6 +251,27 @@ def test_audit__swapped_names_are_named() -> None:
 def test_reason_text__covers_what_select_writes() -> None:
     selection = REASONS[REASONS.index("quarantined") :]
     assert set(REASON_TEXT) == set(selection)
+
+
+def test_learning_curve__stands_alone_with_a_dot_per_point() -> None:
+    points = [
+        {"labels": 0, "accuracy": 0.4, "macro_f1": 0.3},
+        {"labels": 50, "accuracy": 0.5, "macro_f1": 0.35},
+        {"labels": 200, "accuracy": 0.52, "macro_f1": 0.37},
+    ]
+    root = ElementTree.fromstring(str(learning_curve(points)))
+    circles = [one for one in root if one.tag.endswith("circle")]
+    x = [float(one.attrib["cx"]) for one in circles[:3]]
+    y = [float(one.attrib["cy"]) for one in circles]
+    assert (x[1] - x[0]) / (x[2] - x[0]) == pytest.approx(50 / 200, abs=1e-3)
+    assert y[0] > y[1] > y[2]  # better is higher
+    assert (y[3] - y[0]) / (y[0] - y[1]) == pytest.approx(1, abs=1e-2)  # ten points each
+    (alone,) = [
+        one
+        for one in ElementTree.fromstring(str(learning_curve(points[:1])))
+        if one.tag.endswith("circle") and "share" in one.attrib["class"]
+    ]
+    assert float(alone.attrib["cx"]) == x[0]
 
 
 @pytest.mark.parametrize(
