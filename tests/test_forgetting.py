@@ -14,7 +14,7 @@ import pytest
 from helpers import flow
 from safetensors.numpy import load_file
 
-from pipeline import conduct, forgetting, journal, pool, report
+from pipeline import annotated, conduct, forgetting, journal, pool, report
 from pipeline.errors import IdentityError, RunError
 from pipeline.forgetting import forget
 from pipeline.journal import interrupted
@@ -24,7 +24,8 @@ from pipeline.packs import content_digest
 from pipeline.parquet import Reader
 from pipeline.plan import Plan
 from pipeline.purging import POINTERS
-from pipeline.storage import location, read_table
+from pipeline.rounds import ANSWERS
+from pipeline.storage import location, read_table, write_table
 
 SLICED = ("survey", "guard", "twins", "embed", "score", "select", "mine")
 
@@ -312,6 +313,29 @@ def test_forget__rounds_of_annotation_lose_their_rows(root, tmp_path) -> None:
     assert (home / "sheet.csv").read_text() == f"id,label\n{other},anger\n"
     assert not (home / "sheet.html").exists()
     assert read_table(at)["id"].to_pylist() == [other]
+
+
+def test_forget__faces_that_a_person_labeled_leave_without_a_new_generation(root, tmp_path) -> None:
+    mined = rows(opened(root), "mine").slice(0, 2).to_pylist()
+    answers = [
+        {
+            **{n: row[n] for n in ("id", "label", "image", "group", "box", "landmarks", "source")},
+            "when": "2026-01-01T00:00:00+00:00",
+        }
+        for row in mined
+    ]
+    home = location(root / "annotate" / "round-001")
+    write_table(home / "queries.parquet", pa.table({"id": [row["id"] for row in mined]}))
+    write_table(home / "labels.parquet", pa.Table.from_pylist(answers, schema=ANSWERS))
+    made = annotated.join(opened(root))
+    assert made is not None
+    forget(location(root), listed(tmp_path, mined[0]["id"]))
+    again = annotated.join(opened(root))
+    assert again is not None
+    assert again.dir == made.dir
+    assert again.digest != made.digest
+    assert (again.facts["faces"], again.facts["forgotten"]) == (1, 1)
+    assert annotated.labeled_ids(opened(root)) == {mined[1]["id"]}
 
 
 def test_forget__an_unknown_face_is_kept_out_all_the_same(root, tmp_path) -> None:
