@@ -264,6 +264,55 @@ def inspect(
 
 
 @app.command()
+def export(
+    what: Annotated[
+        str, typer.Argument(metavar="MODEL", help="model or teacher folder; a run is its student")
+    ],
+    kind: Annotated[
+        str, typer.Option("--format", help="timm, onnx or hf; --mined: parquet, webdataset or hf")
+    ],
+    out: Annotated[str, typer.Option("--out", help="folder that is not there or empty")],
+    mined: Annotated[
+        bool, typer.Option("--mined", help="the mined set of a run in place of a model")
+    ] = False,
+) -> None:
+    """Write a model, or a run's mined set, so that it opens without OmniFER."""
+    from pipeline.storage import location
+
+    if mined:
+        from pipeline.mined_sets import export_mined
+
+        said: object = export_mined(location(what), kind, location(out))
+    else:
+        from pipeline.exporting import export as export_model
+
+        said = export_model(location(what), kind, location(out))
+    console.print(f"{out}: {said}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def lineage(
+    what: Annotated[
+        str, typer.Argument(metavar="MODEL", help="model, distilled set, stage or run folder")
+    ],
+    faces: Annotated[
+        str | None, typer.Option(metavar="OUT.PARQUET", help="every face that it learned from")
+    ] = None,
+) -> None:
+    """Say what a model was made from: run, code, teacher, thresholds, faces."""
+    from pipeline.lineage import lineage as trace
+    from pipeline.lineage import said, write_faces
+    from pipeline.storage import location
+
+    found = trace(location(what))
+    for line in said(found):
+        console.print(line, markup=False, soft_wrap=True)
+    if faces is not None:
+        count = write_faces(found, location(faces))
+        console.print(f"faces: {faces}, {count:,} rows", markup=False, soft_wrap=True)
+
+
+@app.command()
 def explain(
     run_dir: Annotated[str, typer.Argument(metavar="RUN", help="run folder")],
     sample_id: Annotated[str, typer.Argument(help="face id, as in the mined set")],
@@ -275,6 +324,21 @@ def explain(
     for key, value in conduct.explain(run_dir, sample_id).items():
         table.add_row(key, str(value))
     console.print(table, markup=False)
+
+
+@app.command()
+def forget(
+    run_dir: Annotated[str, typer.Argument(metavar="RUN", help="run folder")],
+    ids: Annotated[
+        str, typer.Option("--ids", metavar="FILE", help="ids, sha256 or groups; as `removals`")
+    ],
+) -> None:
+    """Take faces out of all that a run has stored, and keep them out from then on."""
+    from pipeline.forgetting import forget as take_out
+    from pipeline.storage import location
+
+    for line in take_out(location(run_dir), location(ids)).lines():
+        console.print(line, markup=False, soft_wrap=True)
 
 
 @app.command()

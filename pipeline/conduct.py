@@ -16,9 +16,13 @@ from rich.table import Table
 
 from pipeline.claim import WHOLE, Part, claimed
 from pipeline.config import digest, nearest
-from pipeline.errors import ConfigError, PartDone, RunError, SourceError
+from pipeline.errors import ConfigError, ModelError, PartDone, RunError, SourceError
+from pipeline.evaluation import STUDENT
+from pipeline.explaining import reasons
+from pipeline.exporting import drawn, facts_of, load_ensemble, to_onnx
 from pipeline.flow import MODEL
 from pipeline.job import SETTINGS, Job, settings
+from pipeline.journal import require_whole
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan, Slice
 from pipeline.progress import console
@@ -26,9 +30,11 @@ from pipeline.recipe import Recipe
 from pipeline.run import Artifact, Run
 from pipeline.stages import METRICS_FILE, POINT_FILE, STAGES
 from pipeline.storage import Location, location, probe
-from pipeline.tracking import Child, connect
+from pipeline.tracking import Child, Graph, connect
 from pipeline.training.distilled import GRID
 from pipeline.training.runs import HISTORY_FILE, PREVIEWS
+
+logger = logging.getLogger(__name__)
 
 EXPLAINED = ("survey", "twins", "score", "select")
 SHARED = ("survey", "embed", "score", "mine")
@@ -73,6 +79,7 @@ def start(
     root = root_of(recipe, run_dir)
     if not root.is_local:
         probe(root)
+    require_whole(root)
     run = Run(root, fresh=fresh)
     run.recipe(recipe.model_dump(mode="json"))
     tracker = connect(recipe.tracking.uri, recipe.tracking.experiment, root)
@@ -124,6 +131,8 @@ def _run(job: Job, name: str) -> None:
         artifact = STAGES[name](job)
         if artifact is not None:
             _track(child, artifact)
+            if name == STUDENT:
+                _keep_student(job, child, artifact)
     if artifact is not None:
         console.print(
             f"{name:<9} {artifact.digest[:12]}  {_said(artifact.facts)}",
@@ -147,6 +156,21 @@ def _track(child: Child, artifact: Artifact) -> None:
     for at in pictures:
         if at.is_local and at.exists():
             child.file(at.local_path())
+
+
+def _keep_student(job: Job, child: Child, artifact: Artifact) -> None:
+    """The student's graph where the run is tracked, and in the registry if the recipe says so."""
+    if not job.tracker.on:
+        return
+    at, config = artifact.dir / MODEL, job.recipe.tracking
+    model = load_ensemble(at)
+    try:
+        data, _ = to_onnx(model, facts_of(at))
+    except (ConfigError, ModelError) as err:
+        logger.warning("the student is not kept in MLflow: %s", err)
+        return
+    graph = Graph("student", data, drawn(model), len(model.label_names), artifact.digest)
+    child.model(graph, config.register_as, config.alias)
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
@@ -258,7 +282,7 @@ def explain(run_dir: str, sample_id: str) -> dict[str, Any]:
     found["threshold.confidence"] = point.get("confidence")
     if (cluster := found.get("clusters.cluster")) is not None:
         found["threshold.cluster_label"] = clusters[cluster]  # None: not pure enough
-    return found
+    return found | reasons(run, slice, row)
 
 
 def _find(surveyed: Ledger, plan: Plan, sample_id: str) -> tuple[Slice, int]:

@@ -67,9 +67,8 @@ def plan_pool(job: Job) -> tuple[Stage, Plan]:
     (stage.dir / PLAN_FILE).write_json(
         {
             "file": name,
-            "ids": sorted(job.removals.ids),
-            "sha256": sorted(value.hex() for value in job.removals.sha256),
-            "groups": sorted(job.removals.groups),
+            # Not the list itself: a run may have to forget whom it left out.
+            "removed": sorted(value.hex() for value in job.removals.all_blinded),
         }
     )
     return stage, plan
@@ -92,11 +91,7 @@ def _earlier(at: Location | None) -> Earlier | None:
     if at is None or not (at / PLAN_FILE).exists():
         return None
     last = (at / PLAN_FILE).read_json()
-    removals = Removals(
-        frozenset(last["ids"]),
-        frozenset(bytes.fromhex(value) for value in last["sha256"]),
-        frozenset(last["groups"]),
-    )
+    removals = removed_by(last)
     plan, ledger = Plan(at / last["file"]), Ledger(at)
     chunk: list[Slice] = []
 
@@ -112,6 +107,14 @@ def _earlier(at: Location | None) -> Earlier | None:
         return slice, ledger.read(slice.key, ["id", "sha256", "group"])
 
     return Earlier(removals, surveyed)
+
+
+def removed_by(plan: dict[str, Any]) -> Removals:
+    """The removal list that a stored plan obeyed; plans made before it was blinded name faces."""
+    if "removed" in plan:
+        return Removals(blinded=frozenset(map(bytes.fromhex, plan["removed"])))
+    hashes = frozenset(map(bytes.fromhex, plan["sha256"]))
+    return Removals(frozenset(plan["ids"]), hashes, frozenset(plan["groups"]))
 
 
 def plan_at(survey: Location) -> Location:

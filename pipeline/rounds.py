@@ -102,7 +102,7 @@ class Round:
         table = self.answers()
         if table is None:
             return ANSWERS.empty_table()
-        return table.filter(pc.is_valid(table["source"]))
+        return learnable(table)
 
     def ask(self, queries: pa.Table) -> None:
         """Open the round; RunError where another command was faster."""
@@ -143,6 +143,11 @@ def closed(every: Sequence[Round]) -> set[str]:
         answers = one.answers()
         ids.update((one.queries() if answers is None else answers)["id"].to_pylist())
     return ids
+
+
+def learnable(answers: pa.Table) -> pa.Table:
+    """ANSWERS rows that have their bytes."""
+    return answers.filter(pc.is_valid(answers["source"]))
 
 
 def labels(every: Sequence[Round]) -> dict[str, tuple[int, str]]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import IdentityError, RunError
-from pipeline.run import Run
+from pipeline.run import Run, code_version
 from pipeline.storage import location
 
 IDENTITY: dict[str, Any] = {"embed": {"size": 48, "crops": [1, 2]}, "weights": "aa", "test": {}}
@@ -27,7 +27,7 @@ def test_open__same_identity_continues_then_skips(tmp_path: Path) -> None:
     made = again.finish("d1", rows=3, at=location("/x"))
     assert (made.digest, made.facts, made.stage) == (
         "d1",
-        {"rows": 3, "at": "/x", "seconds": made.facts["seconds"]},
+        {"rows": 3, "at": "/x", "seconds": made.facts["seconds"], "code": code_version()},
         "embed",
     )
     assert _run(tmp_path).open("embed", IDENTITY).done == made
