@@ -369,6 +369,7 @@ def protocol_card(job: Job) -> dict[str, Any]:
     return {
         "split": ", ".join(f"{k} {v}" for k, v in said.items() if v),
         "labeled": labeled.get("roles"),
+        **({"candidates": teacher.facts["candidates"]} if "candidates" in teacher.facts else {}),
         "seeds": [recipe.seed],
         "sampler": f"labeled drawn by class count ^ -{recipe.student.labeled_power}",
         "views": {

@@ -57,6 +57,7 @@ LATER = (
     ("student", "online", None),
     ("teach", "mix", None),
     ("teach", "mix_alpha", 1.0),
+    ("teach", "partial", None),
     ("guard", "copies", None),
 )
 """Sections' settings that came after cells were measured, and the value that changes nothing."""
