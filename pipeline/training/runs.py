@@ -163,7 +163,7 @@ def _from_teacher(job: StudentJob) -> tuple[FaceModel | None, np.ndarray | None]
     """A member to start from and the labeled faces' out-of-fold probabilities, where asked for."""
     at = location(job.teacher)
     start = kd = None
-    if job.student.warm_start or job.student.kd is not None:
+    if job.student.warm_start or job.student.asks_out_of_fold:
         teacher = load_teacher(at / TEACHER)
         start = teacher.members[0]
         folds = read_table(at / FOLDS_FILE, ["logits"])

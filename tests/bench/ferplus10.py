@@ -55,6 +55,7 @@ BESIDE = ("experts", "tuned")
 LATER = (
     ("student", "beside", "mined"),
     ("student", "online", None),
+    ("student", "candidates", None),
     ("teach", "mix", None),
     ("teach", "mix_alpha", 1.0),
     ("teach", "partial", None),
