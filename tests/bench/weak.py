@@ -67,10 +67,15 @@ def cells(options: argparse.Namespace) -> list[Cell]:
         raise SystemExit("--on development: give the attempt a --name")
     if options.quick:
         return [_cell(options, row, "voted", 0) for row in QUICK]
-    seeds = [int(s) for s in options.seeds.split(",")] if developing else SEEDS
-    only = options.only or ""  # of an attempt, settings need not fit rows that are left out
+    if not developing:
+        return [
+            _cell(options, row, faces, seed) for row in ROWS for faces in SETS for seed in SEEDS
+        ]
+    seeds = [int(seed) for seed in options.seeds.split(",")]
     named = [(row, faces, seed) for row in ROWS for faces in SETS for seed in seeds]
-    return [_cell(options, *one) for one in named if not developing or only in _name(options, *one)]
+    # What is set need not fit the rows that are left out.
+    wanted = options.only or ""
+    return [_cell(options, *one) for one in named if wanted in _name(options, *one)]
 
 
 def folder(options: argparse.Namespace) -> str:
