@@ -33,6 +33,7 @@ bench: $(READY)  ## every benchmark, one after the other
 	$(BIN)/python -m tests.bench.ferplus10
 	$(BIN)/python -m tests.bench.distill
 	$(BIN)/python -m tests.bench.semi
+	$(BIN)/python -m tests.bench.weak
 
 clean-env:
 	rm -rf .venv

@@ -347,7 +347,7 @@ def judged_models(job: Job) -> dict[str, Location]:
 
 
 def sit_exam(job: Job) -> tuple[dict[str, np.ndarray], pa.Table, tuple[str, ...]]:
-    """Probabilities (N, K) of every model on the test faces, their ids and labels, class names."""
+    """Probabilities (N, K) of every model on the test faces; their id, label, soft; class names."""
     at = job.run.artifact("test").dir
     rows = usable(read_table(at / LABELED_FILE), read_table(at / FACES_FILE), job.removals)
     names = label_names(job)
@@ -359,7 +359,7 @@ def sit_exam(job: Job) -> tuple[dict[str, np.ndarray], pa.Table, tuple[str, ...]
         name: exam.probabilities(folder, rows, handed(job), worker)
         for name, folder in judged_models(job).items()
     }
-    return probs, rows.select(["id", "label"]), names
+    return probs, rows.select(["id", "label", "soft"]), names
 
 
 def protocol_card(job: Job) -> dict[str, Any]:
@@ -374,6 +374,7 @@ def protocol_card(job: Job) -> dict[str, Any]:
         "split": ", ".join(f"{k} {v}" for k, v in said.items() if v),
         "labeled": labeled.get("roles"),
         **({} if added is None else {"annotated": added.facts["faces"]}),
+        **({"candidates": teacher.facts["candidates"]} if "candidates" in teacher.facts else {}),
         "seeds": [recipe.seed],
         "sampler": f"labeled drawn by class count ^ -{recipe.student.labeled_power}",
         "views": {

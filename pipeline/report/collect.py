@@ -181,7 +181,7 @@ def _training_seconds(run: Run) -> dict[str, float]:
 
 
 def _model(name: str, found: Mapping[str, Any], seconds: float | None) -> ModelRow:
-    accuracy = found["accuracy"]
+    accuracy, votes = found["accuracy"], found.get("votes", {})
     return ModelRow(
         key=name,
         accuracy=accuracy["value"],
@@ -189,6 +189,8 @@ def _model(name: str, found: Mapping[str, Any], seconds: float | None) -> ModelR
         mean_class=found["mean_class_accuracy"]["value"],
         macro_f1=found["macro_f1"]["value"],
         ece=found["ece"]["value"],
+        kl=votes["kl"]["value"] if votes else None,
+        brier=votes["brier"]["value"] if votes else None,
         passes=found["passes"],
         seconds=seconds,
         recall={r["class"]: r["recall"] for r in found["per_class"] if r["recall"] is not None},

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from pipeline.boxes import boxes_in_crop
 from pipeline.config import Config
-from pipeline.errors import SourceError
+from pipeline.errors import ConfigError, SourceError
 from pipeline.images import Color, Crop
 from pipeline.ledger import Ledger
 from pipeline.models import ModelConfig
@@ -120,12 +120,39 @@ def labeled_rows(handed: Handed, roles: Sequence[str]) -> pa.Table:
 
 
 def open_labeled(
-    handed: Handed, model: ModelConfig, *, boxes: bool = False
+    handed: Handed, model: ModelConfig, *, boxes: bool = False, votes: bool = False
 ) -> tuple[LabeledFaces, pa.Table]:
-    """Training faces at a model's size and color, and their rows; with their boxes if asked."""
+    """Training faces at a model's size and color, and their rows.
+
+    Args:
+        handed: where they are.
+        model: the network that sees them.
+        boxes: with their boxes.
+        votes: with their soft labels as targets.
+
+    Raises:
+        ConfigError: soft labels are asked for and a face has none.
+    """
     rows = labeled_rows(handed, ("train",))
     data = pack_labeled(rows, handed, model)
+    if votes:
+        data = replace(data, soft=soft_labels(rows))
     return replace(data, boxes=_boxes(rows, handed)) if boxes else data, rows
+
+
+def soft_labels(rows: pa.Table) -> np.ndarray:
+    """Soft labels (N, K) float32 of LABELED rows.
+
+    Raises:
+        ConfigError: a face has none.
+    """
+    soft = rows["soft"].combine_chunks()
+    if soft.null_count:
+        raise ConfigError(
+            f"labeled: {soft.null_count} of {len(soft)} faces have no votes; "
+            "candidates: derived needs none"
+        )
+    return soft.flatten().to_numpy().reshape(len(soft), -1)
 
 
 def pack_labeled(rows: pa.Table, handed: Handed, model: ModelConfig) -> LabeledFaces:

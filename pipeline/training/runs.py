@@ -82,13 +82,18 @@ class StudentJob(Config):
 def teach(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     """Cross-fit the teachers, attach what they know of the labeled faces, save them."""
     job = TeachJob.model_validate(settings)
-    data, rows = open_labeled(job.handed, job.teach.model, boxes=job.teach.mix == "facemix")
+    data, rows = open_labeled(
+        job.handed,
+        job.teach.model,
+        boxes=job.teach.mix == "facemix",
+        votes=job.teach.partial is not None and not job.teach.derives,
+    )
     names = label_names_of(rows.schema)
 
     def worker_for(fold: int) -> Worker:
         return replace(worker, checkpoint=f"{job.checkpoints}/fold{fold}")
 
-    with shown("teach", job.teach.steps * job.teach.folds, worker) as hooks:
+    with shown("teach", job.teach.steps * job.teach.trainings, worker) as hooks:
         fit = cross_fit(job.teach, data, names, worker_for, seed=job.seed, hooks=hooks)
     facts: dict[str, Any] = {
         "passes": fit.passes,
@@ -96,6 +101,8 @@ def teach(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
         "temperature": fit.temperature,
     }
     facts |= {f"out_of_fold_{name}": value for name, value in fit.metrics.items()}
+    if fit.candidates is not None:
+        facts["candidates"] = fit.candidates
     if worker.rank == 0:
         teacher, folds = build_teacher(
             fit,
@@ -158,7 +165,7 @@ def _from_teacher(job: StudentJob) -> tuple[FaceModel | None, np.ndarray | None]
     """A member to start from and the labeled faces' out-of-fold probabilities, where asked for."""
     at = location(job.teacher)
     start = kd = None
-    if job.student.warm_start or job.student.kd is not None:
+    if job.student.warm_start or job.student.asks_out_of_fold:
         teacher = load_teacher(at / TEACHER)
         start = teacher.members[0]
         folds = read_table(at / FOLDS_FILE, ["logits"])

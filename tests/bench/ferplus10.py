@@ -58,8 +58,10 @@ LATER = (
     ("select", "clusters", None),
     ("student", "beside", "mined"),
     ("student", "online", None),
+    ("student", "candidates", None),
     ("teach", "mix", None),
     ("teach", "mix_alpha", 1.0),
+    ("teach", "partial", None),
     ("guard", "copies", None),
 )
 """Sections' settings that came after cells were measured, and the value that changes nothing."""

@@ -223,6 +223,21 @@ def test_collect__evaluation_gives_models_gain_and_protocol(run: Run) -> None:
     assert set(facts.lineage) >= {"survey", "evaluate", "labeled"}
 
 
+def test_collect__votes_reach_the_page_where_there_are_any(run: Run) -> None:
+    assert "KL to votes" not in render(collect(run, "demo", "c", False))
+    at = run.artifact("evaluate").dir / "metrics.json"
+    found = at.read_json()
+    for number, name in enumerate(("teacher", "control_a", "control_b", "student")):
+        values, model = {"kl": 0.25 + number, "brier": 0.5}, found["models"][name]
+        model["votes"] = {k: {"value": v, "low": v, "high": v} for k, v in values.items()}
+    at.write_json(found)
+    facts = collect(run, "demo", "c", False)
+    assert [m.kl for m in facts.models] == [0.25, 1.25, 2.25, 3.25]
+    text = render(facts)
+    assert "KL to votes" in text
+    assert '<td class="n">3.250</td><td class="n">0.500</td>' in text
+
+
 def test_collect__its_facts_make_a_page(run: Run) -> None:
     text = render(collect(run, "demo", "omnifer run demo.yaml", True, ReportConfig(gallery=2)))
     assert text.count("<section") == 14

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.boxes import FALLBACK
-from pipeline.errors import SourceError
+from pipeline.errors import ConfigError, SourceError
 from pipeline.images import Crop, face
 from pipeline.labeled.synthetic import SyntheticSet
 from pipeline.ledger import Ledger
@@ -207,3 +207,23 @@ def test_open_mined__rows_of_two_sources_stay_together(tmp_path: Path) -> None:
     np.testing.assert_allclose(mined.soft[:, 0], mined.weight / 10, atol=1e-6)
     alone = open_mined(handed, MODEL).faces.take(np.arange(6))
     assert len({face.tobytes() for face in alone}) == 6
+
+
+def test_open_labeled__votes_become_targets_in_the_order_of_the_rows(handed: Handed) -> None:
+    at = location(handed.labeled) / LABELED_FILE
+    table = read_table(at)
+    shares = [[i / 20, 1 - i / 20] for i in range(COUNT)]
+    place = table.schema.get_field_index("soft")
+    soft = pa.array(shares, LABELED.field("soft").type)
+    write_table(at, table.set_column(place, LABELED.field("soft"), soft))
+    data, rows = open_labeled(handed, MODEL, votes=True)
+    numbers = [int(name.rpartition("#")[2]) for name in rows["id"].to_pylist()]
+    assert numbers == [0, 3, 4, 5, 6, 7]  # 1 is broken, 2 a twin
+    assert data.soft is not None
+    np.testing.assert_allclose(data.soft, [shares[i] for i in numbers], rtol=1e-6)
+    assert open_labeled(handed, MODEL)[0].soft is None
+
+
+def test_open_labeled__faces_without_votes_are_counted(handed: Handed) -> None:
+    with pytest.raises(ConfigError, match="6 of 6 faces have no votes"):
+        open_labeled(handed, MODEL, votes=True)
