@@ -15,7 +15,7 @@ import typer
 from rich.table import Table
 
 from pipeline import __version__
-from pipeline.errors import OmniferError
+from pipeline.errors import ConfigError, OmniferError
 from pipeline.progress import console
 
 app = typer.Typer(
@@ -156,6 +156,43 @@ def annotate(
     values = {"budget": budget, "acquisition": acquisition, "candidates": candidates}
     config = parse(AskConfig, values, "omnifer annotate")
     annotating.ask(loaded, run_dir, config, suggest=suggest, new=new, fresh=fresh, out=out)
+
+
+@app.command()
+def submit(
+    recipe: RecipeArg,
+    sets: SetOpt = None,
+    run_dir: RunOpt = None,
+    stage: Annotated[str, typer.Option(help="one stage instead of the whole run")] = "run",
+    part: PartOpt = "1/1",
+    until: Annotated[str | None, typer.Option(help="stop after this stage")] = None,
+    fresh: FreshOpt = False,
+    show_faces: FacesOpt = False,
+    address: Annotated[
+        str | None, typer.Option(help="job server; else RAY_API_SERVER_ADDRESS, RAY_ADDRESS")
+    ] = None,
+    cpus: Annotated[float, typer.Option(min=0, help="reserved for the driver; 0: on the head")] = 0,
+    gpus: Annotated[float, typer.Option(min=0, help="the same, for train.workers: 0")] = 0,
+    wait: Annotated[bool, typer.Option(help="follow the log; exit with the job's code")] = True,
+) -> None:
+    """Send a recipe to a Ray cluster as a job and follow it; again: resume or follow."""
+    from pipeline import conduct, submitting
+    from pipeline.recipe import variables
+
+    if stage != "run":
+        conduct.require_stage(stage, "--stage")
+        if until is not None:
+            raise ConfigError("--until: stops a whole run; with --stage there is one stage")
+    conduct.require_stage(until)
+    options = [f"--set={item}" for item in sets or ()]
+    options += [f"--until={until}"] if until else []
+    options += [name for name, on in (("--fresh", fresh), ("--show-faces", show_faces)) if on]
+    loaded, own = _load(recipe, sets), conduct.part_of(stage, part)
+    asked = submitting.ask(loaded, recipe, run_dir, stage, own, options)
+    values = variables(recipe, sets or ())
+    code = submitting.submit(asked, address, values, cpus=cpus, gpus=gpus, wait=wait)
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command()

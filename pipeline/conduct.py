@@ -51,10 +51,10 @@ control A: the student's network and steps, labeled faces only
 control B: the same with all image passes of teachers, scoring and student"""
 
 
-def require_stage(name: str | None) -> None:
+def require_stage(name: str | None, option: str = "--until") -> None:
     """ConfigError with the nearest spelling if there is no such stage; before anything is made."""
     if name is not None and name not in STAGES:
-        raise ConfigError(f"--until: no stage {name!r}{nearest(name, list(STAGES))}")
+        raise ConfigError(f"{option}: no stage {name!r}{nearest(name, list(STAGES))}")
 
 
 def part_of(stage: str, text: str) -> Part:

@@ -31,6 +31,7 @@ from pipeline.sources.removals import Removals
 from pipeline.sources.synthetic import SyntheticPool
 from pipeline.storage import Location, read_table, write_table
 from pipeline.streaming import Operator, start_ray, stream
+from pipeline.telemetry import Counted
 from pipeline.training.handed import LABELED_FILE
 
 TRUTH_FILE = "truth.parquet"
@@ -152,10 +153,13 @@ def stream_pool(
     if len(pending):
         start_ray(job.recipe.stream)
         yields: Counter[str] = Counter()
+        counted = Counted(what)
         with meter(what, pending.faces) as shown:
             for slice, counts in stream(pending, read, operators, job.recipe.stream):
                 row = counts.to_pylist()[0]
-                yields.update({k: n for k, n in row.items() if k not in NO_YIELD})
+                labels = {k: n for k, n in row.items() if k not in NO_YIELD}
+                counted.add(row["rows"], row.get("quarantined", 0), labels)
+                yields.update(labels)
                 note = ", ".join(f"{name} {n:,}" for name, n in yields.items() if n)
                 shown.advance(slice.faces or row["rows"], note)
     if job.part != WHOLE and next(into.pending(plan), None) is not None:

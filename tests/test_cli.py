@@ -15,7 +15,7 @@ from pipeline.stages import STAGES
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "jobs" / "recipes" / "demo.yaml"
 OTHERS = {
-    *("run", "plan", "inspect", "predict", "detect", "export", "lineage", "explain"),
+    *("run", "submit", "plan", "inspect", "predict", "detect", "export", "lineage", "explain"),
     *("annotate", "forget", "doctor"),
 }
 
