@@ -14,7 +14,7 @@ from pipeline.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "jobs" / "recipes" / "demo.yaml"
-OTHERS = {"run", "plan", "inspect", "predict", "detect", "explain", "doctor"}
+OTHERS = {"run", "active", "plan", "inspect", "predict", "detect", "explain", "doctor"}
 
 
 def test_verbs__one_per_stage_in_the_order_of_the_flow() -> None:
