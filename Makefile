@@ -33,6 +33,8 @@ bench: $(READY)  ## every benchmark, one after the other
 	$(BIN)/python -m tests.bench.ferplus10
 	$(BIN)/python -m tests.bench.distill
 	$(BIN)/python -m tests.bench.semi
+	$(BIN)/python -m tests.bench.active
+	$(BIN)/python -m tests.bench.acquisition_scale
 
 clean-env:
 	rm -rf .venv
