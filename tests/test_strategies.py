@@ -11,6 +11,7 @@ from test_trials import opened, run_all, stamps
 
 from pipeline.active import unpack
 from pipeline.errors import IdentityError
+from pipeline.report.figures import Curve, learning_curves, standalone
 from pipeline.strategies import CURVE_FILE, PICTURE, active
 
 
@@ -52,3 +53,17 @@ def test_active__lists_may_grow_and_settings_may_not(tmp_path: Path) -> None:
     assert grown.facts["trials"] == 3
     with pytest.raises(IdentityError, match=r"active.rounds: 3 -> 2"):
         active(opened(tmp_path / "run", "active.rounds=2"), run_all)
+
+
+def test_picture__has_a_line_and_a_name_for_every_strategy() -> None:
+    found = [Curve(name, ((10, low), (20, 0.5))) for name, low in (("<a>", 0.4), ("b", 0.3))]
+    picture = ET.fromstring(standalone(learning_curves(found)))
+    tag = "{http://www.w3.org/2000/svg}"
+    lines = [line.get("points", "").split() for line in picture.findall(f"{tag}polyline")]
+    first, last = ([[float(v) for v in line[i].split(",")] for line in lines] for i in (0, 1))
+    assert [x for x, _ in first] == [52, 52]
+    assert first[0][1] < first[1][1]  # the higher accuracy stands higher
+    assert last[0] == last[1]
+    names = {text.text: float(text.get("y", "0")) for text in picture.findall(f"{tag}text")}
+    assert abs(names["<a>"] - names["b"]) >= 12  # no name over another
+    assert ET.fromstring(standalone(learning_curves([]))) is not None
