@@ -33,7 +33,7 @@ from tests.bench.harness import ROOT, Cell, Context, call, python
 
 RECIPE = "jobs/recipes/activefer.yaml"
 FACES = "active-faces"
-"""Run folder of the stages before any trial."""
+"""Run folder of the stages before any trial, named by what is set in the recipe."""
 
 
 def measure(cell: Cell, context: Context) -> dict[str, Any]:
@@ -67,9 +67,9 @@ def measure(cell: Cell, context: Context) -> dict[str, Any]:
 
 def _prepared(cell: Cell, context: Context) -> Path:
     """The shared run folder, finished up to the backbone."""
-    root = context.cache / FACES
+    root = context.cache / f"{FACES}-{digest(list(cell.sets))[:8]}"
     root.mkdir(parents=True, exist_ok=True)
-    with _alone(context.cache / f"{FACES}.lock"):
+    with _alone(root.with_suffix(".lock")):
         if not list(root.glob("pretrain/g*/done*.json")):
             sets = [*cell.sets, f"train.threads={context.threads}", "tracking.uri='off'"]
             argv = [part for item in sets for part in ("--set", item)]

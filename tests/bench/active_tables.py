@@ -39,9 +39,9 @@ def lines() -> list[str]:
 
 def _body(records: Records) -> list[str]:
     parts = [
-        f"FER2013, 32 px, {active.STEPS} steps of {active.BATCH} faces in every round; mean over "
-        "seeds, after the last round with sample sd. The paper trains a ResNet-18 of 48 px for "
-        "200 epochs. Intervals: paired bootstrap of the seed-averaged correctness.",
+        f"FER2013, 32 px, {active.EPOCHS} epochs over the labels in every round; mean over seeds, "
+        "after the last round with sample sd. The paper trains a ResNet-18 of 48 px for 200 "
+        "epochs. Intervals: paired bootstrap of the seed-averaged correctness.",
         "",
     ]
     for start in active.STARTS:
