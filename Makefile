@@ -34,6 +34,8 @@ bench: $(READY)  ## every benchmark, one after the other
 	$(BIN)/python -m tests.bench.distill
 	$(BIN)/python -m tests.bench.semi
 	$(BIN)/python -m tests.bench.weak
+	$(BIN)/python -m tests.bench.active
+	$(BIN)/python -m tests.bench.acquisition_scale
 
 clean-env:
 	rm -rf .venv

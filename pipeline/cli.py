@@ -196,6 +196,26 @@ def submit(
 
 
 @app.command()
+def active(
+    recipe: RecipeArg,
+    sets: SetOpt = None,
+    run_dir: RunOpt = None,
+    fresh: FreshOpt = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="validate and count the trials; read nothing")
+    ] = False,
+) -> None:
+    """Compare acquisition functions on a set whose labels are known, in parallel trials."""
+    from pipeline import conduct
+
+    loaded = _load(recipe, sets)
+    if dry_run:
+        conduct.describe_active(loaded, run_dir)
+        return
+    conduct.run_active(conduct.start(loaded, run_dir, fresh=fresh, show_faces=False))
+
+
+@app.command()
 def plan(
     recipe: RecipeArg,
     sets: SetOpt = None,

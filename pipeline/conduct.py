@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,20 +24,25 @@ from pipeline.flow import MODEL
 from pipeline.job import SETTINGS, Job, settings
 from pipeline.journal import require_whole
 from pipeline.ledger import Ledger
+from pipeline.models import PRETRAINED
 from pipeline.plan import Plan, Slice
 from pipeline.progress import console
 from pipeline.recipe import Recipe
 from pipeline.run import Artifact, Run
-from pipeline.stages import METRICS_FILE, POINT_FILE, STAGES
+from pipeline.stages import METRICS_FILE, POINT_FILE, STAGES, Stage
 from pipeline.storage import Location, location, probe
+from pipeline.strategies import active
 from pipeline.tracking import Child, Graph, connect
 from pipeline.training.distilled import GRID
 from pipeline.training.runs import HISTORY_FILE, PREVIEWS
+from pipeline.trials import required
 
 logger = logging.getLogger(__name__)
 
 EXPLAINED = ("survey", "twins", "score", "select")
 SHARED = ("survey", "embed", "score", "mine")
+BESIDE: Mapping[str, Stage] = {"active": active}
+"""Verbs that no run of all stages includes."""
 MODELS = {
     "teacher": "teacher",
     "control_a": "control A",
@@ -99,6 +104,17 @@ def run_one(job: Job, name: str) -> None:
     _conduct(job, [name])
 
 
+def run_active(job: Job) -> None:
+    """Compare acquisition functions, after what they need: guard, and a backbone if one is asked.
+
+    Raises:
+        ConfigError: the recipe has no `active`.
+    """
+    starts = required(job.recipe).starts
+    before = ("survey", "guard", *(("pretrain",) if PRETRAINED in starts else ()))
+    _conduct(job, [*before, "active"])
+
+
 def _conduct(job: Job, names: Sequence[str]) -> None:
     with driving(job):
         advance(job, names)
@@ -128,7 +144,7 @@ def driving(job: Job) -> Iterator[None]:
 def _run(job: Job, name: str) -> None:
     chosen = settings(job.recipe, name) if name in SETTINGS else {}
     with job.tracker.stage(name, _flat(chosen)) as child:
-        artifact = STAGES[name](job)
+        artifact = {**STAGES, **BESIDE}[name](job)
         if artifact is not None:
             _track(child, artifact)
             if name == STUDENT:
@@ -256,6 +272,25 @@ def describe(recipe: Recipe, run_dir: str | None, until: str | None) -> None:
     root = run_dir or recipe.run or f"runs/{recipe.name}"
     pool = ", ".join(f"{name} ({source.kind})" for name, source in recipe.sources().items())
     console.print(f"run folder: {root}\npool: {pool}", markup=False, soft_wrap=True)
+
+
+def describe_active(recipe: Recipe, run_dir: str | None) -> None:
+    """Print the trials of a recipe's active learning; reads nothing."""
+    config = required(recipe)
+    each = len(config.strategies) * (config.rounds - 1) + 1  # the first round is shared
+    count = len(config.seeds) * len(config.starts)
+    table = Table("setting", "value", title=f"{recipe.name}: nothing is read or written")
+    table.add_row("strategies", ", ".join(config.strategies))
+    table.add_row("seeds", ", ".join(map(str, config.seeds)))
+    table.add_row("starts", ", ".join(config.starts))
+    last = config.start + (config.rounds - 1) * config.step
+    table.add_row("labels", f"{config.start:.0%} to {last:.0%} in {config.rounds} rounds")
+    trials = len(config.strategies) * count
+    table.add_row("trials", f"{trials}, {each * count} trainings")
+    table.add_row("digest", digest(settings(recipe, "active"))[:12])
+    console.print(table)
+    root = run_dir or recipe.run or f"runs/{recipe.name}"
+    console.print(f"run folder: {root}", markup=False, soft_wrap=True)
 
 
 def explain(run_dir: str, sample_id: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pipeline import metrics
 from pipeline.flow import handed, label_names
 from pipeline.job import Job
 from pipeline.packs import content_digest
-from pipeline.report.figures import learning_curve
+from pipeline.report.figures import Curve, learning_curves, standalone
 from pipeline.rounds import HOME, labels, rounds
 from pipeline.run import Artifact
 from pipeline.schema import label_codes
@@ -43,7 +43,11 @@ def draw(job: Job) -> list[Point]:
     points = _points(job)
     home = job.run.root / HOME
     (home / CURVE_FILE).write_json({"label_names": label_names(job), "points": points})
-    (home / FIGURE_FILE).write_text(learning_curve(points))
+    lines = [
+        Curve(title, tuple((float(point["labels"]), point[name]) for point in points))
+        for title, name in (("accuracy", "accuracy"), ("macro-F1", "macro_f1"))
+    ]
+    (home / FIGURE_FILE).write_text(standalone(learning_curves(lines)))
     with job.tracker.stage(HOME, {}) as child:
         for point in points:
             numbers = {name: float(point[name]) for name in ("accuracy", "macro_f1")}

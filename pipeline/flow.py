@@ -41,7 +41,7 @@ from pipeline.training.student import StudentConfig
 from pipeline.training.supervised import SupervisedConfig
 from pipeline.training.teacher import TeachConfig
 
-Trains = TypeVar("Trains", TeachConfig, StudentConfig)
+Trains = TypeVar("Trains", TeachConfig, StudentConfig, SupervisedConfig)
 
 POINTS_FILE = "labeled.parquet"
 MODEL = "model"

@@ -47,6 +47,8 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     "control_a": ("control", "seed"),
     "control_b": ("control", "seed"),
     "evaluate": ("evaluate",),
+    "rounds": ("active",),
+    "active": ("active",),
 }
 """The settings that are part of each stage's identity; the rest comes in as digests of inputs."""
 

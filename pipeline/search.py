@@ -276,7 +276,7 @@ def _tune(evidence: Evidence, config: SearchConfig, work: Path) -> list[dict[str
         "prototype": tune.choice([False, True]),
         "neighbors": tune.choice(list(VOTES)),
     }
-    with _quiet_tune():
+    with quiet_tune():
         trainable = tune.with_parameters(_trial, evidence=evidence, config=config)
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1}),
@@ -357,7 +357,7 @@ def _in_batches(config: SearchConfig) -> Any:
 
 
 @contextmanager
-def _quiet_tune() -> Iterator[None]:
+def quiet_tune() -> Iterator[None]:
     """Without Tune's own loggers and experiment snapshots: the trials are ours to keep.
 
     And without the credentials that Tune copies into the environment of every trial: Ray writes

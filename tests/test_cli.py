@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "jobs" / "recipes" / "demo.yaml"
 OTHERS = {
     *("run", "submit", "plan", "inspect", "predict", "detect", "export", "lineage", "explain"),
-    *("annotate", "forget", "doctor"),
+    *("active", "annotate", "forget", "doctor"),
 }
 
 

@@ -7,7 +7,7 @@ gives the classes their colors in light and dark.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
@@ -173,43 +173,64 @@ def course_strips(course: Course) -> Markup:
     return _svg(bottom + 20, f"Thresholds over the training. {said}", parts)
 
 
-def learning_curve(points: Sequence[Mapping[str, Any]]) -> Markup:
-    """Accuracy and macro-F1 against labels added, in a file of its own; see pipeline.curve."""
-    left, right, top, bottom = 52.0, WIDTH - 90, 10.0, 230.0
-    series = {"accuracy": "share", "macro_f1": "purity"}
-    every = [point[name] for point in points for name in series]
-    low, high = _padded(min(every), max(every))
-    x = _scale(0, max(point["labels"] for point in points), left, right)
-    y = _scale(low, high, bottom, top)
-    parts: list[Markup] = [_STYLE]
+@dataclass(frozen=True)
+class Curve:
+    """A line of :func:`learning_curves`."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]  # (labels, accuracy), ascending
+
+
+def learning_curves(curves: Sequence[Curve]) -> Markup:
+    """Accuracy by the number of labels, a line for each; names stand where the lines end."""
+    lines = [curve for curve in curves if curve.points]
+    xs = [x for curve in lines for x, _ in curve.points] or [0.0, 1.0]
+    ys = [y for curve in lines for _, y in curve.points] or [0.0, 1.0]
+    left, right, top, pitch = 52.0, WIDTH - 170, 10.0, 15.0
+    bottom = max(300.0, top + pitch * len(lines))
+    low, high = _padded(min(ys), max(ys))
+    widest = max(xs) if max(xs) > min(xs) else min(xs) + 1  # a first point alone stands left
+    x, y = _scale(min(xs), widest, left, right), _scale(low, high, bottom, top)
+    parts: list[Markup] = []
     for t in _ticks(low, high):
         parts.append(_line(left, y(t), right, y(t), "grid"))
         parts.append(_text(left - 8, y(t) + 4, f"{t:.0%}", "tick", "end"))
-    for point in points:
+    for t in sorted(set(xs)):
+        parts.append(_text(x(t), bottom + 18, f"{t:,.0f}", "tick", "middle"))
+    parts.append(_text((left + right) / 2, bottom + 38, "labels", "axis-name", "middle"))
+    # Names from the bottom up, none nearer to the next than a line of text.
+    ends = sorted(range(len(lines)), key=lambda i: lines[i].points[-1][1])
+    place, below = {}, bottom + pitch
+    for rank, i in enumerate(ends):
+        room = top + pitch * (len(ends) - 1 - rank)
+        place[i] = below = max(min(y(lines[i].points[-1][1]), below - pitch), room)
+    for i, curve in enumerate(lines):
+        color = f"hsl({360 * i / len(lines):.0f}, 65%, 45%)"
+        path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in curve.points)
         parts.append(
-            _text(x(point["labels"]), bottom + 18, f"{point['labels']:,}", "tick", "middle")
+            Markup('<polyline fill="none" stroke="{}" stroke-width="2" points="{}"/>').format(
+                color, path
+            )
         )
-    parts.append(_text((left + right) / 2, bottom + 38, "labels added", "tick", "middle"))
-    for name, kind in series.items():
-        at = [(x(point["labels"]), y(point[name])) for point in points]
-        path = " ".join(f"{px:.1f},{py:.1f}" for px, py in at)
-        parts.append(Markup('<polyline class="curve {}" points="{}"/>').format(kind, path))
-        dot = Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="4"/>')
-        parts += [dot.format(kind, px, py) for px, py in at]
-        title = name.replace("_f1", "-F1")
-        parts.append(_text(at[-1][0] + 10, at[-1][1] + 4, title, f"curve-name {kind}", "start"))
-    said = "; ".join(f"{p['labels']:,} labels, {p['accuracy']:.1%}" for p in points)
-    drawn = _svg(bottom + 46, f"Accuracy by labels added. {said}", parts)
-    return Markup(str(drawn).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
+        dot = Markup('<circle fill="{}" cx="{:.1f}" cy="{:.1f}" r="3"/>')
+        parts += [dot.format(color, x(a), y(b)) for a, b in curve.points]
+        parts.append(
+            Markup('<text fill="{}" font-size="12" x="{:.1f}" y="{:.1f}">{}</text>').format(
+                color, right + 10, place[i] + 4, curve.name
+            )
+        )
+    said = "; ".join(f"{c.name} {c.points[-1][1]:.1%}" for c in lines)
+    return _svg(bottom + 46, f"Accuracy by number of labels; at the end: {said}", parts)
 
 
-_STYLE = Markup(
-    "<style>text{font:13px system-ui,sans-serif;fill:#1d1d1b}.grid{stroke:#d9d7d0}"
-    ".curve{fill:none;stroke-width:2.5}.share{stroke:#1f6f78}.purity{stroke:#b8622b}"
-    "circle.share,text.share{fill:#1f6f78;stroke:none}"
-    "circle.purity,text.purity{fill:#b8622b;stroke:none}</style>"
-)
-"""Of a figure outside the page, which has no style sheet."""
+def standalone(figure: Markup) -> str:
+    """A figure as a file of its own, on white."""
+    style = (
+        "svg{background:#fff;font-family:sans-serif}"
+        ".grid{stroke:#ddd}.tick,.axis-name{fill:#555;font-size:12px}"
+    )
+    head, _, rest = figure.partition(">")
+    return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{style}</style>{rest}\n'
 
 
 def _svg(height: float, said: str, parts: Sequence[Markup], width: float = WIDTH) -> Markup:

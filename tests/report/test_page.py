@@ -17,7 +17,7 @@ from invented import NAMES, facts, picture
 from PIL import Image
 
 from pipeline.report.facts import Face, Gain, Gallery, ModelRow, ReportFacts
-from pipeline.report.figures import learning_curve
+from pipeline.report.figures import Curve, learning_curves, standalone
 from pipeline.report.page import (
     REASON_TEXT,
     audit,
@@ -253,23 +253,20 @@ def test_reason_text__covers_what_select_writes() -> None:
     assert set(REASON_TEXT) == set(selection)
 
 
-def test_learning_curve__stands_alone_with_a_dot_per_point() -> None:
-    points = [
-        {"labels": 0, "accuracy": 0.4, "macro_f1": 0.3},
-        {"labels": 50, "accuracy": 0.5, "macro_f1": 0.35},
-        {"labels": 200, "accuracy": 0.52, "macro_f1": 0.37},
-    ]
-    root = ElementTree.fromstring(str(learning_curve(points)))
+def test_learning_curves__stand_alone_with_a_dot_per_point() -> None:
+    labels, accuracy = (0.0, 50.0, 200.0), (0.4, 0.5, 0.52)
+    curve = Curve("accuracy", tuple(zip(labels, accuracy, strict=True)))
+    root = ElementTree.fromstring(standalone(learning_curves([curve])))
     circles = [one for one in root if one.tag.endswith("circle")]
-    x = [float(one.attrib["cx"]) for one in circles[:3]]
-    y = [float(one.attrib["cy"]) for one in circles]
+    x, y = ([float(one.attrib[name]) for one in circles] for name in ("cx", "cy"))
     assert (x[1] - x[0]) / (x[2] - x[0]) == pytest.approx(50 / 200, abs=1e-3)
     assert y[0] > y[1] > y[2]  # better is higher
-    assert (y[3] - y[0]) / (y[0] - y[1]) == pytest.approx(1, abs=1e-2)  # ten points each
+    assert (y[1] - y[2]) / (y[0] - y[1]) == pytest.approx(0.02 / 0.1, abs=1e-2)
+    first = Curve("accuracy", curve.points[:1])
     (alone,) = [
         one
-        for one in ElementTree.fromstring(str(learning_curve(points[:1])))
-        if one.tag.endswith("circle") and "share" in one.attrib["class"]
+        for one in ElementTree.fromstring(standalone(learning_curves([first])))
+        if one.tag.endswith("circle")
     ]
     assert float(alone.attrib["cx"]) == x[0]
 
