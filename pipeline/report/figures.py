@@ -189,8 +189,7 @@ def learning_curves(curves: Sequence[Curve]) -> Markup:
     left, right, top, pitch = 52.0, WIDTH - 170, 10.0, 15.0
     bottom = max(300.0, top + pitch * len(lines))
     low, high = _padded(min(ys), max(ys))
-    widest = max(xs) if max(xs) > min(xs) else min(xs) + 1  # a first point alone stands left
-    x, y = _scale(min(xs), widest, left, right), _scale(low, high, bottom, top)
+    x, y = _scale(min(xs), max(xs), left, right), _scale(low, high, bottom, top)
     parts: list[Markup] = []
     for t in _ticks(low, high):
         parts.append(_line(left, y(t), right, y(t), "grid"))
