@@ -122,6 +122,43 @@ for _name, _summary in STAGE_HELP.items():
 
 
 @app.command()
+def annotate(
+    recipe: RecipeArg,
+    sets: SetOpt = None,
+    run_dir: RunOpt = None,
+    budget: Annotated[int, typer.Option(help="faces of a round")] = 200,
+    acquisition: Annotated[str, typer.Option(help="how they are chosen, e.g. entropy")] = "badge",
+    candidates: Annotated[
+        int, typer.Option(help="faces looked at by functions that read embeddings")
+    ] = 100_000,
+    suggest: Annotated[
+        bool, typer.Option("--suggest", help="show the model's label; it may persuade")
+    ] = False,
+    new: Annotated[bool, typer.Option("--new", help="ask although a round waits")] = False,
+    fresh: FreshOpt = False,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="DIR", help="copies of both sheets")
+    ] = None,
+    sheet: Annotated[
+        str | None, typer.Option(metavar="FILLED.CSV", help="import answers and learn them")
+    ] = None,
+    by: Annotated[str | None, typer.Option(metavar="NAME", help="who filled in the sheet")] = None,
+) -> None:
+    """Ask a person for labels of chosen pool faces; with --sheet, learn the answers."""
+    from pipeline import annotating
+    from pipeline.config import parse
+    from pipeline.querying import AskConfig
+
+    loaded = _load(recipe, sets)
+    if sheet is not None:
+        annotating.answer(loaded, run_dir, sheet, by)
+        return
+    values = {"budget": budget, "acquisition": acquisition, "candidates": candidates}
+    config = parse(AskConfig, values, "omnifer annotate")
+    annotating.ask(loaded, run_dir, config, suggest=suggest, new=new, fresh=fresh, out=out)
+
+
+@app.command()
 def submit(
     recipe: RecipeArg,
     sets: SetOpt = None,
@@ -156,6 +193,26 @@ def submit(
     code = submitting.submit(asked, address, values, cpus=cpus, gpus=gpus, wait=wait)
     if code:
         raise typer.Exit(code)
+
+
+@app.command()
+def active(
+    recipe: RecipeArg,
+    sets: SetOpt = None,
+    run_dir: RunOpt = None,
+    fresh: FreshOpt = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="validate and count the trials; read nothing")
+    ] = False,
+) -> None:
+    """Compare acquisition functions on a set whose labels are known, in parallel trials."""
+    from pipeline import conduct
+
+    loaded = _load(recipe, sets)
+    if dry_run:
+        conduct.describe_active(loaded, run_dir)
+        return
+    conduct.run_active(conduct.start(loaded, run_dir, fresh=fresh, show_faces=False))
 
 
 @app.command()
@@ -264,6 +321,55 @@ def inspect(
 
 
 @app.command()
+def export(
+    what: Annotated[
+        str, typer.Argument(metavar="MODEL", help="model or teacher folder; a run is its student")
+    ],
+    kind: Annotated[
+        str, typer.Option("--format", help="timm, onnx or hf; --mined: parquet, webdataset or hf")
+    ],
+    out: Annotated[str, typer.Option("--out", help="folder that is not there or empty")],
+    mined: Annotated[
+        bool, typer.Option("--mined", help="the mined set of a run in place of a model")
+    ] = False,
+) -> None:
+    """Write a model, or a run's mined set, so that it opens without OmniFER."""
+    from pipeline.storage import location
+
+    if mined:
+        from pipeline.mined_sets import export_mined
+
+        said: object = export_mined(location(what), kind, location(out))
+    else:
+        from pipeline.exporting import export as export_model
+
+        said = export_model(location(what), kind, location(out))
+    console.print(f"{out}: {said}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def lineage(
+    what: Annotated[
+        str, typer.Argument(metavar="MODEL", help="model, distilled set, stage or run folder")
+    ],
+    faces: Annotated[
+        str | None, typer.Option(metavar="OUT.PARQUET", help="every face that it learned from")
+    ] = None,
+) -> None:
+    """Say what a model was made from: run, code, teacher, thresholds, faces."""
+    from pipeline.lineage import lineage as trace
+    from pipeline.lineage import said, write_faces
+    from pipeline.storage import location
+
+    found = trace(location(what))
+    for line in said(found):
+        console.print(line, markup=False, soft_wrap=True)
+    if faces is not None:
+        count = write_faces(found, location(faces))
+        console.print(f"faces: {faces}, {count:,} rows", markup=False, soft_wrap=True)
+
+
+@app.command()
 def explain(
     run_dir: Annotated[str, typer.Argument(metavar="RUN", help="run folder")],
     sample_id: Annotated[str, typer.Argument(help="face id, as in the mined set")],
@@ -275,6 +381,21 @@ def explain(
     for key, value in conduct.explain(run_dir, sample_id).items():
         table.add_row(key, str(value))
     console.print(table, markup=False)
+
+
+@app.command()
+def forget(
+    run_dir: Annotated[str, typer.Argument(metavar="RUN", help="run folder")],
+    ids: Annotated[
+        str, typer.Option("--ids", metavar="FILE", help="ids, sha256 or groups; as `removals`")
+    ],
+) -> None:
+    """Take faces out of all that a run has stored, and keep them out from then on."""
+    from pipeline.forgetting import forget as take_out
+    from pipeline.storage import location
+
+    for line in take_out(location(run_dir), location(ids)).lines():
+        console.print(line, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from pydantic import Field, model_validator
 
+from pipeline.active import ActiveConfig
 from pipeline.config import Config, parse
 from pipeline.embedding import EmbedConfig
 from pipeline.errors import ConfigError
@@ -65,6 +66,7 @@ class Recipe(Config):
     tune: TuneConfig | None = None  # None: the teacher learns nothing from the distilled set
     student: StudentConfig = StudentConfig()
     control: ControlConfig = ControlConfig()
+    active: ActiveConfig | None = None  # None: no acquisition functions are compared
     evaluate: EvaluateConfig = EvaluateConfig()
     tracking: TrackingConfig = TrackingConfig()
     report: ReportConfig = ReportConfig()
@@ -100,13 +102,16 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _pretrained_by_this_run(self) -> Recipe:
-        for name, model in (("teach", self.teach.model), ("student", self.student.model)):
-            if model.weights != PRETRAINED:
-                continue
+        starts = [
+            (name, model, f"{name}.model.weights")
+            for name, model in (("teach", self.teach.model), ("student", self.student.model))
+            if model.weights == PRETRAINED
+        ]
+        if self.active is not None and PRETRAINED in self.active.starts:
+            starts.append(("active.train", self.active.train.model, "active.starts"))
+        for name, model, asked in starts:
             if self.pretrain is None:
-                raise ValueError(
-                    f"{name}.model.weights: pretrained, and the recipe has no pretrain"
-                )
+                raise ValueError(f"{asked}: pretrained, and the recipe has no pretrain")
             if not model.same_network(self.pretrain.model):
                 own = self.pretrain.model
                 raise ValueError(

@@ -41,3 +41,20 @@ ACQUISITIONS: dict[str, Acquisition] = {
     "max_herding": max_herding,
     "uncertainty_herding": uncertainty_herding,
 }
+
+READS: dict[str, tuple[str, ...]] = {
+    "random": (),
+    "entropy": ("probs",),
+    "margin": ("probs",),
+    "least_confidence": ("probs",),
+    "badge": ("embeddings", "probs"),
+    "glister": ("embeddings", "probs"),
+    "coreset": ("embeddings",),
+    "bald": ("passes",),
+    "deepfool": ("boundary",),
+    "typiclust": ("embeddings",),
+    "probcover": ("embeddings", "probs"),
+    "max_herding": ("embeddings",),
+    "uncertainty_herding": ("embeddings", "probs"),
+}
+"""Columns of a pool that a model has to make for a function; labels are the annotator's."""

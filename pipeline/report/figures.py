@@ -7,6 +7,7 @@ gives the classes their colors in light and dark.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
@@ -139,26 +140,29 @@ def level_curves(levels: Sequence[Level]) -> Markup:
 
 
 def course_strips(course: Course) -> Markup:
-    """A strip per class: the darker, the surer a face had to be; below, how much counted."""
+    """A strip per class: the darker, the surer a face had to be; below, what counted, was right."""
     left, right, tall, columns = LABELS, WIDTH - VALUES / 2, 18.0, 60
     count = min(columns, len(course.steps))
     chosen = [round(i * (len(course.steps) - 1) / max(count - 1, 1)) for i in range(count)]
     wide = (right - left) / count
     parts: list[Markup] = []
-    rows = {**course.cuts, "counted": course.used}
+    rows: dict[str, Sequence[float | None]] = {**course.cuts, "counted": course.used}
+    if course.known:
+        rows["right"] = course.purity
     for i, (name, values) in enumerate(rows.items()):
         kind = "kept" if name in course.cuts else "strip-used"
         y = (tall + 6) * i + (10 if name not in course.cuts else 0)
         parts.append(_text(left - 12, y + 14, name, "label", "end"))
         for at, column in enumerate(chosen):
-            value = min(max(values[column], 0.0), 1.0)
+            value = min(max(values[column] or 0.0, 0.0), 1.0)
             parts.append(
                 Markup(
                     '<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" '
                     'fill-opacity="{:.3f}" shape-rendering="crispEdges"/>'
                 ).format(kind, left + at * wide, y, wide, tall, value)
             )
-        parts.append(_text(WIDTH, y + 14, f"{values[-1]:.0%}", "value", "end"))
+        last = "" if values[-1] is None else f"{values[-1]:.0%}"
+        parts.append(_text(WIDTH, y + 14, last, "value", "end"))
     bottom = (tall + 6) * len(rows) + 10
     for step, place, anchor in (
         (course.steps[0], left, "start"),
@@ -167,6 +171,65 @@ def course_strips(course: Course) -> Markup:
         parts.append(_text(place, bottom + 14, f"step {step:,}", "tick", anchor))
     said = "; ".join(f"{n} from {v[0]:.0%} to {v[-1]:.0%}" for n, v in course.cuts.items())
     return _svg(bottom + 20, f"Thresholds over the training. {said}", parts)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line of :func:`learning_curves`."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]  # (labels, accuracy), ascending
+
+
+def learning_curves(curves: Sequence[Curve]) -> Markup:
+    """Accuracy by the number of labels, a line for each; names stand where the lines end."""
+    lines = [curve for curve in curves if curve.points]
+    xs = [x for curve in lines for x, _ in curve.points] or [0.0, 1.0]
+    ys = [y for curve in lines for _, y in curve.points] or [0.0, 1.0]
+    left, right, top, pitch = 52.0, WIDTH - 170, 10.0, 15.0
+    bottom = max(300.0, top + pitch * len(lines))
+    low, high = _padded(min(ys), max(ys))
+    x, y = _scale(min(xs), max(xs), left, right), _scale(low, high, bottom, top)
+    parts: list[Markup] = []
+    for t in _ticks(low, high):
+        parts.append(_line(left, y(t), right, y(t), "grid"))
+        parts.append(_text(left - 8, y(t) + 4, f"{t:.0%}", "tick", "end"))
+    for t in sorted(set(xs)):
+        parts.append(_text(x(t), bottom + 18, f"{t:,.0f}", "tick", "middle"))
+    parts.append(_text((left + right) / 2, bottom + 38, "labels", "axis-name", "middle"))
+    # Names from the bottom up, none nearer to the next than a line of text.
+    ends = sorted(range(len(lines)), key=lambda i: lines[i].points[-1][1])
+    place, below = {}, bottom + pitch
+    for rank, i in enumerate(ends):
+        room = top + pitch * (len(ends) - 1 - rank)
+        place[i] = below = max(min(y(lines[i].points[-1][1]), below - pitch), room)
+    for i, curve in enumerate(lines):
+        color = f"hsl({360 * i / len(lines):.0f}, 65%, 45%)"
+        path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in curve.points)
+        parts.append(
+            Markup('<polyline fill="none" stroke="{}" stroke-width="2" points="{}"/>').format(
+                color, path
+            )
+        )
+        dot = Markup('<circle fill="{}" cx="{:.1f}" cy="{:.1f}" r="3"/>')
+        parts += [dot.format(color, x(a), y(b)) for a, b in curve.points]
+        parts.append(
+            Markup('<text fill="{}" font-size="12" x="{:.1f}" y="{:.1f}">{}</text>').format(
+                color, right + 10, place[i] + 4, curve.name
+            )
+        )
+    said = "; ".join(f"{c.name} {c.points[-1][1]:.1%}" for c in lines)
+    return _svg(bottom + 46, f"Accuracy by number of labels; at the end: {said}", parts)
+
+
+def standalone(figure: Markup) -> str:
+    """A figure as a file of its own, on white."""
+    style = (
+        "svg{background:#fff;font-family:sans-serif}"
+        ".grid{stroke:#ddd}.tick,.axis-name{fill:#555;font-size:12px}"
+    )
+    head, _, rest = figure.partition(">")
+    return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{style}</style>{rest}\n'
 
 
 def _svg(height: float, said: str, parts: Sequence[Markup], width: float = WIDTH) -> Markup:

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from pipeline.acquisition.functions import ACQUISITIONS
+from pipeline.acquisition.functions import ACQUISITIONS, READS
 from pipeline.acquisition.interface import Acquisition, Pool
 from pipeline.errors import ConfigError
 
@@ -117,21 +117,8 @@ def test_refusal__of_a_budget_out_of_bounds(function: Acquisition, budget: int) 
         function(blobs(), budget, np.random.default_rng(0))
 
 
-NEEDS = {
-    "random": set(),
-    "entropy": {"probs"},
-    "margin": {"probs"},
-    "least_confidence": {"probs"},
-    "bald": {"passes"},
-    "deepfool": {"boundary"},
-    "coreset": {"embeddings"},
-    "badge": {"embeddings", "probs"},
-    "glister": {"embeddings", "probs", "labels"},
-    "typiclust": {"embeddings"},
-    "probcover": {"embeddings", "probs"},
-    "max_herding": {"embeddings"},
-    "uncertainty_herding": {"embeddings", "probs"},
-}
+NEEDS = {name: set(columns) for name, columns in READS.items()}
+NEEDS["glister"] |= {"labels"}
 
 
 @pytest.mark.parametrize("name", ACQUISITIONS)

@@ -32,7 +32,7 @@ def verb(job: Path) -> str:
 
 
 def test_jobs__one_per_stage_and_one_for_all() -> None:
-    assert sorted(map(verb, JOBS)) == sorted(["run", *STAGES])
+    assert sorted(map(verb, JOBS)) == sorted(["run", "active", "annotate", *STAGES])
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)
