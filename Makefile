@@ -9,7 +9,7 @@ run: $(READY)  ## the whole job on built-in synthetic faces
 	$(BIN)/omnifer run jobs/recipes/demo.yaml
 
 test: $(READY)  ## all tests that need no data, cluster or GPU
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: $(READY)  ## style, types, import layers
 	$(BIN)/ruff check .
@@ -33,6 +33,7 @@ bench: $(READY)  ## every benchmark, one after the other
 	$(BIN)/python -m tests.bench.ferplus10
 	$(BIN)/python -m tests.bench.distill
 	$(BIN)/python -m tests.bench.semi
+	$(BIN)/python -m tests.bench.weak
 	$(BIN)/python -m tests.bench.active
 	$(BIN)/python -m tests.bench.acquisition_scale
 

@@ -9,7 +9,8 @@ keeps 2 bytes per face of the pool.
 Source: fixed: FixMatch, arXiv 2001.07685, section 2.2. ada_cm: Li et al., arXiv 2203.12341, its
 margin as in the released code. flexmatch: arXiv 2110.08263, section 3. freematch: arXiv 2205.07246,
 section 4.1 (its fairness term is `losses.fairness`). softmatch: arXiv 2301.10921, section 3.
-adamatch: arXiv 2106.04732, section 3.
+adamatch: arXiv 2106.04732, section 3. remixmatch: arXiv 1911.09785, section 3.1 and MixMatch's
+sharpening, arXiv 1905.02249, eq. 7.
 Departs: distributions are aligned to an estimate of the pool's class shares by default, not to the
 labeled faces' nor to uniform: class shares of pools of faces are far from both. The mean that the
 pool's probabilities are compared with starts as a plain mean of all batches, so that the first
@@ -38,16 +39,16 @@ from pipeline.losses import ALONE, Gather, align_distribution, softmatch_weight
 class ThresholdConfig(Config):
     """Which unlabeled faces count in semi-supervised training, and how much."""
 
-    rule: Literal["fixed", "ada_cm", "dtm", "flexmatch", "freematch", "softmatch", "adamatch"] = (
-        "softmatch"
-    )
+    rule: Literal[
+        "fixed", "ada_cm", "dtm", "flexmatch", "freematch", "softmatch", "adamatch", "remixmatch"
+    ] = "softmatch"
     """Class-wise lowering (flexmatch, freematch) suffers where the pool's classes are uneven."""
     tau: float = Field(default=0.95, gt=0, le=1)
     """fixed: the cut (SSFER: 0.7); flexmatch: the highest cut; adamatch: share of the confidence on
     labeled faces."""
     momentum: float = Field(default=0.999, ge=0, lt=1)
-    """Of running means (freematch, softmatch, adamatch): they look back some 1 / (1 - momentum)
-    steps; take less than 0.999 for runs of few thousand."""
+    """Of running means (freematch, softmatch, adamatch, remixmatch): they look back some
+    1 / (1 - momentum) steps; take less than 0.999 for runs of few thousand."""
     beta: float = Field(default=0.97, gt=0, le=1)
     """ada_cm, dtm: largest share of the labeled faces' confidence that is asked for."""
     floor: float | None = Field(default=0.8, ge=0, le=1)
@@ -55,10 +56,12 @@ class ThresholdConfig(Config):
     width: float = Field(default=2.0, gt=0)
     """softmatch: the Gaussian's standard deviation is divided by it."""
     align: Literal["prior", "labeled", "uniform"] | None = "prior"
-    """softmatch, adamatch: class shares that the pool's probabilities are brought to: the estimate
-    handed over, the model's mean answer on labeled faces, or all alike."""
+    """softmatch, adamatch, remixmatch: class shares that the pool's probabilities are brought to:
+    the estimate handed over, the model's mean answer on labeled faces, or all alike."""
     align_power: float = Field(default=1.0, ge=0, le=1)
     """1 aligns fully."""
+    temperature: float = Field(default=0.5, gt=0, le=1)
+    """remixmatch: targets are raised to 1 / temperature; 1 leaves them as they are."""
 
 
 class Rule:
@@ -322,6 +325,23 @@ class AdaMatch(Aligned):
         self.stats["confidence"] = labeled.amax(1).mean()
 
 
+class ReMixMatch(Aligned):
+    """Every face counts fully, and is taught the aligned guess, sharpened: no threshold at all."""
+
+    def cuts(self) -> Tensor:
+        """0 for every class."""
+        return torch.zeros_like(self.prior)
+
+    def targets(self, probs: Tensor) -> Tensor:
+        """Aligned probabilities to the power of 1 / temperature, rows made to sum to 1."""
+        aligned = super().targets(probs)
+        sharp = aligned.pow(1 / self.config.temperature)
+        return sharp / sharp.sum(1, keepdim=True)
+
+    def _measure(self, labeled: Tensor, aligned: Tensor) -> None:
+        """There is nothing but the alignment."""
+
+
 RULES: dict[str, type[Rule]] = {
     "fixed": Fixed,
     "ada_cm": ClassMargin,
@@ -330,6 +350,7 @@ RULES: dict[str, type[Rule]] = {
     "freematch": FreeMatch,
     "softmatch": SoftMatch,
     "adamatch": AdaMatch,
+    "remixmatch": ReMixMatch,
 }
 
 

@@ -1,13 +1,20 @@
-"""From the votes of several raters to one label and a soft label per face.
+"""From votes or probabilities to one label, a soft label and a candidate set per face.
 
 Votes are counts (N, K + 2): K emotions in any fixed order, then `unknown` and `not a face`. Every
-rule first sets single votes to 0; shares are of what is left in all K + 2 columns. Vectorized over
-faces; a million rows take seconds.
+rule first sets single votes to 0; shares are of what is left in all K + 2 columns. A face's
+candidates are the classes that its soft label gives anything to, so that each rule has its own:
+`voted` all that raters agreed on, `probability` three at most, `multi_target` those of a share.
+Where nobody voted, sets come from probabilities that a model gave to faces it has not seen: the
+classes near the top (derived from single labels, never human ambiguity), the classes that cover a
+share of the probability, or conformal sets, which hold the truth as often as asked for. Vectorized
+over faces; a million rows take seconds.
 
 Source: Barsoum et al., Training Deep Networks for Facial Expression Recognition with Crowd-Sourced
-    Label Distribution, arXiv 1608.01041, section 3.
+    Label Distribution, arXiv 1608.01041, section 3. Split-conformal sets: LAC, Sadinle, Lei and
+    Wasserman, arXiv 1609.00451; APS, Romano, Sesia and Candes, arXiv 2006.02544, section 2.
 Departs: the `probability` rule of the paper draws one label per epoch; here it yields the
-    distribution to draw from, and the label is its largest entry (the first one on a tie).
+    distribution to draw from, and the label is its largest entry (the first one on a tie). APS is
+    not randomized: a face has one set, a little larger than it must be.
 """
 
 from __future__ import annotations
@@ -17,7 +24,8 @@ from typing import Literal
 
 import numpy as np
 
-Rule = Literal["majority", "probability", "multi_target"]
+Rule = Literal["majority", "probability", "multi_target", "voted"]
+Conformal = Literal["lac", "aps"]
 
 NOT_EMOTIONS = 2
 """Trailing columns of a vote table that are no emotion: unknown, not a face."""
@@ -104,11 +112,127 @@ def multi_target(votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return _labeled(entered, (entered.sum(axis=1) > 0) & _emotion_leads(cleaned))
 
 
+def voted(votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Every face with any vote for an emotion, its label the most voted one.
+
+    Dropped are faces that unknown or not-a-face leads, by the votes as they came. Where no emotion
+    has more than a single vote, the single votes count: they are all there is.
+
+    Args:
+        votes: counts (N, K + 2).
+
+    Returns:
+        labels and soft labels as in :func:`majority`.
+    """
+    counts = np.asarray(votes, dtype=np.float64)
+    emotions = drop_single_votes(counts)[:, :-NOT_EMOTIONS]
+    lonely = ~emotions.any(axis=1, keepdims=True)
+    emotions = np.where(lonely, counts[:, :-NOT_EMOTIONS], emotions)
+    return _labeled(emotions, emotions.any(axis=1) & _emotion_leads(counts))
+
+
 RULES: Mapping[Rule, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]] = {
     "majority": majority,
     "probability": probability,
     "multi_target": multi_target,
+    "voted": voted,
 }
+
+
+# -- candidate sets -------------------------------------------------------------------------------
+
+
+def within(soft: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Probabilities (N, K) float32 of the candidates alone, rows summing to 1.
+
+    Args:
+        soft: probabilities (N, K).
+        candidates: (N, K) bool, at least one in each row; a row whose candidates have no
+            probability at all shares it among them alike.
+    """
+    inside = np.where(candidates, np.asarray(soft, np.float64), 0.0)
+    inside = np.where(inside.any(axis=1, keepdims=True), inside, candidates)
+    return (inside / inside.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def near_top(probs: np.ndarray, labels: np.ndarray, ratio: float) -> np.ndarray:
+    """Derived sets (N, K) bool: the label and what is `ratio` times as probable as the top class.
+
+    Args:
+        probs: probabilities (N, K) of models that have not seen the faces.
+        labels: their codes (N,).
+        ratio: (0, 1].
+    """
+    near = probs >= ratio * probs.max(axis=1, keepdims=True)
+    near[np.arange(len(labels)), labels] = True
+    return near
+
+
+def cumulative_sets(probs: np.ndarray, coverage: float) -> np.ndarray:
+    """The fewest most probable classes (N, K) bool that hold `coverage` of the probability.
+
+    Args:
+        probs: probabilities (N, K).
+        coverage: (0, 1]; 1 takes every class that is not impossible.
+    """
+    order, before = _ranked(probs)
+    # float32 rows sum to 1 only nearly: a class must have something to add.
+    taken = (before < coverage) & (np.take_along_axis(probs, order, 1) > 0)
+    taken[:, 0] = True
+    return _unranked(order, taken)
+
+
+def conformal_cut(probs: np.ndarray, labels: np.ndarray, coverage: float, rule: Conformal) -> float:
+    """The score up to which a class is in the set, from faces that the model has not seen.
+
+    The k-th smallest score of the true classes, k = ceil((n + 1) * coverage); the set of a face
+    drawn as these were holds its true class with a chance of at least `coverage`. Infinite, so that
+    sets hold everything, where n faces are too few for it.
+
+    Args:
+        probs: probabilities (n, K).
+        labels: true codes (n,).
+        coverage: (0, 1).
+        rule: lac: 1 - the class's probability; aps: the probability of all classes down to it.
+    """
+    scores = np.sort(_scores(probs, rule)[np.arange(len(labels)), labels])
+    place = int(np.ceil((len(labels) + 1) * coverage - 1e-9))
+    return float(scores[place - 1]) if place <= len(labels) else float("inf")
+
+
+def conformal_sets(probs: np.ndarray, cut: float, rule: Conformal) -> np.ndarray:
+    """Sets (N, K) bool of the classes whose score is at most `cut`; the top class is always in.
+
+    Args:
+        probs: probabilities (N, K), of the kind that the cut was made on.
+        cut: of :func:`conformal_cut`.
+        rule: the same.
+    """
+    taken = _scores(probs, rule) <= cut
+    taken[np.arange(len(probs)), probs.argmax(axis=1)] = True
+    return taken
+
+
+def _scores(probs: np.ndarray, rule: Conformal) -> np.ndarray:
+    values = np.asarray(probs, dtype=np.float64)
+    if rule == "lac":
+        return 1 - values
+    order, before = _ranked(values)
+    return _unranked(order, before + np.take_along_axis(values, order, 1))
+
+
+def _ranked(probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Classes (N, K), the most probable first, and the probability before each of them."""
+    order = np.argsort(-probs, axis=1, kind="stable")
+    ranked = np.take_along_axis(np.asarray(probs, np.float64), order, 1)
+    return order, np.cumsum(ranked, axis=1) - ranked
+
+
+def _unranked(order: np.ndarray, ranked: np.ndarray) -> np.ndarray:
+    """Values (N, K) by class of values by rank."""
+    values = np.empty_like(ranked)
+    np.put_along_axis(values, order, ranked, 1)
+    return values
 
 
 def _emotion_leads(cleaned: np.ndarray) -> np.ndarray:

@@ -92,7 +92,7 @@ def load_model(at: Location) -> FaceModel:
     """The model of a folder, on the CPU, in evaluation mode.
 
     Raises:
-        ModelError: not a model folder, pickled weights only, or weights that are damaged or of
+        ModelError: not a model folder, one that holds a pickle, or weights that are damaged or of
             another network.
     """
     about = _about(at)
@@ -119,11 +119,17 @@ def read_meta(at: Location) -> dict[str, Any]:
 
 
 def _about(at: Location) -> dict[str, Any]:
-    """The `omnifer` block of a model folder."""
+    """The `omnifer` block of a model folder; a folder that holds a pickle is refused whole.
+
+    Another tool might open the pickle, and think that it is the same model.
+    """
+    pickled = [c.name for c in at.children() if c.name.lower().endswith(_PICKLES)]
+    if pickled:
+        raise ModelError(
+            f"{at.uri}: holds {pickled[0]}, a pickle, which is never opened; remove it"
+        )
     if not (at / WEIGHTS).exists():
-        pickled = [c.name for c in at.children() if c.name.lower().endswith(_PICKLES)]
-        found = f"only {pickled[0]}, a pickle, which is never opened" if pickled else "not there"
-        raise ModelError(f"{at.uri}: expected {WEIGHTS}; {found}")
+        raise ModelError(f"{at.uri}: expected {WEIGHTS}; not there")
     if not (at / "config.json").exists():
         raise ModelError(f"{at.uri}: expected config.json beside {WEIGHTS}; not there")
     about = (at / "config.json").read_json().get("omnifer")

@@ -15,7 +15,7 @@ import typer
 from rich.table import Table
 
 from pipeline import __version__
-from pipeline.errors import OmniferError
+from pipeline.errors import ConfigError, OmniferError
 from pipeline.progress import console
 
 app = typer.Typer(
@@ -119,6 +119,80 @@ STAGE_HELP = {
 
 for _name, _summary in STAGE_HELP.items():
     app.command(_name)(_stage_command(_name, _summary))
+
+
+@app.command()
+def annotate(
+    recipe: RecipeArg,
+    sets: SetOpt = None,
+    run_dir: RunOpt = None,
+    budget: Annotated[int, typer.Option(help="faces of a round")] = 200,
+    acquisition: Annotated[str, typer.Option(help="how they are chosen, e.g. entropy")] = "badge",
+    candidates: Annotated[
+        int, typer.Option(help="faces looked at by functions that read embeddings")
+    ] = 100_000,
+    suggest: Annotated[
+        bool, typer.Option("--suggest", help="show the model's label; it may persuade")
+    ] = False,
+    new: Annotated[bool, typer.Option("--new", help="ask although a round waits")] = False,
+    fresh: FreshOpt = False,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="DIR", help="copies of both sheets")
+    ] = None,
+    sheet: Annotated[
+        str | None, typer.Option(metavar="FILLED.CSV", help="import answers and learn them")
+    ] = None,
+    by: Annotated[str | None, typer.Option(metavar="NAME", help="who filled in the sheet")] = None,
+) -> None:
+    """Ask a person for labels of chosen pool faces; with --sheet, learn the answers."""
+    from pipeline import annotating
+    from pipeline.config import parse
+    from pipeline.querying import AskConfig
+
+    loaded = _load(recipe, sets)
+    if sheet is not None:
+        annotating.answer(loaded, run_dir, sheet, by)
+        return
+    values = {"budget": budget, "acquisition": acquisition, "candidates": candidates}
+    config = parse(AskConfig, values, "omnifer annotate")
+    annotating.ask(loaded, run_dir, config, suggest=suggest, new=new, fresh=fresh, out=out)
+
+
+@app.command()
+def submit(
+    recipe: RecipeArg,
+    sets: SetOpt = None,
+    run_dir: RunOpt = None,
+    stage: Annotated[str, typer.Option(help="one stage instead of the whole run")] = "run",
+    part: PartOpt = "1/1",
+    until: Annotated[str | None, typer.Option(help="stop after this stage")] = None,
+    fresh: FreshOpt = False,
+    show_faces: FacesOpt = False,
+    address: Annotated[
+        str | None, typer.Option(help="job server; else RAY_API_SERVER_ADDRESS, RAY_ADDRESS")
+    ] = None,
+    cpus: Annotated[float, typer.Option(min=0, help="reserved for the driver; 0: on the head")] = 0,
+    gpus: Annotated[float, typer.Option(min=0, help="the same, for train.workers: 0")] = 0,
+    wait: Annotated[bool, typer.Option(help="follow the log; exit with the job's code")] = True,
+) -> None:
+    """Send a recipe to a Ray cluster as a job and follow it; again: resume or follow."""
+    from pipeline import conduct, submitting
+    from pipeline.recipe import variables
+
+    if stage != "run":
+        conduct.require_stage(stage, "--stage")
+        if until is not None:
+            raise ConfigError("--until: stops a whole run; with --stage there is one stage")
+    conduct.require_stage(until)
+    options = [f"--set={item}" for item in sets or ()]
+    options += [f"--until={until}"] if until else []
+    options += [name for name, on in (("--fresh", fresh), ("--show-faces", show_faces)) if on]
+    loaded, own = _load(recipe, sets), conduct.part_of(stage, part)
+    asked = submitting.ask(loaded, recipe, run_dir, stage, own, options)
+    values = variables(recipe, sets or ())
+    code = submitting.submit(asked, address, values, cpus=cpus, gpus=gpus, wait=wait)
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command()
@@ -247,6 +321,55 @@ def inspect(
 
 
 @app.command()
+def export(
+    what: Annotated[
+        str, typer.Argument(metavar="MODEL", help="model or teacher folder; a run is its student")
+    ],
+    kind: Annotated[
+        str, typer.Option("--format", help="timm, onnx or hf; --mined: parquet, webdataset or hf")
+    ],
+    out: Annotated[str, typer.Option("--out", help="folder that is not there or empty")],
+    mined: Annotated[
+        bool, typer.Option("--mined", help="the mined set of a run in place of a model")
+    ] = False,
+) -> None:
+    """Write a model, or a run's mined set, so that it opens without OmniFER."""
+    from pipeline.storage import location
+
+    if mined:
+        from pipeline.mined_sets import export_mined
+
+        said: object = export_mined(location(what), kind, location(out))
+    else:
+        from pipeline.exporting import export as export_model
+
+        said = export_model(location(what), kind, location(out))
+    console.print(f"{out}: {said}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def lineage(
+    what: Annotated[
+        str, typer.Argument(metavar="MODEL", help="model, distilled set, stage or run folder")
+    ],
+    faces: Annotated[
+        str | None, typer.Option(metavar="OUT.PARQUET", help="every face that it learned from")
+    ] = None,
+) -> None:
+    """Say what a model was made from: run, code, teacher, thresholds, faces."""
+    from pipeline.lineage import lineage as trace
+    from pipeline.lineage import said, write_faces
+    from pipeline.storage import location
+
+    found = trace(location(what))
+    for line in said(found):
+        console.print(line, markup=False, soft_wrap=True)
+    if faces is not None:
+        count = write_faces(found, location(faces))
+        console.print(f"faces: {faces}, {count:,} rows", markup=False, soft_wrap=True)
+
+
+@app.command()
 def explain(
     run_dir: Annotated[str, typer.Argument(metavar="RUN", help="run folder")],
     sample_id: Annotated[str, typer.Argument(help="face id, as in the mined set")],
@@ -258,6 +381,21 @@ def explain(
     for key, value in conduct.explain(run_dir, sample_id).items():
         table.add_row(key, str(value))
     console.print(table, markup=False)
+
+
+@app.command()
+def forget(
+    run_dir: Annotated[str, typer.Argument(metavar="RUN", help="run folder")],
+    ids: Annotated[
+        str, typer.Option("--ids", metavar="FILE", help="ids, sha256 or groups; as `removals`")
+    ],
+) -> None:
+    """Take faces out of all that a run has stored, and keep them out from then on."""
+    from pipeline.forgetting import forget as take_out
+    from pipeline.storage import location
+
+    for line in take_out(location(run_dir), location(ids)).lines():
+        console.print(line, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow.compute as pc
@@ -15,9 +16,13 @@ from rich.table import Table
 
 from pipeline.claim import WHOLE, Part, claimed
 from pipeline.config import digest, nearest
-from pipeline.errors import ConfigError, PartDone, RunError, SourceError
+from pipeline.errors import ConfigError, ModelError, PartDone, RunError, SourceError
+from pipeline.evaluation import STUDENT
+from pipeline.explaining import reasons
+from pipeline.exporting import drawn, facts_of, load_ensemble, to_onnx
 from pipeline.flow import MODEL
 from pipeline.job import SETTINGS, Job, settings
+from pipeline.journal import require_whole
 from pipeline.ledger import Ledger
 from pipeline.models import PRETRAINED
 from pipeline.plan import Plan, Slice
@@ -25,12 +30,14 @@ from pipeline.progress import console
 from pipeline.recipe import Recipe
 from pipeline.run import Artifact, Run
 from pipeline.stages import METRICS_FILE, POINT_FILE, STAGES, Stage
-from pipeline.storage import location, probe
+from pipeline.storage import Location, location, probe
 from pipeline.strategies import CURVE_FILE, PICTURE, active
-from pipeline.tracking import Child, connect
+from pipeline.tracking import Child, Graph, connect
 from pipeline.training.distilled import GRID
 from pipeline.training.runs import HISTORY_FILE, PREVIEWS
 from pipeline.trials import required
+
+logger = logging.getLogger(__name__)
 
 EXPLAINED = ("survey", "twins", "score", "select")
 SHARED = ("survey", "embed", "score", "mine")
@@ -49,10 +56,10 @@ control A: the student's network and steps, labeled faces only
 control B: the same with all image passes of teachers, scoring and student"""
 
 
-def require_stage(name: str | None) -> None:
+def require_stage(name: str | None, option: str = "--until") -> None:
     """ConfigError with the nearest spelling if there is no such stage; before anything is made."""
     if name is not None and name not in STAGES:
-        raise ConfigError(f"--until: no stage {name!r}{nearest(name, list(STAGES))}")
+        raise ConfigError(f"{option}: no stage {name!r}{nearest(name, list(STAGES))}")
 
 
 def part_of(stage: str, text: str) -> Part:
@@ -63,15 +70,21 @@ def part_of(stage: str, text: str) -> Part:
     return part
 
 
+def root_of(recipe: Recipe, run_dir: str | None) -> Location:
+    """The run folder of a recipe; nothing is made."""
+    return location(run_dir or recipe.run or f"runs/{recipe.name}")
+
+
 def start(
     recipe: Recipe, run_dir: str | None, *, fresh: bool, show_faces: bool, part: Part = WHOLE
 ) -> Job:
     """Open or continue the run folder of a recipe."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     logging.getLogger("ray").setLevel(logging.WARNING)
-    root = location(run_dir or recipe.run or f"runs/{recipe.name}")
+    root = root_of(recipe, run_dir)
     if not root.is_local:
         probe(root)
+    require_whole(root)
     run = Run(root, fresh=fresh)
     run.recipe(recipe.model_dump(mode="json"))
     tracker = connect(recipe.tracking.uri, recipe.tracking.experiment, root)
@@ -103,11 +116,23 @@ def run_active(job: Job) -> None:
 
 
 def _conduct(job: Job, names: Sequence[str]) -> None:
+    with driving(job):
+        advance(job, names)
+
+
+def advance(job: Job, names: Sequence[str]) -> None:
+    """Some stages of a job that this process drives, each tracked and with a line."""
+    for name in names:
+        _run(job, name)
+
+
+@contextmanager
+def driving(job: Job) -> Iterator[None]:
+    """Hold the run while the block works on it; its tracked run ends as the block does."""
     ok = False
     try:
         with claimed(job.run.root, job.part):
-            for name in names:
-                _run(job, name)
+            yield
         ok = True
     except PartDone:
         ok = True
@@ -122,6 +147,8 @@ def _run(job: Job, name: str) -> None:
         artifact = {**STAGES, **BESIDE}[name](job)
         if artifact is not None:
             _track(child, artifact)
+            if name == STUDENT:
+                _keep_student(job, child, artifact)
     if artifact is not None:
         console.print(
             f"{name:<9} {artifact.digest[:12]}  {_said(artifact.facts)}",
@@ -145,6 +172,21 @@ def _track(child: Child, artifact: Artifact) -> None:
     for at in pictures:
         if at.is_local and at.exists():
             child.file(at.local_path())
+
+
+def _keep_student(job: Job, child: Child, artifact: Artifact) -> None:
+    """The student's graph where the run is tracked, and in the registry if the recipe says so."""
+    if not job.tracker.on:
+        return
+    at, config = artifact.dir / MODEL, job.recipe.tracking
+    model = load_ensemble(at)
+    try:
+        data, _ = to_onnx(model, facts_of(at))
+    except (ConfigError, ModelError) as err:
+        logger.warning("the student is not kept in MLflow: %s", err)
+        return
+    graph = Graph("student", data, drawn(model), len(model.label_names), artifact.digest)
+    child.model(graph, config.register_as, config.alias)
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
@@ -262,17 +304,20 @@ def explain(run_dir: str, sample_id: str) -> dict[str, Any]:
     plan = Plan(survey / str((survey / "plan.json").read_json()["file"]))
     slice, row = _find(Ledger(survey), plan, sample_id)
     found: dict[str, Any] = {"source": slice.source, "shard": slice.shard}
-    for stage in EXPLAINED:
+    point = (run.artifact("select").dir / POINT_FILE).read_json()
+    clusters = point.get("clusters")
+    for stage in (*EXPLAINED, *(() if clusters is None else ("clusters",))):
         table = Ledger(run.artifact(stage).dir).read(slice.key)
         facts = table.slice(row, 1).to_pylist()[0]
         dull = ("thumbnail", "sha256", "pixel_sha256", "phash", "phash_flip")
         shown = {k: v for k, v in facts.items() if k not in dull and v is not None}
         found |= {f"{stage}.{name}": value for name, value in shown.items()}
-    point = (run.artifact("select").dir / POINT_FILE).read_json()
     label = found.get("score.pseudo_label")
     found["threshold.class_cut"] = (point.get("cuts") or {}).get(label)
     found["threshold.confidence"] = point.get("confidence")
-    return found
+    if (cluster := found.get("clusters.cluster")) is not None:
+        found["threshold.cluster_label"] = clusters[cluster]  # None: not pure enough
+    return found | reasons(run, slice, row)
 
 
 def _find(surveyed: Ledger, plan: Plan, sample_id: str) -> tuple[Slice, int]:

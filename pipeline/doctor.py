@@ -12,6 +12,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline import access
+
+OWN = ("auto", "local")
+"""Addresses by which Ray means this machine."""
+
+DASHBOARD_PORT = 8265
 MIN_SHM_BYTES = 512 * 1024**2
 MIN_DISK_BYTES = 5 * 1024**3
 PACKAGES = ("ray", "torch", "torchvision", "faiss-gpu", "pyarrow", "s3fs", "mlflow", "timm")
@@ -37,6 +43,7 @@ def checks() -> list[Finding]:
         _space("object store", Path("/dev/shm"), MIN_SHM_BYTES),
         _space("disk", Path.cwd(), MIN_DISK_BYTES),
         _address(),
+        _dashboard(),
         _tracking(),
     ]
 
@@ -84,11 +91,29 @@ def _space(name: str, at: Path, need: int) -> Finding:
 
 
 def _address() -> Finding:
-    address = os.environ.get("RAY_ADDRESS")
-    if not address:
+    named = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    if not named:
         return Finding("ray address", True, "local (RAY_ADDRESS is not set)")
-    auth = os.environ.get("RAY_AUTH_MODE", "")
-    return Finding("ray address", True, f"{address}, auth mode {auth or 'default'}")
+    if named.startswith(("http://", "https://")):
+        why = access.refusal(access.server_address(named))
+        return Finding("ray address", why is None, why or f"{named} takes our jobs")
+    if named in OWN or access.is_loopback(named) or access.token() is not None:
+        return Finding("ray address", True, named)
+    what = (
+        "whoever reaches a head without a token runs code on it; start it with RAY_AUTH_MODE=token"
+    )
+    return Finding("ray address", False, f"{named}, and no token here: {what}")
+
+
+def _dashboard() -> Finding:
+    """Whether a head of this machine lets others run jobs on it."""
+    name = "ray dashboard"
+    if not access.listens_outside(DASHBOARD_PORT):
+        return Finding(name, True, f"port {DASHBOARD_PORT} is closed to other machines")
+    if access.wants_token(access.DEFAULT_SERVER) is not False:
+        return Finding(name, True, f"port {DASHBOARD_PORT} is open to others, who need the token")
+    what = "runs jobs of everybody; --dashboard-host=127.0.0.1 and RAY_AUTH_MODE=token"
+    return Finding(name, False, f"port {DASHBOARD_PORT} is open to others without a token: {what}")
 
 
 def _tracking() -> Finding:

@@ -2,9 +2,10 @@
 
 Pure functions from probabilities to the dictionary that becomes evaluation/metrics.json. The gain
 is the student's accuracy minus that of the better control, on the same faces, with a paired
-bootstrap; every number carries its protocol card. Purity of the mined labels is measured against
-the hidden truth, which nothing before this stage may open. Cost: about a second per model and 3,000
-faces.
+bootstrap; every number carries its protocol card. Where raters voted on every test face, models are
+judged against the votes as well: a majority hides what a model knows of doubtful faces. Purity of
+the mined labels is measured against the hidden truth, which nothing before this stage may open.
+Cost: about a second per model and 3,000 faces.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ def evaluate(
     label_names: Sequence[str],
     protocol: Mapping[str, Any],
     config: EvaluateConfig | None = None,
+    votes: NDArray[np.floating[Any]] | None = None,
 ) -> dict[str, Any]:
     """All numbers of an evaluation, JSON-able.
 
@@ -64,9 +66,12 @@ def evaluate(
         label_names: K class names.
         protocol: the keys of :data:`PROTOCOL`; `passes` names every model's image passes.
         config: draws, seed and the large classes.
+        votes: shares (N, K) of the raters' votes; None: nobody counted any.
 
     Returns:
-        `label_names`, `models` (per model), `gain` (None without student or control), `protocol`.
+        `label_names`, `models` (per model), `gain` (None without student or control), `protocol`;
+        with votes every model has `votes` (means and intervals of `metrics.vote_scores`), and
+        `gain` the student's kl and brier minus the control's, below 0 where it is better.
 
     Raises:
         RunError: shapes do not fit, values are no probabilities, or the card lacks something.
@@ -79,10 +84,19 @@ def evaluate(
         name: {"passes": card["passes"][name], **_model(stack, labels, label_names, large, config)}
         for name, stack in stacks.items()
     }
+    gained = gain(stacks, labels, config)
+    if votes is not None:
+        shares = np.asarray(votes, dtype=np.float64)
+        shares = shares / shares.sum(1, keepdims=True)
+        for name, stack in stacks.items():
+            found = metrics.against_votes(stack, labels, shares, config.draws, config.seed)
+            models[name]["votes"] = {key: _finite(asdict(value)) for key, value in found.items()}
+        if gained is not None:
+            gained["votes"] = _nearer(stacks[STUDENT], stacks[gained["over"]], shares, config)
     return {
         "label_names": list(label_names),
         "models": models,
-        "gain": gain(stacks, labels, config),
+        "gain": gained,
         "protocol": card,
     }
 
@@ -117,6 +131,21 @@ def gain(
     }
 
 
+def _nearer(
+    student: NDArray[np.float64],
+    control: NDArray[np.float64],
+    votes: NDArray[np.float64],
+    config: EvaluateConfig,
+) -> dict[str, Any]:
+    """Student's distance from the votes minus the control's, paired over faces, mean over seeds."""
+    found = {}
+    for name, score in (("kl", metrics.kl_to_votes), ("brier", metrics.brier_to_votes)):
+        ours, theirs = (np.mean([score(p, votes) for p in s], 0) for s in (student, control))
+        gap = metrics.paired_difference(ours, theirs, config.draws, config.seed)
+        found[name] = asdict(gap)
+    return found
+
+
 def predictions(
     probs: Mapping[str, NDArray[np.floating[Any]]], faces: pa.Table, label_names: Sequence[str]
 ) -> pa.Table:
@@ -133,6 +162,14 @@ def predictions(
     names = np.array(label_names, dtype=object)
     said = {name: pa.array(names[p.argmax(1)], pa.string()) for name, p in probs.items()}
     return pa.table({"id": faces["id"], "label": faces["label"], **said})
+
+
+def votes_of(faces: pa.Table) -> NDArray[np.float64] | None:
+    """Shares (N, K) of the votes on test faces (column `soft`); None where a face has none."""
+    soft = faces["soft"].combine_chunks()
+    if soft.null_count:
+        return None
+    return soft.flatten().to_numpy().reshape(len(soft), -1).astype(np.float64)
 
 
 def purity(selection: Iterable[pa.Table], truth: pa.Table) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def label_names(job: Job) -> tuple[str, ...]:
 
 def handed(job: Job, *, mined: bool = False) -> Handed:
     """What training functions get: places and crops."""
-    config = job.recipe.labeled
+    config, annotated = job.recipe.labeled, job.run.latest("annotated")
     return Handed(
         labeled=job.run.artifact("labeled").dir.uri,
         guard=job.run.artifact("guard").dir.uri,
@@ -126,6 +126,7 @@ def handed(job: Job, *, mined: bool = False) -> Handed:
         plan=plan_at(job.run.artifact("survey").dir).uri if mined else None,
         views=job.views,
         removals=job.recipe.removals,
+        annotated=None if annotated is None else annotated.dir.uri,
     )
 
 
@@ -134,7 +135,9 @@ def training_digest(job: Job) -> str:
     config = job.recipe.labeled
     rows = labeled_rows(handed(job), ("train",))
     faces = content_digest(rows.select(["id", "label", "soft", "image", "box", "landmarks"]))
-    return digest([faces, config.crop.model_dump(mode="json"), config.color])
+    added = job.run.latest("annotated")
+    said = [faces, config.crop.model_dump(mode="json"), config.color]
+    return digest(said if added is None else [*said, added.digest])
 
 
 def embed_and_score(
@@ -194,7 +197,8 @@ def score_columns(job: Job, columns: Sequence[str]) -> Iterator[pa.Table]:
 
 def pool_rows(job: Job) -> selection.Pool:
     """Opens what select decides on, in plan order: scores, guard and survey side by side."""
-    stages = (ledger(job, name) for name in ("score", "twins", "survey"))
+    clusters = ("clusters",) if job.recipe.select.clusters is not None else ()
+    stages = (ledger(job, name) for name in ("score", "twins", "survey", *clusters))
     return selection.Pool(pool_plan(job), *stages)
 
 
@@ -343,7 +347,7 @@ def judged_models(job: Job) -> dict[str, Location]:
 
 
 def sit_exam(job: Job) -> tuple[dict[str, np.ndarray], pa.Table, tuple[str, ...]]:
-    """Probabilities (N, K) of every model on the test faces, their ids and labels, class names."""
+    """Probabilities (N, K) of every model on the test faces; their id, label, soft; class names."""
     at = job.run.artifact("test").dir
     rows = usable(read_table(at / LABELED_FILE), read_table(at / FACES_FILE), job.removals)
     names = label_names(job)
@@ -355,13 +359,13 @@ def sit_exam(job: Job) -> tuple[dict[str, np.ndarray], pa.Table, tuple[str, ...]
         name: exam.probabilities(folder, rows, handed(job), worker)
         for name, folder in judged_models(job).items()
     }
-    return probs, rows.select(["id", "label"]), names
+    return probs, rows.select(["id", "label", "soft"]), names
 
 
 def protocol_card(job: Job) -> dict[str, Any]:
     """What a number needs beside it to be compared."""
     recipe, teacher = job.recipe, job.run.artifact("teach")
-    labeled = job.run.artifact("labeled").facts
+    labeled, added = job.run.artifact("labeled").facts, job.run.latest("annotated")
     config = recipe.labeled.model_dump(mode="json")
     known = ("kind", "path", "rule", "fraction", "test", "development", "validation")
     said = {k: config[k] for k in known if config.get(k)}
@@ -369,6 +373,8 @@ def protocol_card(job: Job) -> dict[str, Any]:
     return {
         "split": ", ".join(f"{k} {v}" for k, v in said.items() if v),
         "labeled": labeled.get("roles"),
+        **({} if added is None else {"annotated": added.facts["faces"]}),
+        **({"candidates": teacher.facts["candidates"]} if "candidates" in teacher.facts else {}),
         "seeds": [recipe.seed],
         "sampler": f"labeled drawn by class count ^ -{recipe.student.labeled_power}",
         "views": {

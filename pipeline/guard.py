@@ -8,7 +8,8 @@ Cost: a reference face is 18 hashes (9 moves, mirrored or not), scanned at 3e8 p
 core, then about two thumbnail comparisons (17,000 per second) per face: 3,600 test faces against a
 million pool faces would take four minutes of one core (extrapolated). Nothing of size
 pool x reference is ever held.
-Duplicates keep 60 bytes per pool face in memory and 256 in a file.
+Duplicates keep 60 bytes per pool face in memory and 256 in a file, and two per number of an
+embedding where embeddings propose them.
 
 The cuts were set on altered copies of FER2013 PublicTest faces (JPEG 30-95, 0.5-2x, mirrored, moved
 by 2 pixels), 5 draws of 200: all are found. Of 13,233 LFW faces none is taken for a twin (the
@@ -28,11 +29,12 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from pipeline.config import Config
-from pipeline.copies import components
+from pipeline.copies import components, near_pairs
 from pipeline.images import THUMBNAIL
 from pipeline.likeness import (
     FAR,
     MOVES,
+    NEAR,
     QUERIES,
     close_pairs,
     hamming_pairs,
@@ -40,6 +42,7 @@ from pipeline.likeness import (
     likeness_at,
     probes,
 )
+from pipeline.ranking import stable_hash
 from pipeline.schema import GUARD, OK
 
 Thumbnails = Callable[[np.ndarray], np.ndarray]
@@ -55,6 +58,9 @@ class GuardConfig(Config):
     radius: int = Field(default=12, ge=8, le=20)  # differing bits of 64
     likeness: float = Field(default=0.98, ge=0.9, le=0.995)  # correlation of thumbnails
     neighbors: int = Field(default=3, ge=1, le=50)  # reference embeddings that are looked at
+    copies: float | None = Field(default=None, ge=0.5, le=1)
+    """Cosine from which the teacher's embeddings propose two pool faces as duplicates, which
+    thumbnails have to confirm as ever: copies that moved too far for a hash. None: hashes only."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +178,8 @@ class Duplicates:
     their first face: a picture that occurs a million times costs a million comparisons.
 
     In memory are the id, 64 bits of the pixel hash and the two perceptual hashes of every face;
-    thumbnails lie in a file without a name in `scratch`, which goes with this object.
+    thumbnails, and embeddings where they are given, lie in files without a name in `scratch`, which
+    go with this object.
     """
 
     def __init__(self, config: GuardConfig, scratch: Path | None = None) -> None:
@@ -180,10 +187,20 @@ class Duplicates:
         self._ids: list[pa.ChunkedArray] = []
         self._hashes: list[np.ndarray] = []  # (N, 3) uint64: pixels, phash, phash_flip
         self._file = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115  closed with this object
+        self._vectors = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115
+        self._width = 0
 
-    def add(self, faces: pa.Table) -> None:
-        """Remember the good faces of a FACES table."""
+    def add(self, faces: pa.Table, embeddings: np.ndarray | None = None) -> None:
+        """Remember the good faces of a FACES table.
+
+        Args:
+            faces: FACES, N rows.
+            embeddings: (N, D) unit rows, zero where a face has none; of every table or of none.
+        """
         good = _good(faces)
+        if embeddings is not None:
+            self._width = embeddings.shape[1]
+            self._vectors.write(embeddings[_good_rows(faces)].astype(np.float16).tobytes())
         if len(good):
             digests = b"".join(digest[:8] for digest in good["pixel_sha256"].to_pylist())
             columns = [np.frombuffer(digests, "<u8"), good["phash"], good["phash_flip"]]
@@ -205,6 +222,8 @@ class Duplicates:
         own = np.stack([leads[same], np.arange(len(by_id))], 1)
         near = self._near(first, phash[first], flipped[first], lambda at: thumbnails[by_id[at]])
         pairs = [own, *near]
+        if self._width:
+            pairs += self._alike(ids, by_id, lambda at: thumbnails[by_id[at]])
         group = components(len(by_id), np.concatenate(pairs))
         size = np.bincount(group, minlength=len(by_id))
         members = np.flatnonzero(size[group] > 1)
@@ -230,8 +249,25 @@ class Duplicates:
                 a, b = first[lead[query[apart]]], first[lead[found[apart]]]
                 yield self._verified(a, b, mirrored, thumbnails)
 
+    def _alike(
+        self, ids: pa.ChunkedArray, by_id: np.ndarray, thumbnails: Thumbnails
+    ) -> Iterator[np.ndarray]:
+        """Pairs whose embeddings are near and whose thumbnails, moved further, correlate."""
+        self._vectors.flush()
+        x = np.memmap(self._vectors, np.float16, "r").reshape(-1, self._width)
+        place = np.empty_like(by_id)
+        place[by_id] = np.arange(len(by_id))
+        a, b = place[near_pairs(x, stable_hash(ids), self._config.copies or 1.0)].T
+        for mirrored in (False, True):
+            yield self._verified(a, b, mirrored, thumbnails, FAR)
+
     def _verified(
-        self, a: np.ndarray, b: np.ndarray, mirrored: bool, thumbnails: Thumbnails
+        self,
+        a: np.ndarray,
+        b: np.ndarray,
+        mirrored: bool,
+        thumbnails: Thumbnails,
+        moves: Sequence[float] = NEAR,
     ) -> np.ndarray:
         apart = a != b
         pairs = np.stack([a[apart], b[apart]], 1)
@@ -239,7 +275,7 @@ class Duplicates:
         for at in range(0, len(pairs), QUERIES):  # so many thumbnails at once
             left, right = pairs[at : at + QUERIES].T
             flip = np.full(len(left), mirrored)
-            found = likeness(thumbnails(left), thumbnails(right), flip)
+            found = likeness(thumbnails(left), thumbnails(right), flip, moves)
             alike[at : at + QUERIES] = found >= self._config.likeness
         return pairs[alike]
 

@@ -104,7 +104,7 @@ def decode(data: bytes) -> np.ndarray:
         raise RecordError("too_large", f"{len(data):,} bytes, limit {MAX_BYTES:,}")
     if data.startswith(JPEG):
         return _decode_jpeg(data)
-    return _decode_pillow(data, _format(data))
+    return _decode_pillow(data, format_of(data))
 
 
 def crop_face(
@@ -252,7 +252,8 @@ def _is_gray(pixels: np.ndarray) -> bool:
     return bool((red == pixels[..., 1]).all() and (red == pixels[..., 2]).all())
 
 
-def _format(data: bytes) -> str:
+def format_of(data: bytes) -> str:
+    """Name of a picture's format, as Pillow has it; RecordError where it is none we read."""
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "WEBP"
     for magic, name in SIGNATURES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -21,17 +22,22 @@ from pipeline.tracking import Tracker
 SCHEMA_VERSION = 1
 """Part of every identity; raise it when a stage's output changes meaning."""
 
+FORGOTTEN_LIST = "forgotten-faces.json"
+"""In the run folder: digests of what `omnifer forget` took out, for readers to obey."""
+
 SETTINGS: Mapping[str, tuple[str, ...]] = {
     "labeled": ("labeled", "seed"),
     "test": ("labeled",),
     "survey": ("pool", "slice_faces"),
     "guard": ("guard",),
     "twins": ("guard",),
+    "annotated": ("guard",),
     "pretrain": ("pretrain", "seed"),
     "teach": ("teach", "seed"),
     "embed": ("pool",),
     "score": ("score",),
     "search": ("search", "seed"),
+    "clusters": ("seed",),
     "select": ("select",),
     "mine": (),
     "experts": ("seed",),
@@ -70,9 +76,10 @@ class Job:
 
     @cached_property
     def removals(self) -> Removals:
-        """Faces that no reader may yield."""
+        """Faces that no reader may yield: of the recipe's list, and those that the run forgot."""
         path = self.recipe.removals
-        return Removals.load(location(path) if path else None)
+        listed = Removals.load(location(path) if path else None)
+        return listed.also(forgotten(self.run.root))
 
     @property
     def command(self) -> str:
@@ -115,6 +122,12 @@ def settings(recipe: Recipe, stage: str) -> dict[str, Any]:
     """The part of a recipe that belongs to a stage's identity, JSON-able."""
     values = recipe.model_dump(mode="json")
     return {name: values[name] for name in SETTINGS[stage]}
+
+
+def forgotten(root: Location) -> frozenset[bytes]:
+    """What a run has forgotten, blinded; see :func:`pipeline.sources.removals.blind`."""
+    data = (root / FORGOTTEN_LIST).find_bytes()
+    return frozenset() if data is None else frozenset(map(bytes.fromhex, json.loads(data)))
 
 
 def file_stamp(path: str) -> str:

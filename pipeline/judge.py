@@ -11,6 +11,7 @@ and 13 per face that a class cap lets through; nothing is kept of every face.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -29,6 +30,7 @@ from pipeline.policy import (
     Rows,
     SelectConfig,
     is_value,
+    labels_kept,
     mask_of,
     rows_of,
 )
@@ -77,8 +79,12 @@ class Judge:
     order; once closed, the judge decides.
     """
 
-    def __init__(self, point: OperatingPoint, config: SelectConfig) -> None:
+    def __init__(
+        self, point: OperatingPoint, config: SelectConfig, labeled: Collection[str] = ()
+    ) -> None:
+        """For a policy; faces whose ids are `labeled` have a label of a person and are not kept."""
         self.point, self.config = point, config
+        self._labeled = pa.array(sorted(labeled), pa.string())
         self._histogram = np.zeros(ranking.LEVELS, dtype=np.int64)
         self._duplicates = ranking.Best(1) if config.duplicates else None
         self._groups = None if config.group_cap is None else ranking.Best(config.group_cap)
@@ -107,7 +113,7 @@ class Judge:
         faces = Competitors(
             scores=rows.confidence,
             ties=_hashes(table["id"], competing),
-            codes=rows.predicted.astype(np.uint8),
+            codes=labels_kept(rows, self.point, passing).astype(np.uint8),
             group=_hashes(table["group"], grouped),
             grouped=grouped,
             passing=passing,
@@ -157,28 +163,33 @@ class Judge:
         reasons = self._guarded(table, rows)
         self._ask_best("duplicate", self._duplicates, "duplicate_group", table, rows, reasons)
         self._ask_rules(rows, reasons)
+        codes = labels_kept(rows, self.point, reasons == _SELECTED)
         self._ask_best("group_cap", self._groups, "group", table, rows, reasons)
         if self._classes is not None:
             here = np.flatnonzero(reasons == _SELECTED)
-            codes, scores = rows.predicted[here], rows.confidence[here]
-            stay = self._classes.keep(codes, scores, partial(_hashes_at, table["id"], here))
+            own, scores = codes[here], rows.confidence[here]
+            stay = self._classes.keep(own, scores, partial(_hashes_at, table["id"], here))
             reasons[here[~stay]] = REASONS.index("class_cap")
         kept = reasons == _SELECTED
+        names = pa.array((*self.point.label_names, None), pa.string())  # the last for code -1
         columns = [
             table["id"],
             pa.array(kept),
             pa.array(REASONS, pa.string()).take(pa.array(reasons)),
-            table["pseudo_label"].cast(pa.string()),
+            names.take(pa.array(codes % len(names))),
             pa.array(self._weights(rows.confidence, kept), pa.float32(), mask=~kept),
         ]
         return pa.table(columns, schema=SELECTION)
 
     def _guarded(self, table: pa.Table, rows: Rows) -> Reasons:
-        """Reason codes (N,) by status and twins: the rules that no policy switches off."""
+        """Reason codes (N,) by status, twins and labels: what no policy switches off."""
         require_columns(table.column_names, (*GUARD_COLUMNS, "status", "group"), "select")
         twin = _known(table["twin_of"])
         of_validation = twin & is_value(table["twin_role"], "validation")
         reasons = np.full(len(table), _SELECTED, dtype=np.uint8)
+        if len(self._labeled):
+            named = pc.is_in(table["id"], value_set=self._labeled)
+            reasons[mask_of(named)] = REASONS.index("labeled")
         reasons[twin] = REASONS.index("twin_of_test")
         reasons[of_validation] = REASONS.index("twin_of_validation")
         bad = ~is_value(table["status"], OK) | (rows.predicted < 0)

@@ -9,7 +9,8 @@ alignment: arXiv 1911.09785, section 3.1. Logit adjustment: arXiv 2007.07314, eq
 scaling: arXiv 1706.04599, section 4.2. Consistency of two views by squared difference: arXiv
 1703.01780, section 2. Complementary labels: arXiv 1908.07387, and for
 faces below a dynamic threshold arXiv 2601.05556. NT-Xent: arXiv 2002.05709,
-eq. 1; on the faces below the threshold alone: Ada-CM, arXiv 2203.12341. Fairness: FreeMatch, arXiv
+eq. 1; on the faces below the threshold alone: Ada-CM, arXiv 2203.12341. InfoNCE with a queue: MoCo,
+arXiv 1911.05722, eq. 1. Fairness: FreeMatch, arXiv
 2205.07246, section 4.2.
 Departs: alignment takes a power, because a prior estimated from a biased teacher deserves half the
 trust; SoftMatch's standard deviation is divided by `width` (2), as its released code does and its
@@ -206,6 +207,25 @@ def contrastive(
         out[rows, itself], out[rows, other] = True, False
         loss = loss - F.log_softmax(cosines.masked_fill(out, -torch.inf), 1)[rows, other] / 2
     return below * loss
+
+
+def queued_contrastive(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """InfoNCE: a view picks out its face's key among the keys of earlier faces, nats.
+
+    Args:
+        query: features (B, D); made unit length here.
+        key: features (B, D) of the other view, without gradient; made unit length here.
+        queue: unit keys (Q, D) of other faces.
+        temperature: cosines are divided by it, above 0.
+
+    Returns:
+        (B,) float32, at least 0.
+    """
+    x, own = F.normalize(query.float(), dim=1), F.normalize(key.detach().float(), dim=1)
+    with torch.autocast(x.device.type, enabled=False):  # it would multiply in bfloat16
+        others = x @ queue.T
+    cosines = torch.cat([(x * own).sum(1, keepdim=True), others], 1)
+    return -F.log_softmax(cosines / temperature, 1)[:, 0]
 
 
 def fairness(

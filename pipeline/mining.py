@@ -11,12 +11,13 @@ import hashlib
 import time
 from collections.abc import Mapping
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import LedgerError
 from pipeline.ledger import Ledger, Slice
-from pipeline.schema import MINED, label_names_of, with_label_names
+from pipeline.schema import MINED, label_codes, label_names_of, with_label_names
 from pipeline.sources.reader import PoolSource, fetch
 from pipeline.storage import Location
 
@@ -76,7 +77,8 @@ class Miner:
         """
         began = time.perf_counter()
         reads = {stage: self._digest(stage, slice) for stage in self._inputs}
-        scores = self._inputs["score"].read(slice.key, ["id", "probs", "confidence"])
+        columns = ["id", "probs", "pseudo_label", "confidence"]
+        scores = self._inputs["score"].read(slice.key, columns)
         faces = self._inputs["survey"].read(slice.key, ["id", "position", "group", "sha256"])
         for stage, table in (("score", scores), ("survey", faces)):
             if not table["id"].equals(selection["id"]):
@@ -115,7 +117,7 @@ class Miner:
             "id": kept["id"],
             "image": read["image"],
             "label": kept["label"],
-            "soft": scored["probs"],
+            "soft": _soft(kept["label"], scored, names),
             "weight": kept["weight"],
             "confidence": scored["confidence"],
             "group": surveyed["group"],
@@ -130,6 +132,18 @@ class Miner:
         }
         arrays = [columns[field.name].cast(field.type) for field in schema]
         return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _soft(label: pa.ChunkedArray, scored: pa.Table, names: tuple[str, ...]) -> pa.Array:
+    """The teacher's probabilities; a face that select named otherwise is wholly of that class."""
+    soft = scored["probs"].combine_chunks()
+    renamed = pc.not_equal(label, scored["pseudo_label"]).to_numpy()
+    if not renamed.any():
+        return soft
+    probs = soft.flatten().to_numpy(zero_copy_only=False).reshape(-1, len(names)).copy()
+    codes = label_codes(label.filter(pa.array(renamed)).to_pylist(), names)
+    probs[renamed] = np.eye(len(names), dtype=np.float32)[codes]
+    return pa.FixedSizeListArray.from_arrays(pa.array(probs.ravel()), len(names))
 
 
 def check_bytes(slice: Slice, surveyed: pa.Table, read: pa.Table) -> None:

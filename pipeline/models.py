@@ -98,14 +98,35 @@ class FaceModel(nn.Module):
         Raises:
             ModelError: the faces have another number of channels or another size.
         """
+        return self._head(self._body(x))
+
+    def tokens(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (B, N, W), embedding and logits of faces, as :meth:`features`.
+
+        A transformer's tokens, its prefix tokens included; of a convolutional network the places
+        of its last feature map.
+        """
+        seen = self._body(x)
+        tokens = seen
+        if seen.dim() == 4:
+            # timm says so where a map has its channels last.
+            last = str(getattr(self.net, "output_fmt", "NCHW")) == "NHWC"
+            tokens = seen.flatten(1, 2) if last else seen.flatten(2).transpose(1, 2)
+        return tokens, *self._head(seen)
+
+    def _body(self, x: Tensor) -> Tensor:
         expected = (self.config.channels, self.config.size, self.config.size)
         if tuple(x.shape[1:]) != expected:
             raise ModelError(
                 f"{self.config.name}: faces of shape {tuple(x.shape[1:])}, expected {expected}"
             )
-        x = (x - self.mean) / self.std
         net: Any = self.net
-        embedding: Tensor = net.forward_head(net.forward_features(x), pre_logits=True)
+        seen: Tensor = net.forward_features((x - self.mean) / self.std)
+        return seen
+
+    def _head(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        net: Any = self.net
+        embedding: Tensor = net.forward_head(seen, pre_logits=True)
         return embedding, classifier_of(self.net)(embedding)
 
 

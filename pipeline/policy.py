@@ -16,11 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline import config as settings
 from pipeline import thresholds
-from pipeline.errors import LabelError
+from pipeline.clusters import ClusterConfig
+from pipeline.cuts import AdaptiveConfig
+from pipeline.errors import ConfigError, LabelError
 from pipeline.schema import require_columns
 from pipeline.storage import Location
 
@@ -38,6 +40,7 @@ SCORE_COLUMNS = (
 LABEL_COLUMNS = ("pseudo_label", "prototype_label", "neighbor_label")
 GUARD_COLUMNS = ("id", "twin_of", "twin_role", "duplicate_group")
 FACE_COLUMNS = ("id", "status", "group")
+CLUSTER_COLUMNS = ("id", "cluster")
 
 Mask = NDArray[np.bool_]
 
@@ -45,16 +48,24 @@ Mask = NDArray[np.bool_]
 class SelectConfig(settings.Config):
     """The policy, in the order its rules are asked; None is off. The guard has no switch."""
 
-    policy: Literal["rules", "all"] = "rules"  # all: no thresholds; duplicates and caps still count
+    policy: Literal["rules", "all"] = "rules"  # all: no thresholds; all else still counts
     duplicates: bool = True  # keep one of each duplicate group: the most confident
     confidence: float | dict[str, float] | None = None  # lowest confidence, for all or per class
     prototype: bool = True  # the nearest class prototype must name the same class
     neighbors: float | None = Field(default=None, ge=0, le=1)  # lowest share of the labeled vote
     target_precision: float | None = Field(default=0.9, gt=0, le=1)  # per-class cuts, out of fold
+    adaptive: AdaptiveConfig | None = None  # in place of target_precision; search has its own
+    clusters: ClusterConfig | None = None  # of embeddings; they may name a face otherwise
     group_cap: int | None = Field(default=None, ge=1)  # most faces of one group
     class_cap: int | None = Field(default=None, ge=0)  # most faces of one class
     class_cap_labeled: float | None = Field(default=None, ge=0)  # the same, times labeled faces
     weights: Literal["one", "confidence", "softmatch"] = "softmatch"
+
+    @model_validator(mode="after")
+    def _all_has_no_thresholds(self) -> SelectConfig:
+        if self.policy == "all" and self.adaptive is not None:
+            raise ValueError("adaptive: policy all has no thresholds; only policy rules has")
+        return self
 
 
 class OperatingPoint(settings.Config):
@@ -65,6 +76,8 @@ class OperatingPoint(settings.Config):
     prototype: bool = False
     neighbors: float | None = None
     cuts: dict[str, float] | None = None  # per class; a cut of 2.0 keeps nothing
+    clusters: tuple[str | None, ...] | None = None  # label of each; None: not pure enough
+    relabel: bool = False  # a face takes the label of its cluster; else it leaves if they differ
     labeled: dict[str, int] = Field(default_factory=dict)  # per class; unit of class_cap_labeled
     table: tuple[dict[str, Any], ...] = ()  # class, cut, positives, kept, precision, pooled
     estimates: dict[str, float] = Field(default_factory=dict)
@@ -74,6 +87,8 @@ class OperatingPoint(settings.Config):
     def digest(self) -> str:
         """Of what decides: estimates and trials do not count."""
         decides = {"label_names", "confidence", "prototype", "neighbors", "cuts", "labeled"}
+        if self.clusters is not None:  # points made before there were any keep their digest
+            decides |= {"clusters", "relabel"}
         return settings.digest(self.model_dump(mode="json", include=decides))
 
     def save(self, at: Location) -> None:
@@ -95,6 +110,7 @@ class Rows:
     prototype: NDArray[np.int64]
     neighbor: NDArray[np.int64]
     agreement: NDArray[np.float32]
+    cluster: NDArray[np.int64] | None = None  # None: the table has no such column
 
 
 def rows_of(table: pa.Table, label_names: tuple[str, ...]) -> Rows:
@@ -106,6 +122,7 @@ def rows_of(table: pa.Table, label_names: tuple[str, ...]) -> Rows:
         codes_of(table["prototype_label"], label_names),
         codes_of(table["neighbor_label"], label_names),
         _floats(table["neighbor_agreement"]),
+        _filled(table["cluster"], -1).astype(np.int64) if "cluster" in table.column_names else None,
     )
 
 
@@ -130,11 +147,33 @@ def _below_class_threshold(rows: Rows, point: OperatingPoint) -> Mask:
     return rows.confidence < _per_class(point.cuts, point)[rows.predicted]
 
 
+def cluster_labels(rows: Rows, point: OperatingPoint) -> NDArray[np.int64]:
+    """Label code (N,) of the cluster that each face lies in; -1 where it is not pure enough."""
+    if rows.cluster is None:
+        raise ConfigError("select: the point has clusters, and the rows have none")
+    codes = [-1 if n is None else point.label_names.index(n) for n in point.clusters or ()]
+    return np.array([*codes, -1], np.int64)[rows.cluster]
+
+
+def _impure_cluster(rows: Rows, point: OperatingPoint) -> Mask:
+    if point.clusters is None:
+        return np.zeros(len(rows.predicted), dtype=bool)
+    return cluster_labels(rows, point) < 0
+
+
+def _cluster_disagrees(rows: Rows, point: OperatingPoint) -> Mask:
+    if point.clusters is None or point.relabel:
+        return np.zeros(len(rows.predicted), dtype=bool)
+    return cluster_labels(rows, point) != rows.predicted
+
+
 RULES: tuple[tuple[str, Callable[[Rows, OperatingPoint], Mask]], ...] = (
     ("below_confidence", _below_confidence),
     ("prototype_disagrees", _prototype_disagrees),
     ("neighbors_disagree", _neighbors_disagree),
     ("below_class_threshold", _below_class_threshold),
+    ("impure_cluster", _impure_cluster),
+    ("cluster_disagrees", _cluster_disagrees),
 )
 """Rules that look at one face alone, in the order they are asked; a mask of those who fail."""
 
@@ -145,6 +184,17 @@ def passes(rows: Rows, point: OperatingPoint) -> Mask:
     for _, fails in RULES:
         failed |= fails(rows, point)
     return ~failed
+
+
+def labels_kept(rows: Rows, point: OperatingPoint, kept: Mask) -> NDArray[np.int64]:
+    """Label code (N,): the teacher's, or the cluster's for faces in a mask that it renames.
+
+    A renamed face passed the rules before, and competes and weighs, with the teacher's confidence
+    in its own label: no narrower column has that in another one.
+    """
+    if point.clusters is None or not point.relabel:
+        return rows.predicted
+    return np.where(kept, cluster_labels(rows, point), rows.predicted)
 
 
 def labeled_rows(points: pa.Table, names: tuple[str, ...]) -> tuple[Rows, NDArray[np.int64]]:

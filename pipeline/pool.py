@@ -13,7 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import clustering
 from pipeline.claim import WHOLE
+from pipeline.clustering import Inputs
 from pipeline.config import digest
 from pipeline.errors import BudgetError, PartDone
 from pipeline.images import DECODER
@@ -29,6 +31,7 @@ from pipeline.sources.removals import Removals
 from pipeline.sources.synthetic import SyntheticPool
 from pipeline.storage import Location, read_table, write_table
 from pipeline.streaming import Operator, start_ray, stream
+from pipeline.telemetry import Counted
 from pipeline.training.handed import LABELED_FILE
 
 TRUTH_FILE = "truth.parquet"
@@ -65,9 +68,8 @@ def plan_pool(job: Job) -> tuple[Stage, Plan]:
     (stage.dir / PLAN_FILE).write_json(
         {
             "file": name,
-            "ids": sorted(job.removals.ids),
-            "sha256": sorted(value.hex() for value in job.removals.sha256),
-            "groups": sorted(job.removals.groups),
+            # Not the list itself: a run may have to forget whom it left out.
+            "removed": sorted(value.hex() for value in job.removals.all_blinded),
         }
     )
     return stage, plan
@@ -90,11 +92,7 @@ def _earlier(at: Location | None) -> Earlier | None:
     if at is None or not (at / PLAN_FILE).exists():
         return None
     last = (at / PLAN_FILE).read_json()
-    removals = Removals(
-        frozenset(last["ids"]),
-        frozenset(bytes.fromhex(value) for value in last["sha256"]),
-        frozenset(last["groups"]),
-    )
+    removals = removed_by(last)
     plan, ledger = Plan(at / last["file"]), Ledger(at)
     chunk: list[Slice] = []
 
@@ -110,6 +108,14 @@ def _earlier(at: Location | None) -> Earlier | None:
         return slice, ledger.read(slice.key, ["id", "sha256", "group"])
 
     return Earlier(removals, surveyed)
+
+
+def removed_by(plan: dict[str, Any]) -> Removals:
+    """The removal list that a stored plan obeyed; plans made before it was blinded name faces."""
+    if "removed" in plan:
+        return Removals(blinded=frozenset(map(bytes.fromhex, plan["removed"])))
+    hashes = frozenset(map(bytes.fromhex, plan["sha256"]))
+    return Removals(frozenset(plan["ids"]), hashes, frozenset(plan["groups"]))
 
 
 def plan_at(survey: Location) -> Location:
@@ -147,16 +153,32 @@ def stream_pool(
     if len(pending):
         start_ray(job.recipe.stream)
         yields: Counter[str] = Counter()
+        counted = Counted(what)
         with meter(what, pending.faces) as shown:
             for slice, counts in stream(pending, read, operators, job.recipe.stream):
                 row = counts.to_pylist()[0]
-                yields.update({k: n for k, n in row.items() if k not in NO_YIELD})
+                labels = {k: n for k, n in row.items() if k not in NO_YIELD}
+                counted.add(row["rows"], row.get("quarantined", 0), labels)
+                yields.update(labels)
                 note = ", ".join(f"{name} {n:,}" for name, n in yields.items() if n)
                 shown.advance(slice.faces or row["rows"], note)
     if job.part != WHOLE and next(into.pending(plan), None) is not None:
         raise PartDone(
             f"{what}: part {job.part} is done; other parts are not, and the last one completes it"
         )
+
+
+def cluster(job: Job, plan: Plan, count: int) -> Artifact:
+    """Find clusters of the pool's embeddings and give every face its own: stage `clusters`."""
+    names = ("embed", "score", "twins")
+    inputs: dict[str, Any] = {name: job.run.artifact(name).digest for name in names}
+    stage = job.open("clusters", {**inputs, "count": count}, plan=plan.digest)
+    if stage.done is None:
+        found = Inputs(plan, *(ledger(job, name) for name in names))
+        counts = clustering.cluster(found, count, job.recipe.seed, Ledger(stage.dir))
+        clustering.save_counts(counts, stage.dir)
+        seal(stage, plan, clusters=len(counts))
+    return done(stage)
 
 
 def seal(stage: Stage, plan: Plan, *, budget: float | None = None, **facts: Any) -> Artifact:

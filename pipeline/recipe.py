@@ -142,6 +142,22 @@ def load(path: str | os.PathLike[str], sets: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigError: no such file, not YAML, or any number of faults, one line each.
     """
+    return parse(Recipe, _expand(_read(path, sets)), where=Path(path).name)
+
+
+def variables(path: str | os.PathLike[str], sets: Sequence[str] = ()) -> dict[str, str]:
+    """Environment variables that a recipe names, with their values here.
+
+    Raises:
+        ConfigError: no such file, not YAML, or a variable that the environment does not define.
+    """
+    named: set[str] = set()
+    _expand(_read(path, sets), named)
+    return {name: os.environ[name] for name in sorted(named)}
+
+
+def _read(path: str | os.PathLike[str], sets: Sequence[str]) -> dict[str, Any]:
+    """A recipe's values with `--set` applied, as they stand there."""
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")
@@ -157,7 +173,7 @@ def load(path: str | os.PathLike[str], sets: Sequence[str] = ()) -> Recipe:
         raise ConfigError(f"{file}: a recipe is a mapping of settings, got {type(values).__name__}")
     for item in sets:
         _assign(values, item)
-    return parse(Recipe, _expand(values), where=file.name)
+    return values
 
 
 def _assign(values: dict[str, Any], item: str) -> None:
@@ -194,12 +210,15 @@ def _index(here: Any, part: str, item: str) -> int:
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
-def _expand(value: Any) -> Any:
-    """Fill `$NAME` and `${NAME}` in every string; a missing variable is an error."""
+def _expand(value: Any, named: set[str] | None = None) -> Any:
+    """Fill `$NAME` and `${NAME}` in every string; a missing variable is an error.
+
+    The names are added to `named`.
+    """
     if isinstance(value, dict):
-        return {key: _expand(item) for key, item in value.items()}
+        return {key: _expand(item, named) for key, item in value.items()}
     if isinstance(value, list):
-        return [_expand(item) for item in value]
+        return [_expand(item, named) for item in value]
     if not isinstance(value, str):
         return value
 
@@ -207,6 +226,8 @@ def _expand(value: Any) -> Any:
         name = match.group(1) or match.group(2)
         if name not in os.environ:
             raise ConfigError(f"recipe names ${name}, which the environment does not define")
+        if named is not None:
+            named.add(name)
         return os.environ[name]
 
     return _VARIABLE.sub(fill, value)

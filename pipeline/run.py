@@ -14,6 +14,8 @@ Cost: three small reads per stage.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
 import tempfile
@@ -23,10 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import __version__
 from pipeline.config import digest
 from pipeline.errors import IdentityError, RunError
 from pipeline.storage import Location, to_json
 
+FORGOTTEN = "forgotten.json"
+"""In a generation that learned from faces which were forgotten since."""
 CURRENT = "current.json"
 """Names the generation of a stage, and the plan, that later stages read."""
 
@@ -64,9 +69,10 @@ class Stage:
         Args:
             digest: hex digest of the content, which later stages put into their identity.
             facts: JSON-able numbers and names for reports; `seconds` since the stage was opened
-                is added.
+                and the code's version are added.
         """
-        facts = {"seconds": round(time.monotonic() - self._opened, 3), **facts}
+        seconds = round(time.monotonic() - self._opened, 3)
+        facts = {"seconds": seconds, "code": code_version(), **facts}
         at = self.dir / _done_file(self.plan)
         at.create(to_json({"digest": digest, "facts": facts}))
         self.done = _done(self.name, self.dir, self.plan)
@@ -125,6 +131,12 @@ class Run:
         changes = _changes((current / "identity.json").read_json(), wanted)
         if not changes:
             return self._enter(name, current, wanted, plan)
+        mark = (current / FORGOTTEN).find_bytes()
+        if not self.fresh and mark is not None:
+            raise IdentityError(
+                f"{name}: {current} has learned from {json.loads(mark)['faces']} faces that were "
+                "forgotten since, and is not trained again unasked; use --fresh (the old one stays)"
+            )
         if not self.fresh and not all(_below(field, retarget) for field, _, _ in changes):
             lines = [f"  {field}: {old} -> {new}" for field, old, new in changes]
             raise IdentityError(
@@ -148,12 +160,26 @@ class Run:
         Raises:
             RunError: there is none; the message names the verb to run first.
         """
-        current = _current(self.root / name)
-        done = _done(name, current, _plan(self.root / name)) if current else None
+        done = self.latest(name)
         if done is None:
-            state = "was started but not finished" if current else "has not been run"
+            started = _current(self.root / name) is not None
+            state = "was started but not finished" if started else "has not been run"
             raise RunError(f"{self.root}: stage {name} {state}; run `omnifer {name}` first")
         return done
+
+    def latest(self, name: str) -> Artifact | None:
+        """The finished stage in use, or None: for stages that not every run has."""
+        current = _current(self.root / name)
+        return _done(name, current, _plan(self.root / name)) if current else None
+
+    def generations(self, name: str) -> list[Artifact]:
+        """Every finished generation of a stage that has no plan, oldest first."""
+        found = [_done(name, folder, None) for folder in _generations(self.root / name)]
+        return [done for done in found if done is not None]
+
+    def folders(self, name: str) -> list[Location]:
+        """Every generation of a stage, oldest first, finished or not."""
+        return _generations(self.root / name)
 
     def recipe(self, resolved: dict[str, Any]) -> None:
         """Add the resolved recipe to the run's history unless it equals the newest one."""
@@ -173,6 +199,19 @@ class Run:
         if (folder.parent / CURRENT).find_bytes() != to_json(entry):
             (folder.parent / CURRENT).write_json(entry)
         return Stage(name, folder, identity, plan)
+
+
+@functools.cache
+def code_version() -> str:
+    """Version of this package and eight digits of what its source files hold.
+
+    Cost: reads a megabyte, once per process.
+    """
+    home = Path(__file__).parent
+    held = hashlib.sha256()
+    for file in sorted(home.rglob("*.py")):
+        held.update(str(file.relative_to(home)).encode() + b"\0" + file.read_bytes())
+    return f"{__version__}+{held.hexdigest()[:8]}"
 
 
 def _current(home: Location) -> Location | None:

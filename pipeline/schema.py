@@ -85,11 +85,14 @@ REASONS: tuple[str, ...] = (
     "quarantined",
     "twin_of_test",
     "twin_of_validation",
+    "labeled",  # a person labeled it, so it trains under that label
     "duplicate",
     "below_confidence",
     "prototype_disagrees",
     "neighbors_disagree",
     "below_class_threshold",
+    "impure_cluster",
+    "cluster_disagrees",
     "group_cap",
     "class_cap",
     "selected",
@@ -230,6 +233,14 @@ def scores_schema(classes: int, neighbors: int) -> pa.Schema:
         ]
     )
 
+
+CLUSTERS = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("cluster", pa.int32()),  # null for a bad face
+    ]
+)
+"""clusters: one row per pool face, in slice order."""
 
 SELECTION = pa.schema(
     [

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from pydantic import Field
 
 from pipeline import thresholds
 from pipeline.config import Config
+from pipeline.cuts import AdaptiveConfig, Seen, adaptive_cuts
 from pipeline.errors import RunError
 from pipeline.metrics import effective_classes
 from pipeline.policy import (
@@ -57,6 +58,7 @@ class SearchConfig(Config):
     target_purity: float = Field(default=0.85, gt=0, le=1)
     min_utilization: float = Field(default=0.05, ge=0, le=1)
     objective: Literal["balanced", "utilization"] = "balanced"  # balanced: classes evenly, too
+    adaptive: tuple[AdaptiveConfig, ...] = ()  # rules whose cuts every trial looks at as well
     concurrency: int = Field(default=1, ge=1)  # trials at once, 1 CPU each; asked in fixed batches
     seed: int = 0
 
@@ -69,10 +71,15 @@ class Evidence:
     labels: NDArray[np.int64]  # (N,) true codes of the labeled rows
     pool: NDArray[np.int64]  # (K, 2, SHARES + 2, GRID + 1) faces
     start: OperatingPoint  # names and labeled counts, no thresholds
+    adaptive: Mapping[str, dict[str, float]] = field(default_factory=dict)  # cuts by rule
 
 
 def search(
-    points: pa.Table, pool: Iterable[pa.Table], config: SearchConfig, work: Path
+    points: pa.Table,
+    pool: Iterable[pa.Table],
+    config: SearchConfig,
+    work: Path,
+    seen_pool: Sequence[Seen] = (),
 ) -> OperatingPoint:
     """Search the policy on the run's own labeled faces and the pool's scores.
 
@@ -82,6 +89,7 @@ def search(
         pool: chunks of score columns; rows whose status is not ok are left out.
         config: trials, targets, seed.
         work: local folder for Tune's own files.
+        seen_pool: the pool as each of `config.adaptive` sees it.
 
     Returns:
         The best point, its estimates and all trials. The same seed, concurrency and data give the
@@ -102,10 +110,14 @@ def search(
             f"search: {len(labels)} labeled rows and {int(grid.sum())} scored pool faces; "
             "expected at least one of each"
         )
-    evidence = Evidence(_take(rows, seen), labels[seen], grid, start)
+    adaptive: dict[str, dict[str, float]] = {
+        each.rule: _on_grid(adaptive_cuts(each, pool_seen, points.filter(pa.array(seen)), names))
+        for each, pool_seen in zip(config.adaptive, seen_pool, strict=True)
+    }
+    evidence = Evidence(_take(rows, seen), labels[seen], grid, start, adaptive)
     trials = _tune(evidence, config, work)
     best = max(trials, key=lambda trial: trial["objective"])
-    point = _point(best, evidence)
+    (point,) = _points(best, [best], evidence)
 
     held = Evidence(_take(rows, ~seen), labels[~seen], grid, start)
     again = appraise(point, held, config)
@@ -196,14 +208,16 @@ def appraise(point: OperatingPoint, evidence: Evidence, config: SearchConfig) ->
 def best_precision(
     rules: dict[str, Any], evidence: Evidence, config: SearchConfig
 ) -> dict[str, Any]:
-    """The rules of one trial with the best of 20 target precisions, and what that is worth."""
-    point = evidence.start.model_copy(update=_thresholds(rules))
-    curves = class_curves(evidence.rows, evidence.labels, point)
+    """The rules of one trial with the best way to cut classes, and what that is worth."""
+    ways: list[dict[str, Any]] = [{"target_precision": precision} for precision in PRECISIONS]
+    if evidence.adaptive:
+        ways = [{**way, "adaptive": None} for way in ways]
+        ways += [{"target_precision": None, "adaptive": name} for name in evidence.adaptive]
     found: dict[str, Any] = {}
-    for precision in PRECISIONS:
-        worth = appraise(with_cuts(point, curves, precision, GRID), evidence, config)
+    for way, point in zip(ways, _points(rules, ways, evidence), strict=True):
+        worth = appraise(point, evidence, config)
         if not found or worth["objective"] > found["objective"]:
-            found = {**rules, "target_precision": precision, **worth}
+            found = {**rules, **way, **worth}
     return found
 
 
@@ -215,18 +229,30 @@ def _thresholds(rules: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _point(trial: dict[str, Any], evidence: Evidence) -> OperatingPoint:
-    point = evidence.start.model_copy(update=_thresholds(trial))
+def _points(
+    rules: dict[str, Any], ways: Sequence[Mapping[str, Any]], evidence: Evidence
+) -> Iterator[OperatingPoint]:
+    """The point of a trial's rules with each of several ways to cut its classes."""
+    point = evidence.start.model_copy(update=_thresholds(rules))
     curves = class_curves(evidence.rows, evidence.labels, point)
-    return with_cuts(point, curves, trial["target_precision"], GRID)
+    for way in ways:
+        if (name := way.get("adaptive")) is not None:
+            yield point.model_copy(update={"cuts": evidence.adaptive[name]})
+        else:
+            yield with_cuts(point, curves, way["target_precision"], GRID)
+
+
+def _on_grid(cuts: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(np.ceil(cut * GRID) / GRID) for name, cut in cuts.items()}
 
 
 def _take(rows: Rows, which: NDArray[np.bool_]) -> Rows:
+    predicted, prototype, neighbor = rows.predicted, rows.prototype, rows.neighbor
     return Rows(
-        rows.predicted[which],
+        predicted[which],
         rows.confidence[which],
-        rows.prototype[which],
-        rows.neighbor[which],
+        prototype[which],
+        neighbor[which],
         rows.agreement[which],
     )
 
@@ -270,14 +296,8 @@ def _tune(evidence: Evidence, config: SearchConfig, work: Path) -> list[dict[str
         raise RunError(
             f"search: {len(failed)} of {config.trials} trials failed; first: {failed[0]}"
         )
-    columns = (
-        *space,
-        "target_precision",
-        "purity",
-        "utilization",
-        "effective_classes",
-        "objective",
-    )
+    way = ("target_precision", *(("adaptive",) if evidence.adaptive else ()))
+    columns = (*space, *way, "purity", "utilization", "effective_classes", "objective")
     return [
         {"trial": number, **{name: _plain(result.metrics[name]) for name in columns}}
         for number, result in enumerate(results)

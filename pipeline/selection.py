@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline import thresholds
+from pipeline import cuts, thresholds
 from pipeline.errors import ConfigError, LedgerError
 from pipeline.judge import Judge
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan
 from pipeline.policy import (
+    CLUSTER_COLUMNS,
     FACE_COLUMNS,
     GUARD_COLUMNS,
     LABEL_COLUMNS,
@@ -63,13 +64,17 @@ Tables = Callable[[], Iterator[pa.Table]]
 """Opens the chunks again from the start; each is the `join` of one slice or pack."""
 
 
-def operating_point(config: SelectConfig, points: pa.Table) -> OperatingPoint:
+def operating_point(
+    config: SelectConfig, points: pa.Table, pool: Iterable[pa.Table] = ()
+) -> OperatingPoint:
     """Resolve a policy's thresholds on the run's own labeled faces.
 
     Args:
         config: the policy.
         points: out-of-fold rows of labeled faces: score columns plus `label`; `label_names` in the
             schema metadata.
+        pool: chunks of the pool's score table with the columns of :mod:`pipeline.cuts`; read only
+            where the policy has an adaptive rule.
 
     Returns:
         The point, with purity and utilization estimated on the same rows (no search, so no
@@ -96,7 +101,11 @@ def operating_point(config: SelectConfig, points: pa.Table) -> OperatingPoint:
         neighbors=config.neighbors,
         labeled=labeled,
     )
-    if config.target_precision is not None:
+    if config.adaptive is not None:
+        seen = cuts.look(pool, len(names), config.adaptive.tau)
+        found = cuts.adaptive_cuts(config.adaptive, seen, points, names)
+        point = point.model_copy(update={"cuts": found})
+    elif config.target_precision is not None:
         point = with_cuts(point, class_curves(rows, labels, point), config.target_precision)
     worth = thresholds.estimate(passes(rows, point), rows.predicted, labels, len(names))
     estimates = {"purity": worth.purity, "utilization_labeled": worth.utilization}
@@ -109,9 +118,16 @@ class Pool:
     The ids of the three stages are compared once: what is sealed or committed never changes.
     """
 
-    def __init__(self, plan: Plan, scores: Ledger, guard: Ledger, faces: Ledger) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        scores: Ledger,
+        guard: Ledger,
+        faces: Ledger,
+        clusters: Ledger | None = None,
+    ) -> None:
         self._plan = plan
-        self._scores, self._guard, self._faces = scores, guard, faces
+        self._scores, self._guard, self._faces, self._clusters = scores, guard, faces, clusters
         self._compared = False
 
     def __call__(self) -> Iterator[pa.Table]:
@@ -123,10 +139,12 @@ class Pool:
             self._guard.blocks(self._plan, GUARD_COLUMNS[from_row:], coded=("twin_role",)),
             self._faces.blocks(self._plan, FACE_COLUMNS[from_row:], coded=("status",)),
         ]
-        for scores, guard, faces in _aligned(streams):
+        if self._clusters is not None:
+            streams.append(self._clusters.blocks(self._plan, CLUSTER_COLUMNS[from_row:]))
+        for tables in _aligned(streams):
             if not self._compared:
-                _compare_ids(scores, guard, faces)
-            yield _joined(scores, guard, faces)
+                _compare_ids(*tables)
+            yield _joined(*tables)
         self._compared = True
 
 
@@ -147,18 +165,25 @@ def _aligned(streams: Sequence[Iterator[pa.Table]]) -> Iterator[list[pa.Table]]:
         held = [table.slice(min(rows)) for table in held]
 
 
-def join(scores: pa.Table, guard: pa.Table, faces: pa.Table) -> pa.Table:
+def join(
+    scores: pa.Table, guard: pa.Table, faces: pa.Table, clusters: pa.Table | None = None
+) -> pa.Table:
     """One chunk from tables of the same faces; LedgerError where they do not line up."""
-    _compare_ids(scores, guard, faces)
-    return _joined(scores, guard, faces)
+    _compare_ids(scores, guard, faces, clusters)
+    return _joined(scores, guard, faces, clusters)
 
 
-def _compare_ids(scores: pa.Table, guard: pa.Table, faces: pa.Table) -> None:
+def _compare_ids(
+    scores: pa.Table, guard: pa.Table, faces: pa.Table, clusters: pa.Table | None = None
+) -> None:
     for table, need, what in (
         (scores, SCORE_COLUMNS, "scores"),
         (guard, GUARD_COLUMNS, "guard"),
         (faces, FACE_COLUMNS, "faces"),
+        (clusters, CLUSTER_COLUMNS, "clusters"),
     ):
+        if table is None:
+            continue
         require_columns(table.column_names, need, what)
         if not table["id"].equals(scores["id"]):
             raise LedgerError(
@@ -166,17 +191,25 @@ def _compare_ids(scores: pa.Table, guard: pa.Table, faces: pa.Table) -> None:
             )
 
 
-def _joined(scores: pa.Table, guard: pa.Table, faces: pa.Table) -> pa.Table:
+def _joined(
+    scores: pa.Table, guard: pa.Table, faces: pa.Table, clusters: pa.Table | None = None
+) -> pa.Table:
     bad = ~(is_value(scores["status"], OK) & is_value(faces["status"], OK))
     status = pa.DictionaryArray.from_arrays(pa.array(bad.astype(np.int8)), [OK, QUARANTINED])
     chunk = scores.select(list(SCORE_COLUMNS)).set_column(1, "status", status)
     for name in GUARD_COLUMNS[1:]:
         chunk = chunk.append_column(name, guard[name])
+    if clusters is not None:
+        chunk = chunk.append_column("cluster", clusters["cluster"])
     return chunk.append_column("group", faces["group"])
 
 
 def select(
-    tables: Tables, point: OperatingPoint, config: SelectConfig, threads: int = THREADS
+    tables: Tables,
+    point: OperatingPoint,
+    config: SelectConfig,
+    threads: int = THREADS,
+    labeled: Collection[str] = (),
 ) -> Iterator[pa.Table]:
     """Yield one SELECTION table per chunk, rows in the chunk's order.
 
@@ -185,8 +218,9 @@ def select(
         point: thresholds; see :func:`operating_point` and :mod:`pipeline.search`.
         config: duplicates, caps and weights.
         threads: chunks worked on at a time; NumPy and Arrow let go of the interpreter.
+        labeled: ids of faces that a person labeled; they train already.
     """
-    judge = Judge(point, config)
+    judge = Judge(point, config, labeled)
     if judge.must_learn:
         for lesson in _in_order(judge.study, tables(), threads):
             judge.absorb(lesson)

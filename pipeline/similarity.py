@@ -63,15 +63,20 @@ def prototypes(
         chosen = z[mine & correct] if (mine & correct).any() else z[mine]
         if not len(chosen):
             continue
-        centers = unit(_centers(chosen, min(per_class, len(chosen)), seed))
-        vectors.append(centers)
-        owners.extend([code] * len(centers))
+        found = unit(centers(chosen, min(per_class, len(chosen)), seed))
+        vectors.append(found)
+        owners.extend([code] * len(found))
     if not vectors:
         return np.zeros((0, z.shape[1]), np.float32), np.zeros(0, np.int64)
     return np.concatenate(vectors), np.array(owners, dtype=np.int64)
 
 
-def _centers(x: np.ndarray, k: int, seed: int) -> np.ndarray:
+def centers(x: np.ndarray, k: int, seed: int, *, spread: bool = False) -> np.ndarray:
+    """Centers (k, D) of seeded spherical k-means on unit rows (N, D), k at most N.
+
+    `spread` starts from rows that lie apart (k-means++): random ones may share a group and leave
+    another to none.
+    """
     if k == 1:
         return x.mean(axis=0, keepdims=True)
     if k == len(x):
@@ -80,8 +85,15 @@ def _centers(x: np.ndarray, k: int, seed: int) -> np.ndarray:
 
     # Spherical: centers are compared by cosine. FAISS warns below 39 points per center; rare
     # classes have fewer and are still better off than with one mean.
+    start = {"init_method": faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS} if spread else {}
     kmeans = faiss.Kmeans(
-        x.shape[1], k, niter=25, seed=seed, spherical=True, min_points_per_centroid=1
+        x.shape[1],
+        k,
+        niter=25,
+        seed=seed,
+        spherical=True,
+        min_points_per_centroid=1,
+        **start,
     )
     kmeans.train(np.ascontiguousarray(x))
     return np.asarray(kmeans.centroids)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from pipeline import evaluation, flow, pool, selection, twins
+from pipeline import annotated, clustering, cuts, evaluation, flow, pool, selection, twins
 from pipeline import search as searching
 from pipeline.config import digest
 from pipeline.embedding import profile
@@ -52,14 +52,18 @@ def survey(job: Job) -> Artifact:
 
 
 def guard(job: Job) -> Artifact:
-    """Find twins of test and validation faces in the labeled set and the pool, and duplicates."""
+    """Find twins of test and validation faces in the labeled set and the pool, and duplicates.
+
+    Pool faces that people labeled pass it before they train.
+    """
     plan = pool.pool_plan(job)
     inputs = {name: job.run.artifact(name).digest for name in ("labeled", "test", "survey")}
-    stage = job.open("guard", inputs, plan=plan.digest)
+    stage = job.open("guard", inputs, hide=twins.LATER, plan=plan.digest)
     if stage.done is None:
         twins.guard_labeled(job, stage.dir)
         twins.guard_pool(job, stage, plan)
         pool.seal(stage, plan)
+    annotated.join(job)
     return pool.done(stage)
 
 
@@ -141,8 +145,13 @@ def search(job: Job) -> Artifact | None:
     if stage.done is None:
         start_ray(job.recipe.stream)
         config = job.recipe.search.model_copy(update={"seed": job.recipe.seed})
-        columns = flow.score_columns(job, SCORE_COLUMNS)
-        point = searching.search(flow.points(job), columns, config, job.run.scratch / "tune")
+        classes = len(flow.label_names(job))
+        seen = [
+            cuts.look(flow.score_columns(job, cuts.COLUMNS), classes, each.tau)
+            for each in config.adaptive
+        ]
+        columns, work = flow.score_columns(job, SCORE_COLUMNS), job.run.scratch / "tune"
+        point = searching.search(flow.points(job), columns, config, work, seen)
         point.save(stage.dir / POINT_FILE)
         stage.finish(point.digest, **point.estimates)
     return pool.done(stage)
@@ -155,16 +164,25 @@ def select(job: Job) -> Artifact:
     inputs = {name: job.run.artifact(name).digest for name in ("score", "twins", "survey")}
     if job.recipe.search is not None:
         inputs["search"] = job.run.artifact("search").digest
+    if config.clusters is not None:
+        inputs["clusters"] = pool.cluster(job, plan, config.clusters.count).digest
+    if (labels := job.run.latest(annotated.STAGE)) is not None:
+        inputs["annotated"] = labels.digest
     stage = job.open("select", inputs, plan=plan.digest)
     if stage.done is None:
         if job.recipe.search is None:
-            point = selection.operating_point(config, flow.points(job))
+            scored = flow.score_columns(job, cuts.COLUMNS)
+            point = selection.operating_point(config, flow.points(job), scored)
         else:
             point = OperatingPoint.load(job.run.artifact("search").dir / POINT_FILE)
+        if config.clusters is not None:
+            at = job.run.artifact("clusters").dir
+            point = clustering.with_clusters(point, config.clusters, at)
         point.save(stage.dir / POINT_FILE)
         ledger, tables = Ledger(stage.dir), flow.pool_rows(job)
         faces = (commit.rows for commit in pool.ledger(job, "score").committed(plan))
-        ledger.pack(plan, selection.cut(selection.select(tables, point, config), faces))
+        decided = selection.select(tables, point, config, labeled=annotated.labeled_ids(job))
+        ledger.pack(plan, selection.cut(decided, faces))
         kept = selection.yield_by_class(ledger.blocks(plan, ("label", "reason")))
         pool.seal(stage, plan, rule=point.digest, per_class=kept)
     return pool.done(stage)
@@ -247,7 +265,8 @@ def evaluate(job: Job) -> Artifact:
         probs, faces, names = flow.sit_exam(job)
         labels = label_codes(faces["label"].to_pylist(), names)
         protocol = flow.protocol_card(job)
-        metrics = evaluation.evaluate(probs, labels, names, protocol, job.recipe.evaluate)
+        votes = evaluation.votes_of(faces)
+        metrics = evaluation.evaluate(probs, labels, names, protocol, job.recipe.evaluate, votes)
         decided = (t for _, t in pool.ledger(job, "select").tables(pool.pool_plan(job)))
         truth = read_table(job.run.artifact("survey").dir / pool.TRUTH_FILE)
         metrics["pool"] = evaluation.purity(decided, truth)

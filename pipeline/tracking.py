@@ -10,17 +10,21 @@ process; later calls are one batch per `FLUSH_SECONDS`.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
+import numpy as np
 from pydantic import BeforeValidator
 
 from pipeline.config import Config
@@ -30,6 +34,8 @@ from pipeline.storage import Location
 logger = logging.getLogger(__name__)
 
 OFF = "off"
+DIGEST = "omnifer.digest"
+"""Tag of a model: what its weights hash to."""
 BATCH = 500  # MLflow takes at most 1,000 metrics and 100 parameters in one call
 PARAMS_BATCH = 100
 PARAM_CHARS = 500
@@ -55,6 +61,8 @@ class TrackingConfig(Config):
     # MLflow tracking URI; None: SQLite in the run folder; off: nowhere
     uri: Annotated[str | None, BeforeValidator(_off)] = None
     experiment: str = "omnifer"
+    register_as: str | None = None  # name of the student in the model registry; None: nowhere
+    alias: str = "student"  # of the newest version there
 
 
 def connect(uri: str | None, experiment: str, run_dir: Location) -> Tracker:
@@ -170,6 +178,41 @@ class Child:
             client = self._tracker.client
             self._tracker.guarded(lambda: client.log_artifact(self.run_id, str(Path(path))))
 
+    def model(self, graph: Graph, register_as: str | None, alias: str) -> None:
+        """Keep a model as an ONNX graph, with its signature and an example; register it if named.
+
+        What is there already, told by its digest, is neither kept nor registered twice.
+        """
+        if self._live():
+            self._tracker.guarded(lambda: self._keep(graph, register_as, alias))
+
+    def _keep(self, graph: Graph, register_as: str | None, alias: str) -> None:
+        from mlflow.entities import LoggedModelOutput
+        from mlflow.exceptions import MlflowException
+
+        client, experiment = self._tracker.client, self._tracker.parent.info.experiment_id
+        tags = {DIGEST: graph.digest}
+        same = f"tags.`{DIGEST}` = '{graph.digest}'"
+        kept = next(iter(client.search_logged_models([experiment], filter_string=same)), None)
+        if kept is None:
+            kept = client.create_logged_model(experiment, graph.name, self.run_id, tags)
+            with tempfile.TemporaryDirectory(prefix="omnifer-") as work:
+                _save_graph(graph, Path(work) / "model")
+                client.log_model_artifacts(kept.model_id, str(Path(work) / "model"))
+            client.finalize_logged_model(kept.model_id, "READY")
+        client.log_outputs(self.run_id, [LoggedModelOutput(kept.model_id, 0)])
+        if register_as is None:
+            return
+        with suppress(MlflowException):  # it is there
+            client.create_registered_model(register_as)
+        every = client.search_model_versions(f"name = '{register_as}'")
+        mine = next((v for v in every if v.tags.get(DIGEST) == graph.digest), None)
+        if mine is None:
+            # Not models:/ID: MLflow would ask the process's own store for it, not this client's.
+            source, owner = kept.artifact_location, {"model_id": kept.model_id, "tags": tags}
+            mine = client.create_model_version(register_as, source, self.run_id, **owner)
+        client.set_registered_model_alias(register_as, alias, mine.version)
+
     def close(self, status: str) -> None:
         """Send what waits and end the child with an MLflow status."""
         self._flush()
@@ -195,6 +238,38 @@ class Child:
             self._tracker.client.log_batch(self.run_id, metrics=metrics)
 
         self._tracker.guarded(call)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A model as an ONNX graph: `input` (batch, C, S, S) to `logits` and `probs` (batch, K)."""
+
+    name: str
+    data: bytes
+    example: np.ndarray  # faces (B, C, S, S) float32, nobody's
+    classes: int  # K
+    digest: str  # of its weights
+
+
+def _save_graph(graph: Graph, at: Path) -> None:
+    """Write a model folder as MLflow has it; its own writer would need onnxruntime."""
+    from mlflow import pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    number = np.dtype(np.float32)
+    outputs = [TensorSpec(number, (-1, graph.classes), name) for name in ("logits", "probs")]
+    inputs = [TensorSpec(number, (-1, *graph.example.shape[1:]), "input")]
+    model = Model(signature=ModelSignature(Schema(inputs), Schema(outputs)))
+    model.saved_input_example_info = {"artifact_path": "input_example.json", "type": "ndarray"}
+    pyfunc.add_to_model(model, loader_module="mlflow.onnx", data="model.onnx")
+    model.add_flavor("onnx", data="model.onnx", providers=["CPUExecutionProvider"])
+    at.mkdir()
+    (at / "model.onnx").write_bytes(graph.data)
+    (at / "requirements.txt").write_text("mlflow\nonnx\nonnxruntime\n")
+    example = json.dumps({"input": graph.example.tolist()})
+    (at / "input_example.json").write_text(example)
+    model.save(str(at / "MLmodel"))
 
 
 def public(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,7 @@ from pipeline.artifacts import load_teacher
 from pipeline.flow import handed
 from pipeline.job import Job
 from pipeline.ledger import Ledger
-from pipeline.plan import Plan
+from pipeline.plan import Plan, Slice
 from pipeline.pool import ledger, seal
 from pipeline.progress import meter
 from pipeline.run import Stage
@@ -22,6 +22,9 @@ from pipeline.similarity import Neighbors, unit
 from pipeline.storage import Location, read_table, write_table
 from pipeline.training import exam, runs
 from pipeline.training.handed import FACES_FILE, LABELED_FILE
+
+LATER = ("guard.copies",)
+"""Settings of guard that only the stage `twins` reads."""
 
 
 def guard_labeled(job: Job, into: Location) -> None:
@@ -33,7 +36,7 @@ def guard_labeled(job: Job, into: Location) -> None:
 
 def guard_pool(job: Job, stage: Stage, plan: Plan) -> None:
     """Mark pool faces that are twins of test or validation faces, and their duplicates."""
-    config, known = job.recipe.guard, _reference(job)
+    config, known = job.recipe.guard, reference(job)
     surveyed, into = ledger(job, "survey"), Ledger(stage.dir)
     duplicates = guarding.Duplicates(config, job.run.scratch)
     for _, faces in surveyed.tables(plan):
@@ -47,7 +50,10 @@ def guard_pool(job: Job, stage: Stage, plan: Plan) -> None:
 
 
 def confirm_twins(job: Job, plan: Plan) -> None:
-    """Add twins that the teacher's embeddings propose and thumbnails confirm: stage `twins`."""
+    """Add twins and duplicates that the teacher's embeddings propose and thumbnails confirm.
+
+    They are the stage `twins`.
+    """
     inputs = {name: job.run.artifact(name).digest for name in ("guard", "survey", "embed")}
     stage = job.open("twins", inputs, plan=plan.digest)
     if stage.done is None:
@@ -56,11 +62,33 @@ def confirm_twins(job: Job, plan: Plan) -> None:
 
 
 def _confirm(job: Job, stage: Stage, plan: Plan) -> None:
-    config, known = job.recipe.guard, _reference(job)
+    config, known = job.recipe.guard, reference(job)
     wanted = {face: row for row, face in enumerate(known.ids)}
     rows, embedding = _reference_embeddings(job, wanted)
     index = Neighbors(embedding, [known.ids[row] for row in rows])
     into = Ledger(stage.dir)
+    groups = None if config.copies is None else _duplicates(job, plan)
+    for slice, first, faces, x in _side_by_side(job, plan):
+        good = np.flatnonzero(x.any(1))
+        near = np.full((faces.num_rows, config.neighbors), -1, np.int64)
+        if len(good):
+            found, _ = index.search(x[good], config.neighbors)
+            near[good, : found.shape[1]] = rows[found]
+        second = guarding.find_twins_by_embedding(known, faces, near, config)
+        merged = guarding.merge(first, second)
+        into.commit(slice, merged if groups is None else guarding.with_duplicates(merged, groups))
+
+
+def _duplicates(job: Job, plan: Plan) -> dict[str, str]:
+    """Duplicate groups of the pool, by hashes as in guard and by embeddings."""
+    found = guarding.Duplicates(job.recipe.guard, job.run.scratch)
+    for _, _, faces, x in _side_by_side(job, plan):
+        found.add(faces, x)
+    return found.groups()
+
+
+def _side_by_side(job: Job, plan: Plan) -> Iterator[tuple[Slice, pa.Table, pa.Table, np.ndarray]]:
+    """Each slice's guard and survey rows and unit embeddings (N, D), zero where there is none."""
     streams = zip(
         ledger(job, "guard").tables(plan),
         ledger(job, "survey").tables(plan),
@@ -69,21 +97,19 @@ def _confirm(job: Job, stage: Stage, plan: Plan) -> None:
     )
     for (slice, first), (_, faces), (_, embedded) in streams:
         good = np.flatnonzero(pc.equal(embedded["status"], OK).to_numpy())
-        near = np.full((faces.num_rows, config.neighbors), -1, np.int64)
+        column = embedded["embedding"].combine_chunks()
+        x = np.zeros((faces.num_rows, column.type.list_size), np.float32)
         if len(good):
-            flat = embedded["embedding"].combine_chunks().take(pa.array(good)).flatten()
-            x = unit(flat.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(good), -1))
-            found, _ = index.search(x, config.neighbors)
-            near[good, : found.shape[1]] = rows[found]
-        second = guarding.find_twins_by_embedding(known, faces, near, config)
-        into.commit(slice, guarding.merge(first, second))
+            flat = column.take(pa.array(good)).flatten().to_numpy(zero_copy_only=False)
+            x[good] = unit(flat.reshape(len(good), -1))
+        yield slice, first, faces, x
 
 
 def _test_faces(job: Job) -> pa.Table:
     return read_table(job.run.artifact("test").dir / FACES_FILE)
 
 
-def _reference(job: Job) -> guarding.Reference:
+def reference(job: Job) -> guarding.Reference:
     """Test faces and validation faces."""
     at = job.run.artifact("labeled").dir
     roles, faces = read_table(at / LABELED_FILE, ["role"]), read_table(at / FACES_FILE)

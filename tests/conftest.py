@@ -26,3 +26,12 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         conduct.run_all(flow.start(flow.tiny(), root), None)
     torch.set_num_threads(threads)
     return root
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under xdist a file stays with one process, and all that start Ray or share a run with one."""
+    for item in items:
+        shared = {"tiny_run", "local_ray"} & set(getattr(item, "fixturenames", ()))
+        marked = item.get_closest_marker("ray") is not None
+        name = "ray" if shared or marked else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(name))

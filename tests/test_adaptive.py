@@ -207,6 +207,26 @@ def test_aligned_rules__equal_a_slow_version(name: str, align: str | None, power
             assert made.weights(step[1]).tolist() == above([cut] * K, aligned)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize("align", ["prior", "labeled", "uniform", None])
+def test_remixmatch__equals_a_slow_version(align: str | None, temperature: float) -> None:
+    made = start("remixmatch", align=align, temperature=temperature)
+    known, mean = [0.0] * K, [0.0] * K
+    for number, step in enumerate(steps(8), 1):
+        made.observe(*step)
+        rows, momentum = step[1].tolist(), min(0.8, 1 - 1 / number)
+        mean = [ema(a, b, momentum) for a, b in zip(mean, columns(rows), strict=True)]
+        seen = columns(step[0].tolist())
+        known = [ema(a, b, momentum) for a, b in zip(known, seen, strict=True)]
+        to = {"prior": PRIOR, "labeled": known, "uniform": [1 / K] * K, None: mean}[align]
+        sharp = [
+            [p ** (1 / temperature) for p in row] for row in plainly_aligned(rows, to, mean, 1.0)
+        ]
+        close(made.targets(step[1]), [[p / sum(row) for p in row] for row in sharp])
+        assert made.weights(step[1]).tolist() == [1] * len(rows)
+        assert made.cuts().tolist() == [0] * K
+
+
 def test_aligned_rules__reach_the_shares_they_align_to() -> None:
     made, probs = start("adamatch"), drawn(2000, 0).pow(0.2)  # soft: sure faces hardly move
     probs = probs / probs.sum(1, keepdim=True)

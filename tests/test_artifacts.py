@@ -57,10 +57,12 @@ def test_load_model__normalization_comes_from_the_folder(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.pkl", "pytorch_model.bin", "best.pth", "last.PT"])
-def test_load_model__folder_with_a_pickle_and_no_safetensors_is_refused(tmp_path, name):
-    (tmp_path / "config.json").write_text("{}")
+@pytest.mark.parametrize("beside", [True, False])
+def test_load_model__folder_with_a_pickle_is_refused(tmp_path, name, beside):
+    if beside:
+        save_model(tiny_model(), location(tmp_path), {})
     (tmp_path / name).write_bytes(b"\x80\x04.")
-    with pytest.raises(ModelError, match=f"expected model.safetensors; only {name}, a pickle"):
+    with pytest.raises(ModelError, match=f"holds {name}, a pickle, which is never opened"):
         load_model(location(tmp_path))
 
 

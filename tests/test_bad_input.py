@@ -20,6 +20,7 @@ from PIL import Image
 from pipeline.schema import EMOTIONS
 from pipeline.storage import location
 
+pytestmark = pytest.mark.ray
 FACES = 8
 
 

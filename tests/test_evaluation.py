@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import RunError
-from pipeline.evaluation import EvaluateConfig, evaluate, purity
+from pipeline.evaluation import EvaluateConfig, evaluate, purity, votes_of
 from pipeline.schema import EMOTIONS, SELECTION, TRUTH
 
 NAMES = EMOTIONS[:4]
@@ -169,3 +169,32 @@ def test_purity__falls_to_chance_when_the_truth_is_permuted() -> None:
     share = [np.bincount(c, minlength=4) / 4000 for c in (codes, guess)]
     assert honest > 0.9
     assert permuted == pytest.approx(float(share[0] @ share[1]), abs=0.03)
+
+
+def test_evaluate__votes_judge_every_model_and_the_gain() -> None:
+    labels = _labels()
+    votes = 0.7 * np.eye(4)[labels] + 0.3 * np.eye(4)[(labels + 1) % 4]
+    near = np.stack([0.5 * votes + 0.125, 0.6 * votes + 0.1])
+    probs = {"student": near, "control_a": _seeds(0.7, 0, 2)}
+    found = evaluate(probs, labels, NAMES, _card(*probs), FAST, votes)
+    student, control = (found["models"][name]["votes"] for name in ("student", "control_a"))
+    kl = [(votes * np.log(np.where(votes > 0, votes / p, 1))).sum(1).mean() for p in near]
+    assert student["kl"]["value"] == pytest.approx(np.mean(kl))
+    assert student["accuracy_disputed"]["value"] == 1  # all faces: 7 of 10 votes
+    assert student["accuracy_agreed"]["value"] is None
+    for name in ("kl", "brier"):
+        gap = found["gain"]["votes"][name]
+        assert gap["value"] == pytest.approx(student[name]["value"] - control[name]["value"])
+        assert gap["high"] < 0
+    json.dumps(found, allow_nan=False)
+    without = evaluate(probs, labels, NAMES, _card(*probs), FAST)
+    assert "votes" not in without["gain"]
+    assert "votes" not in without["models"]["student"]
+
+
+def test_votes_of__all_faces_or_none() -> None:
+    shares = [[0.5, 0.5], [1.0, 0.0]]
+    kind = pa.list_(pa.float32())
+    full = pa.table({"soft": pa.array(shares, kind)})
+    assert votes_of(full).tolist() == shares
+    assert votes_of(pa.table({"soft": pa.array([*shares, None], kind)})) is None

@@ -171,6 +171,22 @@ def test_duplicates__many_copies_of_one_picture_stay_linear() -> None:
     assert set(pool.groups().values()) == {"pool#000000"}
 
 
+def test_duplicates__embeddings_propose_what_hashes_miss() -> None:
+    a, b, c = drawn(4, 3)
+    moved = np.pad(a, 4, mode="edge")[:48, 8:]  # by 4 pixels both ways
+    pictures = [synthetic.encode(b), jpeg(moved, 90), synthetic.encode(c), b"broken"]
+    table = faces("pool", [*pictures, synthetic.encode(a)])
+    x = np.eye(8, dtype=np.float32)[[0, 1, 1, 2, 1]]  # c lies near, too, and is a stranger
+    for order in ([0, 3], [3, 0]):
+        by_hash, by_both = Duplicates(CONFIG), Duplicates(GuardConfig(copies=0.9))
+        for first in order:
+            part = table.slice(first, 3 if first == 0 else 2)
+            by_hash.add(part)
+            by_both.add(part, x[first : first + part.num_rows])
+        assert by_hash.groups() == {}
+        assert by_both.groups() == dict.fromkeys(("pool#000001", "pool#000004"), "pool#000001")
+
+
 def _invented(count: int, seed: int) -> pa.Table:
     """FACES whose hashes and thumbnails are noise."""
     rng = np.random.default_rng(seed)

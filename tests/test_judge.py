@@ -16,6 +16,7 @@ from pipeline.schema import EMOTIONS
 from pipeline.selection import select
 
 NAMES = EMOTIONS[:3]
+CLUSTERS = (NAMES[0], None, NAMES[1], NAMES[0], NAMES[2], NAMES[1])
 CODED = ("status", "pseudo_label", "prototype_label", "neighbor_label", "twin_role")
 
 
@@ -40,6 +41,7 @@ def pool(rng: np.random.Generator, rows: int) -> pa.Table:
         "twin_role": [None if t is None else str(rng.choice(["test", "validation"])) for t in twin],
         "duplicate_group": some(list("abcdef"), 0.5),
         "group": some(list("uvwxyz"), 0.8),
+        "cluster": pa.array(rng.integers(0, len(CLUSTERS), rows), pa.int32()),
     }
     typed = {
         name: column if isinstance(column, pa.Array) else pa.array(column, pa.string())
@@ -48,8 +50,10 @@ def pool(rng: np.random.Generator, rows: int) -> pa.Table:
     return pa.table(typed)
 
 
-def slow(table: pa.Table, point: OperatingPoint, config: SelectConfig) -> dict[str, str]:
-    """Reason of every face: each rule in turn over the whole pool, in plain Python."""
+def slow(
+    table: pa.Table, point: OperatingPoint, config: SelectConfig
+) -> dict[str, tuple[str, str | None]]:
+    """Reason and label of every face: each rule in turn over the whole pool, in plain Python."""
     faces = table.to_pylist()
     tie = dict(zip(table["id"].to_pylist(), stable_hash(table["id"]).tolist(), strict=True))
     reasons: dict[str, str] = {}
@@ -87,11 +91,21 @@ def slow(table: pa.Table, point: OperatingPoint, config: SelectConfig) -> dict[s
             reasons[face["id"]] = "neighbors_disagree"
         elif score < np.float32((point.cuts or {}).get(label, 0)):
             reasons[face["id"]] = "below_class_threshold"
+        elif point.clusters is None:
+            continue
+        elif point.clusters[face["cluster"]] is None:
+            reasons[face["id"]] = "impure_cluster"
+        elif point.relabel:
+            face["pseudo_label"] = point.clusters[face["cluster"]]
+        elif point.clusters[face["cluster"]] != label:
+            reasons[face["id"]] = "cluster_disagrees"
     if config.group_cap is not None:
         keep_best("group_cap", "group", lambda name: config.group_cap)
     if config.class_cap is not None:
         keep_best("class_cap", "pseudo_label", lambda name: config.class_cap)
-    return {face["id"]: reasons.get(face["id"], "selected") for face in faces}
+    return {
+        face["id"]: (reasons.get(face["id"], "selected"), face["pseudo_label"]) for face in faces
+    }
 
 
 POLICY = st.builds(
@@ -108,6 +122,8 @@ POINT = st.builds(
     prototype=st.booleans(),
     neighbors=st.sampled_from([None, 0.3]),
     cuts=st.sampled_from([None, {NAMES[0]: 0.50001, NAMES[1]: 2.0}]),
+    clusters=st.sampled_from([None, CLUSTERS]),
+    relabel=st.booleans(),
 )
 
 
@@ -148,8 +164,8 @@ def test_judge__decides_as_the_slow_reference(
             judge.merge(other)
         judge.close()
     found = pa.concat_tables([judge.decide(chunk) for chunk in chunks])
-    reasons = dict(zip(found["id"].to_pylist(), found["reason"].to_pylist(), strict=True))
-    assert reasons == expected
+    decided = zip(found["reason"].to_pylist(), found["label"].to_pylist(), strict=True)
+    assert dict(zip(found["id"].to_pylist(), decided, strict=True)) == expected
     threaded = pa.concat_tables(select(lambda: iter(chunks), point, config, threads=workers))
     assert threaded.equals(found)
 

@@ -23,6 +23,7 @@ from pipeline.losses import (
     logit_adjustment,
     negative_learning,
     nll,
+    queued_contrastive,
     softmatch_weight,
 )
 
@@ -244,6 +245,21 @@ def test_contrastive__several_workers_compute_value_and_gradient_of_one() -> Non
     torch.testing.assert_close(torch.cat([grad for _, grad in answers]), whole.grad)
     alone = contrastive(x[:2], y[:2], below[:2])
     assert alone[0] == 0 < answers[0][0][0]  # with others' faces, the one has negatives
+
+
+def test_queued_contrastive__equals_loops() -> None:
+    x, y, queue = logits(4, 5), logits(4, 5).flip(0), F.normalize(logits(7, 5), dim=1)
+    found = queued_contrastive(x, y.requires_grad_(), queue, 0.3)
+    expected = []
+    for face, key in zip(F.normalize(x, dim=1), F.normalize(y.detach(), dim=1), strict=True):
+        own = math.exp(float(face @ key) / 0.3)
+        expected.append(
+            -math.log(own / (own + sum(math.exp(float(face @ q) / 0.3) for q in queue)))
+        )
+    assert found.tolist() == pytest.approx(expected, rel=1e-5)
+    assert not found.requires_grad  # keys are told nothing
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(queued_contrastive(x, y, queue, 0.3), found)
 
 
 # -- fairness -------------------------------------------------------------------------------------

@@ -124,3 +124,77 @@ def test_label_order__finds_a_swap_and_trusts_a_good_model() -> None:
     assert swapped.permutation == (2, 0, 1, 3)
     assert swapped.suspicious
     assert swapped.accuracy_permuted == pytest.approx(audit.accuracy)
+
+
+# -- against votes --------------------------------------------------------------------------------
+
+
+def _votes(n: int = 400, seed: int = 3) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(10, rng.dirichlet(np.full(5, 0.3)), size=n).astype(np.float64)
+    return counts / counts.sum(1, keepdims=True)
+
+
+def test_votes__divergences_and_brier_face_by_face() -> None:
+    probs, _ = _model(400)
+    votes = _votes()
+    for p, v, kl, js, brier in zip(
+        probs,
+        votes,
+        metrics.kl_to_votes(probs, votes),
+        metrics.js_to_votes(probs, votes),
+        metrics.brier_to_votes(probs, votes),
+        strict=True,
+    ):
+        m = (p + v) / 2
+
+        def slow(a: np.ndarray, b: np.ndarray) -> float:
+            return sum(x * math.log(x / y) for x, y in zip(a, b, strict=True) if x > 0)
+
+        assert kl == pytest.approx(slow(v, p))
+        assert js == pytest.approx((slow(p, m) + slow(v, m)) / 2)
+        assert brier == pytest.approx(sum((x - y) ** 2 for x, y in zip(p, v, strict=True)))
+
+
+def test_votes__ends_of_the_scales() -> None:
+    sure = np.eye(3)[[0, 1]]
+    other = np.eye(3)[[1, 2]]
+    assert metrics.kl_to_votes(sure, sure) == pytest.approx([0, 0])
+    assert metrics.js_to_votes(sure, other) == pytest.approx([math.log(2)] * 2)
+    assert metrics.brier_to_votes(sure, other) == pytest.approx([2, 2])
+    assert metrics.kl_to_votes(sure, other) == pytest.approx([-math.log(metrics.LEAST)] * 2)
+
+
+def test_vote_scores__who_agreed_and_top_two_by_hand() -> None:
+    votes = np.array([[0.8, 0.2, 0], [0.7, 0.3, 0], [0.5, 0.5, 0], [0, 0, 1.0]], np.float32)
+    probs = np.array([[0.6, 0.3, 0.1], [0.1, 0.2, 0.7], [0.3, 0.5, 0.2], [0.2, 0.5, 0.3]])
+    labels = votes.argmax(1)
+    scores = metrics.vote_scores(probs, labels, votes)
+    assert scores["accuracy_agreed"][1].tolist() == [True, False, False, True]
+    assert scores["accuracy_disputed"][1].tolist() == [False, True, True, False]
+    assert scores["accuracy_agreed"][0].tolist() == [1, 0, 0, 0]
+    assert scores["top2"][0].tolist() == [1, 0, 1, 1]
+
+
+def test_against_votes__means_over_faces_and_seeds() -> None:
+    votes = _votes(600)
+    labels = votes.argmax(1)
+    probs = np.stack([_model(600, seed=s)[0] for s in (0, 1)])
+    found = metrics.against_votes(probs, labels, votes, draws=200)
+    mean = np.mean([metrics.kl_to_votes(p, votes).mean() for p in probs])
+    assert found["kl"].value == pytest.approx(mean)
+    assert found["kl"].low < mean < found["kl"].high
+    agreed = votes.max(1) > 0.79
+    right = np.mean([p.argmax(1)[agreed] == labels[agreed] for p in probs])
+    assert found["accuracy_agreed"].value == pytest.approx(right)
+    everywhere = np.mean([p.argmax(1) == labels for p in probs])
+    share = agreed.mean()
+    both = share * right + (1 - share) * found["accuracy_disputed"].value
+    assert both == pytest.approx(everywhere)
+
+
+def test_against_votes__nobody_disputed_is_no_number() -> None:
+    votes = np.eye(3)[[0, 1, 2]]
+    found = metrics.against_votes(votes[None], np.arange(3), votes, draws=100)
+    assert math.isnan(found["accuracy_disputed"].value)
+    assert found["accuracy_agreed"].value == 1

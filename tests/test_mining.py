@@ -170,3 +170,16 @@ def test_miner__missing_input(root: Location) -> None:
     other = Slice(**{**pool.slice.__dict__, "key": "s0000009"})
     with pytest.raises(LedgerError, match="s0000009 has no commit of select"):
         pool.miner()(other, pool.selection)
+
+
+def test_miner__a_renamed_face_is_wholly_of_its_new_class(root: Location) -> None:
+    pool = Pool(root, chosen=[2, 5, 7])
+    labels = pool.selection["label"].to_pylist()
+    labels[5] = NAMES[(NAMES.index(labels[5]) + 1) % 3]
+    changed = pool.selection.set_column(3, SELECTION.field("label"), pa.array(labels))
+    pool.miner()(pool.slice, changed)
+    mined = Ledger(root / "mine").read(pool.slice.key)
+    expected = pool.scores.take([2, 5, 7])["probs"].to_pylist()
+    expected[1] = [float(name == labels[5]) for name in NAMES]
+    assert mined["label"].to_pylist() == [labels[i] for i in (2, 5, 7)]
+    assert mined["soft"].to_pylist() == expected

@@ -120,6 +120,26 @@ def test_set__unknown_key_gets_the_nearest(tmp_path: Path, item: str, line: str)
     assert told.endswith(line)
 
 
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        ("select.adaptive.rule=softmatch", "'fixed', 'ada_cm', 'dtm', 'flexmatch', 'freematch' or"),
+        ("select.adaptive={tua: 1}", "unknown key 'select.adaptive.tua'; did you mean 'tau'?"),
+        ("select={policy: all, adaptive: {rule: dtm}}", "policy all has no thresholds"),
+        ("select.clusters.outvoted=keep", "Input should be 'relabel' or 'leave'"),
+        ("select.clusters.count=0", "greater than or equal to 1 (given 0)"),
+        ("search.adaptive=[{rule: softmatch}]", "Input should be 'fixed', 'ada_cm'"),
+        ("student.online={thresholds: {rule: remixmatch}, low: negative}", "leaves no face below"),
+        ("student.online.anchors=9", "less than or equal to 8 (given 9)"),
+        ("pretrain.method=byol", "Input should be 'simclr', 'moco' or 'mae'"),
+        ("pretrain.method=moco", "moco's keys come from the average of the weights"),
+    ],
+)
+def test_load__says_what_a_policy_or_method_may_be(tmp_path: Path, item: str, said: str) -> None:
+    (line,) = faults(tmp_path, item)
+    assert said in line
+
+
 def test_load__all_faults_at_once(tmp_path: Path) -> None:
     sets = ("sed=1", "labeled.fraction=1.5", "teach.folds=many", "pool.0.count=-1")
     told = faults(tmp_path, *sets)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import IdentityError, RunError
-from pipeline.run import Run
+from pipeline.run import Run, code_version
 from pipeline.storage import location
 
 IDENTITY: dict[str, Any] = {"embed": {"size": 48, "crops": [1, 2]}, "weights": "aa", "test": {}}
@@ -27,7 +27,7 @@ def test_open__same_identity_continues_then_skips(tmp_path: Path) -> None:
     made = again.finish("d1", rows=3, at=location("/x"))
     assert (made.digest, made.facts, made.stage) == (
         "d1",
-        {"rows": 3, "at": "/x", "seconds": made.facts["seconds"]},
+        {"rows": 3, "at": "/x", "seconds": made.facts["seconds"], "code": code_version()},
         "embed",
     )
     assert _run(tmp_path).open("embed", IDENTITY).done == made
@@ -113,6 +113,23 @@ def test_finish__the_first_is_final(tmp_path: Path) -> None:
     two = _run(tmp_path).open("teach", IDENTITY)
     one.finish("first")
     assert two.finish("second").digest == "first"
+
+
+def test_latest__none_before_it_is_finished(tmp_path: Path) -> None:
+    run = _run(tmp_path)
+    assert run.latest("embed") is None
+    stage = run.open("embed", IDENTITY)
+    assert run.latest("embed") is None
+    assert stage.finish("d1") == run.latest("embed") == run.artifact("embed")
+
+
+def test_generations__finished_ones_oldest_first(tmp_path: Path) -> None:
+    run = _run(tmp_path, fresh=True)
+    assert run.generations("embed") == []
+    made = [run.open("embed", {"size": size}) for size in (1, 2, 3)]
+    for stage in (made[2], made[0]):
+        stage.finish(f"d{stage.identity['size']}")
+    assert [one.digest for one in run.generations("embed")] == ["d1", "d3"]
 
 
 def test_artifact__names_the_verb_to_run(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Proves that the search counts exactly, keeps its targets, repeats itself and admits its luck."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from pipeline.search import (
     search,
 )
 
+pytestmark = pytest.mark.ray
 NAMES = EMOTIONS[:4]
 
 
@@ -104,6 +106,24 @@ def test_best_precision__reaches_the_target_with_the_most_faces() -> None:
     assert loose["purity"] >= 0.7
     assert tight["purity"] >= 0.9
     assert loose["utilization"] > tight["utilization"] > 0.05
+
+
+def test_best_precision__an_adaptive_rule_is_one_more_way_to_cut() -> None:
+    evidence = _evidence()
+    rules = {"confidence": 0.0, "prototype": False, "neighbors": None}
+    config = SearchConfig(target_purity=0.7)
+    plain = best_precision(rules, evidence, config)
+    assert "adaptive" not in plain
+    nothing = dict.fromkeys(NAMES, 2.0)
+    same = best_precision(rules, replace(evidence, adaptive={"fixed": nothing}), config)
+    assert same == {**plain, "adaptive": None}
+    own = {"neutral": 0.5, "happiness": 0.625, "sadness": 0.625, "surprise": 0.625}
+    point = evidence.start.model_copy(update={"confidence": 0.0, "cuts": own})
+    worth = appraise(point, evidence, config)
+    found = best_precision(rules, replace(evidence, adaptive={"dtm": own}), config)
+    if worth["objective"] > plain["objective"]:
+        assert (found["adaptive"], found["target_precision"]) == ("dtm", None)
+    assert found["objective"] == max(plain["objective"], worth["objective"])
 
 
 def test_search__says_that_ray_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,30 @@ def test_select__first_failing_rule_is_the_reason() -> None:
     assert found["low"]["label"] == "neutral"
 
 
+def test_select__what_a_person_labeled_is_not_kept_and_competes_with_nobody() -> None:
+    config = OPEN.model_copy(update={"duplicates": True, "class_cap": 2})
+    table = _table(
+        _face("a", confidence=0.99, duplicate_group="a"),
+        _face("b", confidence=0.5, duplicate_group="a"),
+        _face("c", confidence=0.4),
+        _face("d", confidence=0.3),
+        _face("twin", twin_of="t", twin_role="test"),
+        _face("bad", status="quarantined"),
+    )
+    point = OperatingPoint(label_names=NAMES)
+    chunks = [table.slice(0, 2), table.slice(2)]
+    labeled = {"a", "twin", "bad", "of no pool"}
+    found = pa.concat_tables(select(lambda: iter(chunks), point, config, labeled=labeled))
+    assert found["reason"].to_pylist() == [
+        "labeled",
+        "selected",
+        "selected",
+        "class_cap",
+        "twin_of_test",
+        "quarantined",
+    ]
+
+
 @pytest.mark.parametrize("config", [SelectConfig(policy="all"), OPEN])
 def test_select__guard_has_no_switch(config: SelectConfig) -> None:
     table = _table(
@@ -359,6 +383,30 @@ def test_pool__lines_up_blocks_of_any_size(tmp_path: Path, sealed: bool) -> None
     parts = list(cut([found.slice(0, 11), found.slice(11)], rows))
     assert [len(part) for part in parts] == rows
     assert pa.concat_tables(parts).equals(found)
+
+
+def test_pool__clusters_are_one_more_ledger(tmp_path: Path) -> None:
+    pool, at = _pool(1), location(tmp_path)
+    plan, ledgers = _ledgers(at, pool, False)
+    cluster = pa.array([i % 3 if i % 10 else None for i in range(len(pool))], pa.int32())
+    own = Ledger(at / "clusters")
+    for slice in plan:
+        rows = pa.table({"id": pool["id"], "cluster": cluster}).slice(slice.start, 7)
+        own.commit(slice, rows)
+    opens = Pool(plan, *ledgers, own)
+    assert pa.concat_tables(opens())["cluster"].combine_chunks().equals(cluster)
+    point = OperatingPoint(label_names=NAMES, clusters=("sadness", None, "neutral"), relabel=True)
+    config = SelectConfig(policy="all", duplicates=False, weights="one")
+    decided = pa.concat_tables(select(opens, point, config)).to_pylist()
+    for row, number in zip(decided, cluster.to_pylist(), strict=True):
+        if row["selected"]:
+            assert row["label"] == {0: "sadness", 2: "neutral"}[number]
+        elif row["reason"] not in ("quarantined", "twin_of_test", "twin_of_validation"):
+            assert row["reason"] == "impure_cluster"
+            assert number in (1, None)
+    assert sum(row["selected"] for row in decided) > 10
+    with pytest.raises(ConfigError, match="the point has clusters, and the rows have none"):
+        list(select(Pool(plan, *ledgers), point, config))
 
 
 def test_pool__a_ledger_with_fewer_rows(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from pipeline.plan import Plan, Slice
 from pipeline.storage import Location, location
 from pipeline.streaming import account, read_range, stream
 
+pytestmark = pytest.mark.ray
 TWO_CPUS = Capacity(cpus=2, gpus=0, node_cpus=2, node_gpus=0, object_store=300_000_000)
 
 

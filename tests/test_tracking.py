@@ -8,10 +8,11 @@ import socket
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.storage import location
-from pipeline.tracking import CALL_ENVIRONMENT, Tracker, connect, public
+from pipeline.tracking import CALL_ENVIRONMENT, Graph, Tracker, connect, public
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +192,97 @@ def test_connect__run_on_s3_without_a_server_is_off_and_says_so(
 )
 def test_public__no_secret_is_left(text: str, seen: str) -> None:
     assert public(text) == seen
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
+    def value(name: str, *shape: object) -> object:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    nodes = [
+        helper.make_node("Flatten", ["input"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probs"], axis=-1),
+    ]
+    outputs = [value("logits", "batch", 4), value("probs", "batch", 4)]
+    made = helper.make_graph(nodes, "tiny", [value("input", "batch", 1, 2, 2)], outputs)
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    example = np.linspace(0, 1, 8, dtype=np.float32).reshape(2, 1, 2, 2)
+    return Graph("student", model.SerializeToString(), example, 4, "d" * 64)
+
+
+@pytest.fixture(scope="module")
+def registered(tracked: Path, graph: Graph) -> tuple[Path, list[str]]:
+    """The same model kept three times, registered in the second and third."""
+    ids = []
+    for name in (None, "faces", "faces"):
+        tracker = connect(None, "faces", location(tracked))
+        with tracker.stage("student", {}) as child:
+            child.model(graph, name, "student")
+            ids.append(child.run_id)
+        tracker.close()
+        assert tracker.on
+    return tracked, ids
+
+
+def test_model__is_kept_once_without_a_pickle(registered: tuple[Path, list[str]]) -> None:
+    folder, ids = registered
+    client = _client(folder)
+    experiment = client.get_experiment_by_name("faces").experiment_id
+    models = client.search_logged_models([experiment])
+    assert [(m.name, m.status) for m in models] == [("student", "READY")]
+    for run in ids:
+        outputs = client.get_run(run).outputs.model_outputs
+        assert [output.model_id for output in outputs] == [models[0].model_id]
+    place = Path(models[0].artifact_location.removeprefix("file://"))
+    names = {at.name for at in place.rglob("*") if at.is_file()}
+    assert {"MLmodel", "model.onnx", "requirements.txt"} <= names
+    assert not {at.suffix for at in place.rglob("*")} & {".pkl", ".pickle", ".pt", ".pth", ".bin"}
+
+
+def test_model__signature_and_example_fit_the_graph(
+    registered: tuple[Path, list[str]], graph: Graph
+) -> None:
+    from mlflow.models import Model
+    from onnx.reference import ReferenceEvaluator
+
+    folder, _ = registered
+    client = _client(folder)
+    experiment = client.get_experiment_by_name("faces").experiment_id
+    place = client.search_logged_models([experiment])[0].artifact_location
+    about = Model.load(place.removeprefix("file://"))
+    assert about.signature.inputs.input_names() == ["input"]
+    assert about.signature.outputs.input_names() == ["logits", "probs"]
+    assert about.signature.inputs.inputs[0].shape == (-1, 1, 2, 2)
+    example = about.load_input_example(place.removeprefix("file://"))["input"]
+    np.testing.assert_allclose(example, graph.example)
+    session = ReferenceEvaluator(str(Path(place.removeprefix("file://")) / "model.onnx"))
+    probs = session.run(["probs"], {"input": np.asarray(example, np.float32)})[0]
+    np.testing.assert_allclose(probs.sum(1), 1, atol=1e-6)
+
+
+def test_model__one_version_with_an_alias(registered: tuple[Path, list[str]]) -> None:
+    folder, ids = registered
+    client = _client(folder)
+    versions = client.search_model_versions("name = 'faces'")
+    assert len(versions) == 1
+    assert versions[0].run_id == ids[1]
+    assert versions[0].tags["omnifer.digest"] == "d" * 64
+    assert client.get_model_version_by_alias("faces", "student").version == versions[0].version
+
+
+def test_model__a_lost_store_costs_one_warning(
+    tmp_path: Path, tracked: Path, graph: Graph, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = connect(f"sqlite:///{tracked}/mlflow.db", "others", location(tmp_path))
+
+    def gone(*_: object, **__: object) -> None:
+        raise ConnectionError("gone")
+
+    with tracker.stage("student", {}) as child:
+        tracker.client.search_logged_models = gone
+        child.model(graph, "faces", "student")
+    assert "gone" in _goes_on(tracker, caplog)

@@ -79,3 +79,21 @@ def test_confirm_twins__keeps_what_guard_found(tiny_run: Path) -> None:
     assert second["duplicate_group"].equals(first["duplicate_group"])
     known = pc.is_valid(first["twin_of"])
     assert pc.all(pc.is_valid(second["twin_of"].filter(known))).as_py() in (True, None)
+
+
+def test_confirm_twins__duplicates_by_embedding_need_thumbnails_that_agree(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    drop = ("twins", "select", "mine", "student", "control_a", "control_b", "evaluate")
+    root = flow.copy(tiny_run, tmp_path / "run", drop)
+    job = flow.start(flow.tiny(flow.UNTRACKED, "guard.copies=0.5"), root)
+    plan = pool.pool_plan(job)
+    twins.confirm_twins(job, plan)
+    first, second = (
+        pa.concat_tables(table for _, table in pool.ledger(job, stage).tables(plan))
+        for stage in ("guard", "twins")
+    )
+    before, after = (t["duplicate_group"].to_pylist() for t in (first, second))
+    assert [b for b, a in zip(before, after, strict=True) if b is not None and a is None] == []
+    # Nearly all drawn faces lie within a cosine of 0.5; thumbnails tell them apart.
+    assert sum(a is not None for a in after) < len(after) / 10

@@ -68,7 +68,7 @@ class FerplusSet(Config):
     name: str | None = None  # prefix of the faces' ids; default: the kind
     path: str  # a Parquet file, the folder of the two csv files, or that of FER2013Train
     split: str | None = None  # read only Training, PublicTest or PrivateTest
-    rule: Rule = "majority"  # from votes to a label; faces without one can still be mined
+    rule: Rule = "majority"  # votes to a label, voted: all; faces without one can still be mined
 
     def records(self, name: str) -> Records:
         """Read the set; faces without a label by the rule keep their row.

@@ -122,7 +122,8 @@ def _passes(found: Measured, recipe: Recipe) -> dict[str, float]:
     """Image passes of every training; control B gets what teachers, embed and student took."""
     teach, student = recipe.teach, recipe.student
     views = teach.folds * (2 if recipe.embed.flip else 1)
-    taught = teach.folds * teach.steps * teach.step_images + 2 * found.training_faces * FORWARD
+    taught = float(teach.trainings * teach.steps * teach.step_images)
+    taught += 2 * found.training_faces * FORWARD * teach.trainings / teach.folds
     embedded = found.faces * views * FORWARD
     own = student.steps * student.step_images
     again = len(student.rescore_at) * 2 * found.faces * FORWARD  # at most: of the mined faces

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from pipeline import __version__
@@ -34,7 +35,8 @@ from pipeline.report.facts import (
 from pipeline.report.pool import COLUMNS, Sample, Tally, walk
 from pipeline.run import Artifact, Run
 from pipeline.schema import REASONS, TRUTH
-from pipeline.storage import read_table
+from pipeline.storage import Location, read_table
+from pipeline.training.watching import GUESSES, guesses_at
 
 STAGES = (
     "labeled", "test", "survey", "guard", "pretrain", "teach", "embed", "score", "search", "select",
@@ -45,6 +47,7 @@ METRICS_FILE = "metrics.json"  # of evaluate: what pipeline.evaluation.evaluate 
 POINT_FILE = "operating_point.json"  # of select, or of search where select keeps none
 GRID_FILE = "grid.png"  # of distill
 HISTORY_FILE = "model/history.json"  # of student: rows of pipeline.training.loop
+GUESSES_FOLDER = f"model/{GUESSES}"  # of an online student: what it said of watched faces
 CUT = "cut_"  # before a class, in those rows
 TRUTH_FILE = "truth.parquet"  # of survey
 PLAN_FILE = "plan.json"  # of survey; names the plan in use
@@ -85,7 +88,7 @@ def collect(
         "trials": tuple(point.get("trials", ())),
         **_evaluation(metrics, _training_seconds(run)),
         **_distilled(done.get("distill")),
-        "course": _course(done.get("student")),
+        "course": _course(done.get("student"), _truth(done.get("survey"))),
     }
     if all(stage in done for stage in COLUMNS):
         facts |= _pool(done, point, config.gallery)
@@ -134,19 +137,37 @@ def _evaluation(metrics: Mapping[str, Any], seconds: Mapping[str, float]) -> dic
     }
 
 
-def _course(student: Artifact | None) -> Course | None:
-    """Thresholds over the training of a student that labels for itself."""
+def _course(student: Artifact | None, truth: pa.Table) -> Course | None:
+    """Thresholds over the training of a student that labels for itself, and how right it was."""
     if student is None or not (student.dir / HISTORY_FILE).exists():
         return None
     rows = [row for row in (student.dir / HISTORY_FILE).read_json() if "used" in row]
     names = [key for key in (rows[0] if rows else {}) if key.startswith(CUT)]
     if not names:
         return None
+    steps = tuple(int(row["step"]) for row in rows)
+    at = student.dir / GUESSES_FOLDER
+    judged = [_right(guesses_at(at, step), truth) for step in steps]
     return Course(
-        steps=tuple(int(row["step"]) for row in rows),
+        steps=steps,
+        purity=tuple(purity for purity, _ in judged),
+        known=max(known for _, known in judged),
         used=tuple(row["used"] for row in rows),
         cuts={key.removeprefix(CUT): tuple(row[key] for row in rows) for key in names},
     )
+
+
+def _right(at: Location, truth: pa.Table) -> tuple[float | None, int]:
+    """Share of guesses that are right, each as much as it counted, and faces with a known truth."""
+    if not at.exists():
+        return None, 0
+    said = read_table(at)
+    answer = truth["label"].take(pc.index_in(said["id"], truth["id"].combine_chunks()))
+    known = pc.is_valid(answer).to_numpy()
+    right = np.asarray(pc.equal(said["label"], answer).fill_null(False))
+    weight = said["weight"].to_numpy().astype(np.float64) * known
+    total = weight.sum()
+    return (float(weight @ right / total) if total else None), int(known.sum())
 
 
 def _training_seconds(run: Run) -> dict[str, float]:
@@ -160,7 +181,7 @@ def _training_seconds(run: Run) -> dict[str, float]:
 
 
 def _model(name: str, found: Mapping[str, Any], seconds: float | None) -> ModelRow:
-    accuracy = found["accuracy"]
+    accuracy, votes = found["accuracy"], found.get("votes", {})
     return ModelRow(
         key=name,
         accuracy=accuracy["value"],
@@ -168,6 +189,8 @@ def _model(name: str, found: Mapping[str, Any], seconds: float | None) -> ModelR
         mean_class=found["mean_class_accuracy"]["value"],
         macro_f1=found["macro_f1"]["value"],
         ece=found["ece"]["value"],
+        kl=votes["kl"]["value"] if votes else None,
+        brier=votes["brier"]["value"] if votes else None,
         passes=found["passes"],
         seconds=seconds,
         recall={r["class"]: r["recall"] for r in found["per_class"] if r["recall"] is not None},
@@ -191,8 +214,14 @@ def _gain(gain: Mapping[str, Any] | None, protocol: Mapping[str, Any]) -> Gain |
 
 def _point(point: Mapping[str, Any]) -> dict[str, Any]:
     """The rules; names, counts, tables and trials stand elsewhere on the page."""
-    elsewhere = ("label_names", "labeled", "table", "trials", "estimates", "cuts")
+    elsewhere = ("label_names", "labeled", "table", "trials", "estimates", "cuts", "clusters")
     shown = {name: value for name, value in point.items() if name not in elsewhere}
+    clusters = point.get("clusters")
+    if clusters is not None:
+        trusted = sum(label is not None for label in clusters)
+        shown["clusters"] = f"{trusted:,} of {len(clusters):,} are pure enough"
+    else:
+        shown.pop("relabel", None)
     estimates = {f"estimated {k}": v for k, v in point.get("estimates", {}).items()}
     return {**shown, **estimates}
 

@@ -25,6 +25,8 @@ class ModelRow:
     passes: float | None = None  # image passes: forward and backward 1, forward only 1/3
     recall: dict[str, float] = field(default_factory=dict)  # by class
     seconds: float | None = None  # of its own training, what it starts from apart
+    kl: float | None = None  # to the raters' votes, nats; None: nobody counted any
+    brier: float | None = None  # against them, 0 to 2
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class Course:
     steps: tuple[int, ...]  # training steps, ascending
     used: tuple[float, ...]  # mean weight of the unlabeled faces since the step before
     cuts: dict[str, tuple[float, ...]]  # by class: confidence from which a face counts
+    purity: tuple[float | None, ...] = ()  # right among what counts, where truth is known
+    known: int = 0  # watched faces with a truth
 
 
 @dataclass(frozen=True)

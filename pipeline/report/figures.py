@@ -140,26 +140,29 @@ def level_curves(levels: Sequence[Level]) -> Markup:
 
 
 def course_strips(course: Course) -> Markup:
-    """A strip per class: the darker, the surer a face had to be; below, how much counted."""
+    """A strip per class: the darker, the surer a face had to be; below, what counted, was right."""
     left, right, tall, columns = LABELS, WIDTH - VALUES / 2, 18.0, 60
     count = min(columns, len(course.steps))
     chosen = [round(i * (len(course.steps) - 1) / max(count - 1, 1)) for i in range(count)]
     wide = (right - left) / count
     parts: list[Markup] = []
-    rows = {**course.cuts, "counted": course.used}
+    rows: dict[str, Sequence[float | None]] = {**course.cuts, "counted": course.used}
+    if course.known:
+        rows["right"] = course.purity
     for i, (name, values) in enumerate(rows.items()):
         kind = "kept" if name in course.cuts else "strip-used"
         y = (tall + 6) * i + (10 if name not in course.cuts else 0)
         parts.append(_text(left - 12, y + 14, name, "label", "end"))
         for at, column in enumerate(chosen):
-            value = min(max(values[column], 0.0), 1.0)
+            value = min(max(values[column] or 0.0, 0.0), 1.0)
             parts.append(
                 Markup(
                     '<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" '
                     'fill-opacity="{:.3f}" shape-rendering="crispEdges"/>'
                 ).format(kind, left + at * wide, y, wide, tall, value)
             )
-        parts.append(_text(WIDTH, y + 14, f"{values[-1]:.0%}", "value", "end"))
+        last = "" if values[-1] is None else f"{values[-1]:.0%}"
+        parts.append(_text(WIDTH, y + 14, last, "value", "end"))
     bottom = (tall + 6) * len(rows) + 10
     for step, place, anchor in (
         (course.steps[0], left, "start"),
@@ -208,6 +211,8 @@ def learning_curves(curves: Sequence[Curve]) -> Markup:
                 color, path
             )
         )
+        dot = Markup('<circle fill="{}" cx="{:.1f}" cy="{:.1f}" r="3"/>')
+        parts += [dot.format(color, x(a), y(b)) for a, b in curve.points]
         parts.append(
             Markup('<text fill="{}" font-size="12" x="{:.1f}" y="{:.1f}">{}</text>').format(
                 color, right + 10, place[i] + 4, curve.name

@@ -26,7 +26,7 @@ from pipeline.schema import OK, QUARANTINED
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 COLUMNS = {
-    "select": ("id", "reason"),
+    "select": ("id", "reason", "label"),
     "score": ("id", "status", "pseudo_label", "confidence"),
     "guard": ("id", "twin_of", "twin_kind", "twin_role", "duplicate_group"),
     "survey": ("id", "status", "reason", "thumbnail"),
@@ -117,7 +117,7 @@ def walk(
 
 
 def _rows(ledgers: dict[str, Ledger], plan: Plan) -> Iterator[tuple[str, pa.Table]]:
-    """Per slice one table; columns of scores by their own names, `label` is the pseudo-label."""
+    """Per slice one table; `label` is select's, `pseudo_label` the teacher's."""
     streams = [ledgers[stage].tables(plan, columns) for stage, columns in COLUMNS.items()]
     for parts in zip(*streams, strict=True):
         slice = parts[0][0]
@@ -131,7 +131,8 @@ def _rows(ledgers: dict[str, Ledger], plan: Plan) -> Iterator[tuple[str, pa.Tabl
                 {
                     "id": selection["id"],
                     "reason": selection["reason"],
-                    "label": scores["pseudo_label"].fill_null(""),
+                    "label": selection["label"].fill_null(""),
+                    "pseudo_label": scores["pseudo_label"],
                     "confidence": scores["confidence"],
                     "scored": pc.equal(scores["status"], OK),
                     "twin_of": guard["twin_of"],
@@ -161,13 +162,15 @@ def _count(tally: Tally, rows: pa.Table, truth: pa.Table) -> None:
     scored = rows.filter(rows["scored"])
     place = pc.index_in(scored["id"], value_set=truth["id"])
     known = np.asarray(pc.is_valid(place))
-    right = np.asarray(pc.equal(scored["label"], truth["label"].take(place)).fill_null(False))
+    answer = truth["label"].take(place)
+    right = np.asarray(pc.equal(scored["pseudo_label"], answer).fill_null(False))
     confidence = np.asarray(scored["confidence"])
     for level, counts in tally.levels.items():
         above = confidence >= np.float32(level)
         counts += (above.sum(), (above & known).sum(), (above & right).sum())
     kept = np.asarray(pc.equal(scored["reason"], "selected"))
     tally.known += _pairs(scored.filter(pa.array(kept & known)), "label")
+    right = np.asarray(pc.equal(scored["label"], answer).fill_null(False))  # as select named it
     tally.right += _pairs(scored.filter(pa.array(kept & right)), "label")
 
 

@@ -3,6 +3,9 @@
 A file of ids, of sha256 (hex, of the encoded bytes) or of groups: CSV or Parquet with any of the
 columns id, sha256, group, or plain text with one of these per line. Bytes are hashed only where
 the list holds a sha256: 1,024 faces of 10 KB take about 10 ms.
+
+What a run has forgotten it must keep out and may not name: its own list holds digests of ids,
+hashes and groups (:func:`blind`), which tell a face that comes back and nothing else.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Container, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -33,9 +36,10 @@ class Removals:
     ids: frozenset[str] = frozenset()
     sha256: frozenset[bytes] = frozenset()
     groups: frozenset[str] = frozenset()
+    blinded: frozenset[bytes] = frozenset()  # of any of the three, see blind
 
     def __bool__(self) -> bool:
-        return bool(self.ids or self.sha256 or self.groups)
+        return bool(self.ids or self.sha256 or self.groups or self.blinded)
 
     @staticmethod
     def load(at: Location | None) -> Removals:
@@ -68,15 +72,25 @@ class Removals:
     def digest(self) -> str:
         """Hex digest of the list; the order of lines does not count."""
         hashes = sorted(value.hex() for value in self.sha256)
-        return config.digest([sorted(self.ids), hashes, sorted(self.groups)])
+        said = [sorted(self.ids), hashes, sorted(self.groups)]
+        blinded = [sorted(value.hex() for value in self.blinded)] if self.blinded else []
+        return config.digest([*said, *blinded])
+
+    @functools.cached_property
+    def all_blinded(self) -> frozenset[bytes]:
+        """Every entry as :func:`blind` has it."""
+        plain = [("id", value.encode()) for value in self.ids]
+        plain += [("group", value.encode()) for value in self.groups]
+        plain += [("sha256", value) for value in self.sha256]
+        return self.blinded | {blind(kind, value) for kind, value in plain}
 
     def covers(self, earlier: Removals) -> bool:
         """Whether every entry of an earlier list is in this one."""
-        return (
-            self.ids >= earlier.ids
-            and self.sha256 >= earlier.sha256
-            and self.groups >= earlier.groups
-        )
+        return self.all_blinded >= earlier.all_blinded
+
+    def also(self, blinded: Iterable[bytes]) -> Removals:
+        """This list and what a run has forgotten."""
+        return replace(self, blinded=self.blinded | frozenset(blinded))
 
     def hits(self, table: pa.Table) -> np.ndarray:
         """Mask (N,) bool of the faces to leave out.
@@ -88,9 +102,24 @@ class Removals:
         for name, known in (("id", self.ids), ("group", self.groups)):
             if known:
                 mask |= _among(table[name].to_pylist(), known)
+        hashes = _hashes(table) if self.sha256 or self.blinded else []
         if self.sha256:
-            mask |= _among(_hashes(table), self.sha256)
+            mask |= _among(hashes, self.sha256)
+        if self.blinded:
+            for name in ("id", "group"):
+                mask |= _among(_blind(name, table[name].to_pylist()), self.blinded)
+            mask |= _among(_blind("sha256", hashes), self.blinded)
         return mask
+
+
+def blind(kind: str, value: bytes) -> bytes:
+    """What a run keeps of a forgotten id, sha256 or group; it tells only who has that already."""
+    return hashlib.sha256(b"omnifer forgotten " + kind.encode() + b" " + value).digest()
+
+
+def _blind(kind: str, values: Iterable[str | bytes | None]) -> list[bytes | None]:
+    raw = (value.encode() if isinstance(value, str) else value for value in values)
+    return [None if value is None else blind(kind, value) for value in raw]
 
 
 def _from_text(text: str) -> Removals:

@@ -6,9 +6,10 @@ its own cache once; the cache's folder is named by what is in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ from pydantic import Field
 
 from pipeline.boxes import boxes_in_crop
 from pipeline.config import Config
-from pipeline.errors import SourceError
+from pipeline.errors import ConfigError, SourceError
 from pipeline.images import Color, Crop
 from pipeline.ledger import Ledger
 from pipeline.models import ModelConfig
@@ -55,6 +56,8 @@ class Handed(Config):
     """Crop and color of each pool source."""
     removals: str | None = None
     """File of faces that must not be read."""
+    annotated: str | None = None
+    """Folder of pool faces that people labeled."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,10 @@ def usable(rows: pa.Table, faces: pa.Table, removals: Removals) -> pa.Table:
 def labeled_rows(handed: Handed, roles: Sequence[str]) -> pa.Table:
     """LABELED rows of some roles that decode, may be read and are no twin of a test face.
 
+    The column `source` names the pool source of faces that people labeled; they train as well, come
+    last, those of one source together, and are cropped as their source says. It is null for all
+    others.
+
     Raises:
         SourceError: no such row.
     """
@@ -102,42 +109,102 @@ def labeled_rows(handed: Handed, roles: Sequence[str]) -> pa.Table:
     removals = Removals.load(None if handed.removals is None else location(handed.removals))
     kept = usable(rows, faces, removals)
     kept = kept.filter(pc.is_in(kept["role"], pa.array(list(roles))))
+    kept = kept.append_column("source", pa.nulls(kept.num_rows, pa.string()))
+    if handed.annotated is not None and "train" in roles:
+        at = location(handed.annotated)
+        added = usable(read_table(at / LABELED_FILE), read_table(at / FACES_FILE), removals)
+        kept = pa.concat_tables([kept, *(rows for _, rows in _by_source(added, handed.views))])
     if kept.num_rows == 0:
         raise SourceError(f"labeled: no usable face has role {' or '.join(roles)}")
     return kept
 
 
 def open_labeled(
-    handed: Handed, model: ModelConfig, *, boxes: bool = False
+    handed: Handed, model: ModelConfig, *, boxes: bool = False, votes: bool = False
 ) -> tuple[LabeledFaces, pa.Table]:
-    """Training faces at a model's size and color, and their rows; with their boxes if asked."""
+    """Training faces at a model's size and color, and their rows.
+
+    Args:
+        handed: where they are.
+        model: the network that sees them.
+        boxes: with their boxes.
+        votes: with their soft labels as targets.
+
+    Raises:
+        ConfigError: soft labels are asked for and a face has none.
+    """
     rows = labeled_rows(handed, ("train",))
     data = pack_labeled(rows, handed, model)
+    if votes:
+        data = replace(data, soft=soft_labels(rows))
     return replace(data, boxes=_boxes(rows, handed)) if boxes else data, rows
+
+
+def soft_labels(rows: pa.Table) -> np.ndarray:
+    """Soft labels (N, K) float32 of LABELED rows.
+
+    Raises:
+        ConfigError: a face has none.
+    """
+    soft = rows["soft"].combine_chunks()
+    if soft.null_count:
+        raise ConfigError(
+            f"labeled: {soft.null_count} of {len(soft)} faces have no votes; "
+            "candidates: derived needs none"
+        )
+    return soft.flatten().to_numpy().reshape(len(soft), -1)
 
 
 def pack_labeled(rows: pa.Table, handed: Handed, model: ModelConfig) -> LabeledFaces:
     """LABELED rows, all with a label, as a training set."""
     names = label_names_of(rows.schema)
-    faces = pack_rows(rows, "labeled", handed.crop, handed.color, handed, model)
+    parts = [
+        pack_rows(own, "labeled", crop, color, handed, model)
+        for (crop, color), own in _by_source(rows, _views(handed))
+    ]
     groups = rows["group"].to_pylist()
+    if None in groups:
+        # Faces of people who are known stay in one fold, also beside faces of whom nothing is.
+        annotated = rows["source"].null_count < rows.num_rows
+        pairs = zip(groups, rows["id"].to_pylist(), strict=True)
+        groups = [group or face for group, face in pairs] if annotated else None
     return LabeledFaces(
-        faces,
+        parts[0] if len(parts) == 1 else JoinedFaces(parts),
         label_codes(rows["label"].to_pylist(), names),
-        groups=None if None in groups else groups,
+        groups=groups,
     )
+
+
+def _views(handed: Handed) -> dict[str | None, tuple[Crop, Color]]:
+    """How faces are cropped and colored: None is the labeled set, then the pool sources."""
+    views: dict[str | None, tuple[Crop, Color]] = {None: (handed.crop, handed.color)}
+    views.update(handed.views)
+    return views
+
+
+def _by_source(
+    rows: pa.Table, views: Mapping[Any, tuple[Crop, Color]]
+) -> Iterator[tuple[tuple[Crop, Color], pa.Table]]:
+    """Each view and its rows, views without rows left out."""
+    for name, view in views.items():
+        source = rows["source"]
+        own = rows.filter(pc.is_null(source) if name is None else pc.equal(source, name))
+        if own.num_rows:
+            yield view, own
 
 
 def _boxes(rows: pa.Table, handed: Handed) -> np.ndarray:
     """Boxes (N, 4) of LABELED rows in shares of their crops."""
-    faces = read_table(location(handed.labeled) / FACES_FILE, ["id", "width", "height"])
-    faces = faces.take(pc.index_in(rows["id"], faces["id"].combine_chunks()))
-    return boxes_in_crop(
-        rows["box"].to_pylist(),
-        rows["landmarks"].to_pylist(),
-        handed.crop,
-        list(zip(faces["width"].to_pylist(), faces["height"].to_pylist(), strict=True)),
-    )
+    homes = [at for at in (handed.labeled, handed.annotated) if at is not None]
+    sizes = ["id", "width", "height"]
+    faces = pa.concat_tables(read_table(location(at) / FACES_FILE, sizes) for at in homes)
+    found = []
+    for (crop, _), own in _by_source(rows, _views(handed)):
+        seen = faces.take(pc.index_in(own["id"], faces["id"].combine_chunks()))
+        size = list(zip(seen["width"].to_pylist(), seen["height"].to_pylist(), strict=True))
+        box, landmarks = (own[name].to_pylist() for name in CUT_BY)
+        found.append(boxes_in_crop(box, landmarks, crop, size))
+    return np.concatenate(found)
 
 
 def open_mined(handed: Handed, model: ModelConfig) -> MinedFaces:

@@ -1,15 +1,19 @@
-"""Pre-training on faces without labels: contrastive (SimCLR) or masked reconstruction (MAE).
+"""Pre-training on faces without labels: contrastive (SimCLR, MoCo) or masked reconstruction (MAE).
 
 What for: a backbone that teachers and students start from. It reads the pool only, and of the pool
 only what the leakage guard let through. Labeled training faces are looked at to say how well their
 classes lie together (leave-one-out nearest neighbors); nothing is chosen by it.
-Cost per step: two image passes per face (simclr) or one (mae, an upper bound: its encoder sees a
-quarter of the patches).
+Cost per step: two image passes per face (simclr), one and a forward (moco), or one (mae, an upper
+bound: its encoder sees a quarter of the patches).
 Source: simclr: arXiv 2002.05709, eq. 1 and its projection head; as ActiveFER arXiv 2307.02744 uses
-it. mae: arXiv 2111.06377; SSFER arXiv 2410.17622, stage 1 (mask ratio 0.75, plain pixels).
+it. moco: arXiv 1911.05722, algorithm 1, with the projection, views and temperature of v2, arXiv
+2003.04297. mae: arXiv 2111.06377; SSFER arXiv 2410.17622, stage 1 (mask ratio 0.75, plain pixels).
 Departs: views are our own (see augment.py); mae sees shifted, turned, scaled and mirrored faces,
 where the papers crop at random. The projection is the paper's formula, without the batch norms of
-its code: more workers are to learn what one does.
+its code: more workers are to learn what one does. moco's key network is the average of the weights
+that every training can keep: in evaluation mode, so that batch norms have nothing to betray and
+batches need no shuffling; it is also what is kept of the training. BYOL, which has no negatives, is
+left out: without batch norms in its heads it may collapse (arXiv 2010.10241).
 """
 
 from __future__ import annotations
@@ -21,13 +25,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.augment import VIEWS, Augmentation, Strength, View, augment, plain
 from pipeline.config import Config
-from pipeline.losses import Gather, contrastive
+from pipeline.losses import Gather, contrastive, queued_contrastive
 from pipeline.masked import (
     Decoder,
     draw_hidden,
@@ -59,7 +63,7 @@ class DecoderConfig(Config):
 class PretrainConfig(Schedule):
     """How a backbone is trained on the pool."""
 
-    method: Literal["simclr", "mae"] = "simclr"
+    method: Literal["simclr", "moco", "mae"] = "simclr"
     model: ModelConfig = ModelConfig(dropout=0.0)
     """What starts from it must be the same network; dropout may differ."""
     steps: int = Field(default=5000, ge=1)
@@ -69,10 +73,12 @@ class PretrainConfig(Schedule):
     batch: int = Field(default=256, ge=2)
     """Faces per step, over all workers together."""
     augment: Augmentation = "strong"
-    """Both views of simclr."""
+    """Both views of simclr and moco."""
     temperature: float = Field(default=0.2, gt=0)
     projection: int = Field(default=128, ge=1)
-    """Width of the features that simclr compares."""
+    """Width of the features that simclr and moco compare."""
+    queue: int = Field(default=4096, ge=1)
+    """moco: keys of earlier faces that a face is told apart from; the paper has 65,536."""
     mask_ratio: float = Field(default=0.75, gt=0, lt=1)
     normalize_patches: bool = True
     decoder: DecoderConfig = DecoderConfig()
@@ -82,9 +88,17 @@ class PretrainConfig(Schedule):
     probe_faces: int = Field(default=5000, ge=2)
     """Labeled faces that are looked at, at most."""
 
+    @model_validator(mode="after")
+    def _keys_come_from_an_average(self) -> PretrainConfig:
+        if self.method == "moco" and self.ema is None:
+            raise ValueError(
+                "ema: moco's keys come from the average of the weights; expected e.g. 0.99"
+            )
+        return self
+
     @property
     def step_images(self) -> int:
-        """Image passes of a step."""
+        """Images that a step passes forward and backward."""
         return self.batch * (2 if self.method == "simclr" else 1)
 
 
@@ -93,12 +107,7 @@ class Contrastive:
 
     def __init__(self, model: FaceModel, config: PretrainConfig, faces: Faces) -> None:
         self._model, self._config = model, config
-        width = model.embed_dim
-        self._projector = nn.Sequential(
-            nn.Linear(width, width),
-            nn.ReLU(inplace=True),
-            nn.Linear(width, config.projection),
-        )
+        self._projector = _projection(model.embed_dim, config.projection)
         view = VIEWS[config.augment]
         self._stream = _pool_stream(model, config, faces, {"x": view, "y": view})
 
@@ -129,6 +138,52 @@ class Contrastive:
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Nothing moves."""
+
+
+class Queued:
+    """A view of a face finds the face's key among those of earlier faces; an `Objective`."""
+
+    def __init__(self, model: FaceModel, config: PretrainConfig, faces: Faces) -> None:
+        self._model, self._config = model, config
+        self._projector = _projection(model.embed_dim, config.projection)
+        # As in the released code the first keys are of no face: directions drawn at random.
+        self._queue = F.normalize(torch.randn(config.queue, config.projection), dim=1)
+        view = VIEWS[config.augment]
+        self._stream = _pool_stream(model, config, faces, {"x": view, "y": view})
+
+    def modules(self) -> nn.ModuleDict:
+        """Network and projection."""
+        return nn.ModuleDict({"model": self._model, "projector": self._projector})
+
+    def streams(self) -> Sequence[Stream]:
+        """The pool, every face once per epoch."""
+        return [self._stream]
+
+    def loss(self, batch: Mapping[str, Batch], at: Step) -> Loss:
+        """Mean InfoNCE against the queue, which is the same on all workers."""
+        views = batch["pool"].views
+        query = self._projector(self._model.features(views["x"])[0])
+        average = at.averaged["model"]
+        assert isinstance(average, FaceModel)
+        with torch.no_grad():
+            key = at.averaged["projector"](average.features(views["y"])[0]).float()
+        self._queue = self._queue.to(key.device)
+        each = queued_contrastive(query, key, self._queue, self._config.temperature)
+        gather = Gather(at.worker.all_reduce, at.worker.rank, at.worker.world)
+        keys = gather(F.normalize(key, dim=1))
+        return Loss(each.mean(), trained=len(key), forward=len(key), outputs={"keys": keys})
+
+    def update(self, loss: Loss, at: Step) -> None:
+        """The newest keys come first, the oldest leave."""
+        self._queue = torch.cat([loss.outputs["keys"], self._queue])[: self._config.queue]
+
+    def state(self) -> dict[str, Tensor]:
+        """The queue."""
+        return {"queue": self._queue}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of `state`."""
+        self._queue = state["queue"].clone()
 
 
 class Masked:
@@ -224,10 +279,15 @@ class Masked:
         """Nothing moves."""
 
 
-OBJECTIVES: Mapping[str, type[Contrastive] | type[Masked]] = {
+OBJECTIVES: Mapping[str, type[Contrastive] | type[Queued] | type[Masked]] = {
     "simclr": Contrastive,
+    "moco": Queued,
     "mae": Masked,
 }
+
+
+def _projection(width: int, features: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, features))
 
 
 def _pool_stream(

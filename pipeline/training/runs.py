@@ -33,6 +33,7 @@ from pipeline.training.student import StudentConfig
 from pipeline.training.studying import train_student
 from pipeline.training.supervised import SupervisedConfig, Trained, train_supervised
 from pipeline.training.teacher import TeachConfig, cross_fit
+from pipeline.training.watching import GUESSES, watcher
 
 FOLDS_FILE = "folds.parquet"
 TEACHER = "teacher"
@@ -81,13 +82,18 @@ class StudentJob(Config):
 def teach(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     """Cross-fit the teachers, attach what they know of the labeled faces, save them."""
     job = TeachJob.model_validate(settings)
-    data, rows = open_labeled(job.handed, job.teach.model, boxes=job.teach.mix == "facemix")
+    data, rows = open_labeled(
+        job.handed,
+        job.teach.model,
+        boxes=job.teach.mix == "facemix",
+        votes=job.teach.partial is not None and not job.teach.derives,
+    )
     names = label_names_of(rows.schema)
 
     def worker_for(fold: int) -> Worker:
         return replace(worker, checkpoint=f"{job.checkpoints}/fold{fold}")
 
-    with shown("teach", job.teach.steps * job.teach.folds, worker) as hooks:
+    with shown("teach", job.teach.steps * job.teach.trainings, worker) as hooks:
         fit = cross_fit(job.teach, data, names, worker_for, seed=job.seed, hooks=hooks)
     facts: dict[str, Any] = {
         "passes": fit.passes,
@@ -95,6 +101,8 @@ def teach(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
         "temperature": fit.temperature,
     }
     facts |= {f"out_of_fold_{name}": value for name, value in fit.metrics.items()}
+    if fit.candidates is not None:
+        facts["candidates"] = fit.candidates
     if worker.rank == 0:
         teacher, folds = build_teacher(
             fit,
@@ -125,6 +133,7 @@ def study(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     if job.control is None:
         start, kd = _from_teacher(job)
         mined = _beside(job)
+        watch = [watcher(mined, names, out / GUESSES)] if len(mined.ids) else []
         with shown(job.model, job.student.steps, worker) as hooks:
             trained = train_student(
                 job.student,
@@ -135,7 +144,7 @@ def study(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
                 seed=job.seed,
                 start=start,
                 kd_targets=kd,
-                hooks=hooks,
+                hooks=[*hooks, *watch],
             )
     else:
         with shown(job.model, job.control.steps, worker) as hooks:
@@ -156,7 +165,7 @@ def _from_teacher(job: StudentJob) -> tuple[FaceModel | None, np.ndarray | None]
     """A member to start from and the labeled faces' out-of-fold probabilities, where asked for."""
     at = location(job.teacher)
     start = kd = None
-    if job.student.warm_start or job.student.kd is not None:
+    if job.student.warm_start or job.student.asks_out_of_fold:
         teacher = load_teacher(at / TEACHER)
         start = teacher.members[0]
         folds = read_table(at / FOLDS_FILE, ["logits"])

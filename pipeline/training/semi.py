@@ -5,13 +5,17 @@ CE(labeled) + lambda * mean(w * CE(target, strong view)) + low * term(faces belo
 come from the weak view, by the running average of the weights or by the model itself; w and the
 targets' alignment from a rule of adaptive.py. A student in all else: streams, ramp of lambda,
 controls of equal compute.
-Cost per step: labeled_batch + mined_batch image passes, mined_batch more where the low-confidence
-term has a second strong view or the model labels itself, and a forward of the weak views otherwise.
+Cost per step: labeled_batch + mined_batch image passes, mined_batch more for each further anchor,
+where the low-confidence term has a second strong view or the model labels itself, and a forward of
+the weak views otherwise.
 Source: FixMatch arXiv 2001.07685; EMA labeler: Mean Teacher arXiv 1703.01780, as in SSFER
 arXiv 2410.17622 (tau 0.7, lambda 5); per-class thresholds over time: arXiv 2303.08617, Ada-CM arXiv
-2203.12341.
+2203.12341. Alignment and augmentation anchoring, for pools whose class shares are not those of the
+labels: ReMixMatch arXiv 1911.09785, rule remixmatch with some anchors and soft targets.
 Departs: thresholds that follow labeled faces look at held-out ones; the mean runs over all faces of
-the batch, those of weight 0 included, as in FixMatch.
+the batch, those of weight 0 included, as in FixMatch. Of ReMixMatch there are the guess and what it
+is taught to: MixUp of labeled and unlabeled faces and the rotation term are left out, and the
+strong views are those of augment.py in place of CTAugment.
 """
 
 from __future__ import annotations
@@ -74,6 +78,7 @@ class SemiStudent(Student):
         gather = Gather(at.worker.all_reduce, at.worker.rank, at.worker.world)
         views = [labeled.views["x"], pool.views["x"]]
         views += [pool.views["y"]] if "y" in pool.views else []
+        views += [pool.views[name] for name in _more(online.anchors)]
         views += [pool.views["w"]] if online.labeler == "model" else []
         embedding, logits = self._model.features(torch.cat(views))
         sizes = [len(view) for view in views]
@@ -92,7 +97,9 @@ class SemiStudent(Student):
         labeled_loss = cross_entropy(
             known, labeled.targets["target"], smoothing=self._config.smoothing
         ).mean()
-        apart = cross_entropy(strong, target.argmax(1) if hard else target)
+        taught = target.argmax(1) if hard else target
+        anchored = [strong, *(others.pop() for _ in _more(online.anchors))]
+        apart = torch.stack([cross_entropy(view, taught) for view in anchored])
         pool_loss = (weight * apart).mean()
         total = labeled_loss + self.mined_weight(at.number) * pool_loss
         if online.low is not None:
@@ -131,6 +138,18 @@ class SemiStudent(Student):
             return consistency(strong, others[0], below)
         return contrastive(embedding[1], embedding[2], below, gather=gather)
 
+    def guess(self, rows: np.ndarray, at: Step) -> tuple[np.ndarray, np.ndarray]:
+        """Label codes and weights (n,) that mined faces would get now, from plain views.
+
+        Every worker must ask; nothing moves.
+        """
+        labeler = self._model if self._online.labeler == "model" else at.averaged["model"]
+        assert isinstance(labeler, FaceModel)
+        logits = predict_logits(labeler, self._mined.faces, at.worker, rows=rows, flip=False)
+        probs = torch.softmax(torch.from_numpy(logits), 1).to(at.worker.device)
+        target, weight = self._rule.targets(probs), self._rule.weights(probs)
+        return target.argmax(1).cpu().numpy(), weight.cpu().numpy()
+
     def update(self, loss: Loss, at: Step) -> None:
         """Once per epoch of the labeled faces, thresholds that follow them."""
         done = at.number + 1
@@ -157,7 +176,12 @@ class SemiStudent(Student):
         views = {"x": strong, "w": VIEWS[self._online.weak]}
         if self._online.low in ("consistency", "contrastive"):
             views["y"] = strong
-        return views
+        return views | dict.fromkeys(_more(self._online.anchors), strong)
+
+
+def _more(anchors: int) -> list[str]:
+    """Names of the strong views beside the first."""
+    return [f"x{number}" for number in range(2, anchors + 1)]
 
 
 def _hold_out(

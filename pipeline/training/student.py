@@ -52,6 +52,8 @@ class OnlineConfig(Config):
     labeler: Literal["ema", "model"] = "ema"
     """Who labels the weak views: the running average of the weights, or the model itself."""
     weak: Augmentation = "weak"
+    anchors: int = Field(default=1, ge=1, le=8)
+    """Strong views of a face that are taught the weak view's guess, in one step; ReMixMatch: 8."""
     low: Literal["consistency", "negative", "contrastive"] | None = None
     """What faces below their threshold are still good for."""
     low_weight: float = Field(default=0.5, ge=0)
@@ -62,12 +64,24 @@ class OnlineConfig(Config):
     on; None: the training faces, as their papers do."""
 
     @model_validator(mode="after")
-    def _fairness_has_shares(self) -> OnlineConfig:
+    def _terms_have_a_subject(self) -> OnlineConfig:
+        if self.low is not None and self.thresholds.rule == "remixmatch":
+            raise ValueError(f"low: {self.low}, and remixmatch leaves no face below a threshold")
         if self.fairness and self.thresholds.rule != "freematch":
             raise ValueError(
                 f"fairness: {self.thresholds.rule} keeps no shares; only freematch does"
             )
         return self
+
+
+class CandidatesConfig(Config):
+    """Candidate sets of mined faces; see candidates.py."""
+
+    rule: Literal["cumulative", "lac", "aps"] = "cumulative"
+    """The most probable classes until they hold `coverage` of the probability, or conformal."""
+    coverage: float = Field(default=0.9, gt=0, lt=1)
+    momentum: float = Field(default=0.9, ge=0, le=1)
+    """Share of a target that stays each time its face is seen."""
 
 
 class StudentConfig(Schedule):
@@ -99,7 +113,10 @@ class StudentConfig(Schedule):
     """lambda at the end of its ramp."""
     ramp: float = Field(default=0.2, ge=0, le=1)
     """Share of the steps in which lambda rises from 0."""
-    targets: Literal["soft", "hard"] = "soft"
+    targets: Literal["soft", "hard", "candidates"] = "soft"
+    """The teacher's probabilities, their top class, or sets of classes to choose from."""
+    candidates: CandidatesConfig | None = None
+    """How sets are made; None: the defaults."""
     weighting: Literal["softmatch", "selection", "none"] = "softmatch"
     """Of mined faces: by confidence among all mined faces, as select decided, or alike."""
     kd: float | None = Field(default=None, gt=0, le=1)
@@ -118,7 +135,18 @@ class StudentConfig(Schedule):
             raise ValueError("rescore_at: an online student labels the faces in every step anyway")
         if self.online is not None and self.online.labeler == "ema" and self.ema is None:
             raise ValueError("online.labeler: ema, and there is no average of the weights (ema)")
+        if self.targets == "candidates" and (self.online is not None or self.rescore_at):
+            raise ValueError("targets: candidates are the teacher's; neither online nor rescore_at")
+        if self.candidates is not None and self.targets != "candidates":
+            raise ValueError(f"candidates: targets are {self.targets}, not candidates")
         return self
+
+    @property
+    def asks_out_of_fold(self) -> bool:
+        """Whether it needs what the teachers say of labeled faces that they have not seen."""
+        own = self.candidates or CandidatesConfig()
+        conformal = self.targets == "candidates" and own.rule != "cumulative"
+        return conformal or self.kd is not None
 
     @property
     def step_images(self) -> int:
@@ -127,7 +155,7 @@ class StudentConfig(Schedule):
             return self.labeled_batch + self.mined_batch
         second = self.online.low in ("consistency", "contrastive")
         return self.labeled_batch + self.mined_batch * (
-            1 + second + (self.online.labeler == "model")
+            self.online.anchors + second + (self.online.labeler == "model")
         )
 
 
@@ -180,6 +208,10 @@ class Student:
             labeled_loss + self.mined_weight(at.number) * mined_loss,
             trained=len(logits),
             logs={"labeled_loss": labeled_loss.detach(), "mined_loss": mined_loss.detach()},
+            outputs={
+                "guessed": guessed.detach(),
+                "index": torch.from_numpy(mined.index).to(guessed.device),
+            },
         )
 
     def mined_weight(self, step: int) -> float:

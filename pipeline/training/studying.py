@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.models import FaceModel
+from pipeline.training.candidates import CandidateStudent
 from pipeline.training.data import LabeledFaces, MinedFaces
 from pipeline.training.loop import Hook, Worker, fit
 from pipeline.training.semi import SemiStudent
@@ -38,11 +39,11 @@ def train_student(
         seed: of the weights and of everything drawn.
         start: the model to start from where `config.warm_start` is set; not changed.
         kd_targets: the teachers' probabilities (N, K) for the labeled faces, out of fold; needed
-            where `config.kd` is set.
+            where `config.asks_out_of_fold`.
         hooks: called after every step.
 
     Raises:
-        ConfigError: `warm_start` or `kd` without what they need.
+        ConfigError: `warm_start`, `kd` or conformal candidates without what they need.
     """
     model = new_model(config.model, label_names, seed)
     if config.warm_start:
@@ -55,6 +56,8 @@ def train_student(
             raise ConfigError("student.kd: expected the teachers' out-of-fold probabilities")
         labeled = mix_targets(labeled, kd_targets, config.kd)
     objective = Student(model, config, labeled, mined)
+    if config.targets == "candidates":
+        objective = CandidateStudent(model, config, labeled, mined, kd_targets)
     if config.online is not None:
         objective = SemiStudent(model, config, labeled, mined, worker.device, seed)
     fitted = fit(objective, config, worker, seed=seed, hooks=hooks)

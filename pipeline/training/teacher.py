@@ -2,24 +2,31 @@
 
 What for: cuts, temperature and class shares are chosen from out-of-fold predictions, never from
 faces a model has memorized, and the fold models together are the ensemble that scores the pool.
-Cost: folds x steps x batch image passes, and two forwards per labeled face.
+Teachers may learn from candidate sets (training/partial.py) in place of labels.
+Cost: folds x steps x batch image passes, and two forwards per labeled face; twice as much where
+candidates are derived.
 Source: cross-fitting arXiv 1608.00060, section 3; temperature arXiv 1706.04599, section 4.2.
+Departs: a face's derived candidates come from a model that has not seen the face, but has seen
+those of the fold that its next teacher is judged on; their labels reach that teacher so far.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from pydantic import Field
+import torch
+from pydantic import Field, model_validator
 
 from pipeline import metrics
+from pipeline.ambiguity import near_top, within
 from pipeline.errors import ConfigError
 from pipeline.losses import fit_temperature, nll
 from pipeline.models import FaceModel
 from pipeline.training.data import LabeledFaces, seed_of
 from pipeline.training.loop import FORWARD, Hook, Worker
+from pipeline.training.partial import PartialConfig, train_partial
 from pipeline.training.supervised import SupervisedConfig, predict_logits, train_supervised
 
 
@@ -30,6 +37,24 @@ class TeachConfig(SupervisedConfig):
     """Teachers; each is trained without one fold. One teacher would leave nothing out of fold."""
     sub_prototypes: int = Field(default=1, ge=1)
     """Prototypes per class: 1 is the mean of the correct faces, more are k-means centers."""
+    partial: PartialConfig | None = None
+    """Learn from candidate sets; None: from labels."""
+
+    @model_validator(mode="after")
+    def _no_mixed_candidates(self) -> TeachConfig:
+        if self.partial is not None and self.mix is not None:
+            raise ValueError(f"partial: targets of faces mixed by {self.mix} cannot move")
+        return self
+
+    @property
+    def derives(self) -> bool:
+        """Whether candidates are derived, so that teachers are trained twice."""
+        return self.partial is not None and self.partial.candidates == "derived"
+
+    @property
+    def trainings(self) -> int:
+        """Networks that are trained one after another."""
+        return self.folds * (2 if self.derives else 1)
 
 
 @dataclass(frozen=True)
@@ -65,6 +90,8 @@ class TeacherFit:
     """Out-of-fold, of single members: accuracy, mean_class_accuracy, macro_f1, nll, nll_calibrated,
     ece_calibrated, and the accuracy of each fold."""
     seconds: float
+    candidates: str | None = None
+    """Where candidates came from and how many a face has; None: there are none."""
 
 
 def cross_fit(
@@ -83,16 +110,53 @@ def cross_fit(
         data: the labeled faces; their groups stay together.
         label_names: what their codes index.
         worker_for_fold: each fold's worker; give each its own checkpoint folder and finished folds
-            are not trained again.
+            are not trained again. Numbers from `folds` on are those that candidates derive from.
         seed: of folds, weights and everything drawn.
         hooks: called after every step of every fold.
     """
     fold = stratified_folds(data.labels, data.groups, config.folds, seed)
-    fits = [
-        fit_fold(config, data, label_names, fold, k, worker_for_fold(k), seed=seed, hooks=hooks)
-        for k in range(config.folds)
-    ]
-    return combine(fits, fold, data, label_names)
+
+    def fit_all(config: TeachConfig, data: LabeledFaces, first: int) -> TeacherFit:
+        fits = [
+            fit_fold(
+                config,
+                data,
+                label_names,
+                fold,
+                k,
+                worker_for_fold(first + k),
+                seed=seed,
+                hooks=hooks,
+            )
+            for k in range(config.folds)
+        ]
+        return combine(fits, fold, data, label_names)
+
+    if config.partial is None:
+        return fit_all(config, data, 0)
+    before: TeacherFit | None = None
+    if config.derives:
+        before = fit_all(config.model_copy(update={"partial": None}), data, config.folds)
+        data = replace(data, soft=derived(before, data.labels, config.partial.ratio))
+    fit = fit_all(config, data, 0)
+    assert data.soft is not None
+    sizes = float((data.soft > 0).sum(1).mean())
+    said = f"{config.partial.candidates}, {sizes:.2f} per face"
+    if before is None:
+        return replace(fit, candidates=said)
+    return replace(
+        fit,
+        candidates=said,
+        passes=before.passes + fit.passes,
+        seconds=before.seconds + fit.seconds,
+        history=[*before.history, *fit.history],
+    )
+
+
+def derived(fit: TeacherFit, labels: np.ndarray, ratio: float) -> np.ndarray:
+    """Calibrated out-of-fold probabilities (N, K) within the label and the classes near the top."""
+    probs = torch.softmax(torch.from_numpy(fit.logits).double() / fit.temperature, 1).numpy()
+    return within(probs, near_top(probs, labels, ratio))
 
 
 def fit_fold(
@@ -109,9 +173,14 @@ def fit_fold(
     """Train the teacher of one fold; `fold` (N,) comes from :func:`stratified_folds`."""
     rows, rest = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
     own_seed = seed_of(seed, "fold", number)
-    trained = train_supervised(
-        config, data, label_names, worker, seed=own_seed, rows=rest, hooks=hooks
-    )
+    if config.partial is None:
+        trained = train_supervised(
+            config, data, label_names, worker, seed=own_seed, rows=rest, hooks=hooks
+        )
+    else:
+        trained = train_partial(
+            config, config.partial, data, label_names, worker, seed=own_seed, rows=rest, hooks=hooks
+        )
     logits = predict_logits(trained.model, data.faces, worker, rows=rows)
     passes = trained.fitted.passes + 2 * len(rows) * FORWARD
     fitted = trained.fitted

@@ -50,15 +50,21 @@ DATA = "OMNIFER_DATA"
 POOLS = {"both": ("rest", "faces"), "rest": ("rest",), "faces": ("faces",), "omni": ("faces",)}
 """Sources per pool; `omni` has all labels, its controls are the 100 % upper bound."""
 GRID = (("both", 0), ("both", 1), ("both", 2), ("rest", 0), ("faces", 0), ("omni", 0))
-BESIDE = ("experts", "tuned", "rounds", "active")
+BESIDE = ("active", "annotated", "clusters", "experts", "rounds", "tuned")
 """Stages that no figure of these cells depends on."""
 LATER = (
+    ("search", "adaptive", []),
+    ("select", "adaptive", None),
+    ("select", "clusters", None),
     ("student", "beside", "mined"),
     ("student", "online", None),
+    ("student", "candidates", None),
     ("teach", "mix", None),
     ("teach", "mix_alpha", 1.0),
+    ("teach", "partial", None),
+    ("guard", "copies", None),
 )
-"""Settings that came after cells were measured, and the value that changes nothing."""
+"""Sections' settings that came after cells were measured, and the value that changes nothing."""
 POOL_FACES = {"rest": 21_700, "faces": 13_233}  # about; only for the estimate
 NETWORK = "{name: compact_resnet, args: {widths: [8, 16]}, size: 32, dropout: 0}"
 QUICK = (
@@ -148,9 +154,11 @@ def drop_later(identity: dict[str, Any]) -> None:
     """
     if "pretrain" in identity and identity["pretrain"]["pretrain"] is None:
         del identity["pretrain"]
-    for stage, name, value in LATER:
-        if stage in identity and identity[stage][stage].get(name) == value:
-            del identity[stage][stage][name]
+    for section, name, value in LATER:
+        for values in identity.values():
+            own = values.get(section) if isinstance(values, dict) else None
+            if own and own.get(name, ...) == value:
+                del own[name]
 
 
 def run_of(labels: str, seed: int, *, developing: bool) -> str:

@@ -31,7 +31,7 @@ from tests.bench.semi_cells import ROWS, Row, changed, measure
 
 NAME = "semi"
 SCREENED = tuple(ROWS)
-QUICK = ("control", "simclr", "mae", "fixmatch", "ssfer")
+QUICK = ("control", "simclr", "mae", "fixmatch", "noisy_student", "ssfer")
 FRACTIONS = {"10": 0.1, "5": 0.05}
 SEEDS = (0, 1, 2)
 REPEATED: tuple[str, ...] = ("control",)

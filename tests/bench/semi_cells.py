@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from pydantic import Field
 
 from pipeline import flow, pool
 from pipeline.artifacts import save_model
@@ -26,7 +27,7 @@ from pipeline.training.pretrain import PretrainJob, open_pool
 from pipeline.training.pretraining import PretrainConfig, train_backbone
 from pipeline.training.student import StudentConfig
 from pipeline.training.studying import train_student
-from pipeline.training.supervised import SupervisedConfig, train_supervised
+from pipeline.training.supervised import SupervisedConfig, predict_logits, train_supervised
 from tests.bench.distill_cells import TestSet, open_job, prepared
 from tests.bench.harness import Cell, Context
 
@@ -45,6 +46,12 @@ TINY_NETS = {
         "args": {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2},
     },
 }
+SOFT_STUDENT = {
+    "model": {**RESNET, "dropout": 0.3},
+    "labeled_augment": "strong",
+    "source_share": {"faces": 0.25},
+}
+"""The student of ferplus10."""
 
 
 class Row(Config):
@@ -53,6 +60,9 @@ class Row(Config):
     pretrain: PretrainConfig | None = None
     supervised: SupervisedConfig | None = None
     student: StudentConfig | None = None
+    teachers: int = Field(default=1, ge=1)
+    """Supervised trainings that differ in their seed and divide their share. A student that does
+    not label the pool itself learns the mean of their probabilities."""
     shares: dict[str, float]
     """Of the budget; they add up to 1."""
 
@@ -129,6 +139,17 @@ def _rows() -> dict[str, Row]:
             "student": _online(fixed, lr=1e-3, warm_start=True),
             "shares": {"supervised": 0.6, "student": 0.4},
         },
+        "noisy_student": {
+            "supervised": _supervised(RESNET),
+            "student": SOFT_STUDENT,
+            "shares": {"supervised": 0.4, "student": 0.6},
+        },
+        "noisy_students": {
+            "supervised": _supervised(RESNET),
+            "teachers": 3,
+            "student": SOFT_STUDENT,
+            "shares": {"supervised": 0.5, "student": 0.5},
+        },
         "ssfer": {
             "pretrain": {**mae, "normalize_patches": False},
             "supervised": {**vit, "batch": 96, "mix": "facemix"},
@@ -185,7 +206,7 @@ def measure(cell: Cell, context: Context) -> dict[str, Any]:
     model, fits, probes = _train(row, data, budget, worker, cell.seed, root)
     if context.left() <= 0:
         raise RuntimeError("no time left after training; give the cell more")
-    passes = sum(fit.passes for fit in fits)
+    passes = sum(fit.passes for fit in fits) + _guessing_passes(row, data)
     said = test.model(model, sum(fit.seconds for fit in fits), passes)
     last = fits[-1].history[-1]
     return {
@@ -242,11 +263,15 @@ def _train(
 ) -> tuple[FaceModel, list[Fitted], list[dict[str, float]]]:
     """The last model, what every training took, and what the pre-training's probe said."""
     model: FaceModel | None = None
+    guesses: np.ndarray | None = None
     fits: list[Fitted] = []
     probes: list[dict[str, float]] = []
+    guessing = _guessing_passes(row, data)
     for name, share in row.shares.items():
         config = getattr(row, name)
         each, left = _step_passes(row, name), budget * share
+        if name == "student":
+            left -= guessing
         config = config.model_copy(update={"steps": max(1, int(left / each))})
         if isinstance(config, PretrainConfig):
             own = config.model_copy(update={"probe_every": config.steps})
@@ -256,22 +281,42 @@ def _train(
             model, probes = made.model, made.probes
             fits.append(made.fitted)
             continue
-        if model is not None and not getattr(config, "warm_start", False):
+        if model is not None and guesses is None and not getattr(config, "warm_start", False):
             at = location(str(scratch / f"backbone-{seed}"))
             save_model(model, at, {})
             net = {"weights": at.uri, "pretraining_data": "the pool"}
             config = config.model_copy(update={"model": config.model.model_copy(update=net)})
         if isinstance(config, SupervisedConfig):
-            trained = train_supervised(config, data.labeled, data.names, worker, seed=seed)
-        else:
+            each = config.model_copy(update={"steps": max(1, config.steps // row.teachers)})
+            taught = [
+                train_supervised(each, data.labeled, data.names, worker, seed=seed + 100 * number)
+                for number in range(row.teachers)
+            ]
+            fits += [one.fitted for one in taught]
+            model = taught[0].model
+            guesses = _guess([one.model for one in taught], data, worker) if guessing else None
+            continue
+        if guesses is None:
             # Nobody has guessed the pool's labels: every face has the labeled faces' shares.
             shares = np.bincount(data.labeled.labels, minlength=len(data.names))
-            prior = np.tile(shares / shares.sum(), (len(data.pool), 1))
-            mined = MinedFaces(data.pool, prior, np.ones(len(data.pool)), data.source)
-            trained = train_student(
-                config, data.labeled, mined, data.names, worker, seed=seed, start=model
-            )
+            guesses = np.tile(shares / shares.sum(), (len(data.pool), 1))
+        mined = MinedFaces(data.pool, guesses, np.ones(len(data.pool)), data.source)
+        trained = train_student(
+            config, data.labeled, mined, data.names, worker, seed=seed, start=model
+        )
         model = trained.model
         fits.append(trained.fitted)
     assert model is not None
     return model, fits, probes
+
+
+def _guessing_passes(row: Row, data: _Data) -> float:
+    """Image passes of what the teachers guess: two forwards of each for every face of the pool."""
+    guessing = row.student is not None and row.student.online is None
+    return row.teachers * 2 * len(data.pool) * FORWARD if guessing else 0.0
+
+
+def _guess(teachers: Sequence[FaceModel], data: _Data, worker: Worker) -> np.ndarray:
+    """Mean probabilities (M, K) of the teachers for the pool, each of both mirror images."""
+    logits = [torch.from_numpy(predict_logits(t, data.pool, worker)) for t in teachers]
+    return torch.stack(logits).softmax(2).mean(0).numpy()

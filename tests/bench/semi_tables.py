@@ -19,6 +19,8 @@ TITLES = {
     "freematch": "FreeMatch",
     "softmatch": "SoftMatch",
     "fixmatch_warm": "labels, then FixMatch",
+    "noisy_student": "labels, then their guesses for a new student",
+    "noisy_students": "the same with three teachers",
     "ssfer": "SSFER: reconstruction, FaceMix, EMA labels (transformer)",
 }
 

@@ -9,7 +9,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tests.bench import active_tables, distill_tables, ferplus10, gains, semi_tables, stream_tables
+from tests.bench import (
+    active_tables,
+    distill_tables,
+    ferplus10,
+    gains,
+    semi_tables,
+    stream_tables,
+    weak_tables,
+)
 from tests.bench.harness import HERE, RESULTS, Record, load
 from tests.bench.markdown import current, gates, said, spread, table
 
@@ -49,6 +57,7 @@ def render() -> str:
         _attempts(),
         distill_tables.lines(),
         semi_tables.lines(),
+        weak_tables.lines(),
         active_tables.lines(),
         stream_tables.lines(),
     )

@@ -14,6 +14,7 @@ from pipeline import conduct, pool
 from pipeline.ledger import Ledger
 from pipeline.storage import location
 
+pytestmark = pytest.mark.ray
 LATER = (
     "embed",
     "score",

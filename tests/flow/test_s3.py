@@ -12,12 +12,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
 from helpers import flow
 from helpers.s3 import s3_bucket
 
 from pipeline.run import Run
 from pipeline.storage import Location
 from tests.bench.omni import leaks
+
+pytestmark = pytest.mark.ray
 
 
 def omnifer(root: Location, ray: Path, *options: str) -> subprocess.CompletedProcess[str]:

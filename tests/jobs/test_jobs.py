@@ -30,7 +30,7 @@ def verb(job: Path) -> str:
 
 
 def test_jobs__one_per_stage_and_one_for_all() -> None:
-    assert sorted(map(verb, JOBS)) == sorted(["run", "active", *STAGES])
+    assert sorted(map(verb, JOBS)) == sorted(["run", "active", "annotate", *STAGES])
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)
@@ -48,7 +48,7 @@ def test_jobs__runs_without_an_installed_package(tmp_path: Path) -> None:
     assert "gone.yaml: no such recipe" in done.stderr
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
     """Address of a head with token authentication, and the environment that may talk to it."""
     pytest.importorskip("aiohttp_cors", reason="the job server needs ray[default]")
@@ -117,6 +117,67 @@ def test_jobs__a_real_submission(head: tuple[str, dict[str, str]], tmp_path: Pat
     )  # fmt: skip
     assert failed.returncode == 1  # whatever the code of the job
     assert "omnifer: gone.yaml: no such recipe" in failed.stdout
+
+
+def submit(env: dict[str, str], *options: str, log: Path) -> subprocess.CompletedProcess[str]:
+    """`omnifer submit` of the first stage of a small demo."""
+    sets = ["pool.0.count=600", "labeled.count=80", "labeled.test_count=40"]
+    command = [sys.executable, "-m", "pipeline.cli", "submit", "jobs/recipes/demo.yaml"]
+    return subprocess.run(
+        [*command, "--until", "survey", *(f"--set={item}" for item in sets), *options],
+        cwd=ROOT,
+        env={**env, "HOME": str(log)},  # no token of this machine's user
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(600)
+def test_submit__runs_joins_and_resumes(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+    """The environment's RAY_AUTH_MODE is not needed: a token is shown where one is at hand."""
+    address, env = head
+    run = f"--run={tmp_path / 'run'}"
+    mine = {name: value for name, value in env.items() if name != "RAY_AUTH_MODE"}
+    first = submit(mine, run, f"--address={address}", "--no-wait", log=tmp_path)
+    assert first.returncode == 0, first.stdout + first.stderr
+    (job,) = re.findall(r"^(demo-run-[0-9a-f]{8}-1): \d+ files, [0-4]\.\d MB", first.stdout, re.M)
+
+    joined = submit({**mine, "RAY_ADDRESS": address}, run, log=tmp_path)
+    assert joined.returncode == 0, joined.stdout + joined.stderr
+    assert f"{job}: under way already" in joined.stdout
+    assert joined.stdout.count("survey: 600/600 faces") == 1
+
+    again = submit(mine, run, f"--address={address}", log=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"{job[:-1]}2: " in again.stdout
+    assert "survey: 600" not in again.stdout  # it was done; the second job says so and ends
+    assert re.search(r"^survey +[0-9a-f]{12} .*rows 600", again.stdout, re.M)
+
+    failed = submit(mine, run, f"--address={address}", "--set=pool.0.count=601", log=tmp_path)
+    assert failed.returncode == 2  # the job's own code: another plan needs --fresh
+    assert "exit code 2" in failed.stdout
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [({}, "wants a token"), ({"RAY_AUTH_TOKEN": "0" * 64}, "does not accept the token")],
+)
+def test_submit__without_the_token_is_refused(
+    head: tuple[str, dict[str, str]], tmp_path: Path, held: dict[str, str], said: str
+) -> None:
+    address, env = head
+    bare = {name: value for name, value in env.items() if not name.startswith("RAY_AUTH")}
+    done = submit(
+        {**bare, **held}, f"--run={tmp_path / 'run'}", f"--address={address}", log=tmp_path
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert env["RAY_AUTH_TOKEN"] not in done.stdout + done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def _free_port() -> int:

@@ -22,6 +22,7 @@ from pipeline.sources.reader import plan_slices, read_slice
 from pipeline.sources.synthetic import SyntheticPool
 from pipeline.storage import location
 
+pytestmark = pytest.mark.ray
 DATA = os.environ.get("OMNIFER_DATA")
 SMALL = ("pool.0.count=100", "slice_faces=50", "labeled.count=80", "labeled.test_count=30")
 

@@ -135,6 +135,8 @@ def facts(**changes: object) -> ReportFacts:
                 n: tuple(0.9 - 0.02 * k - 0.1 / (i + 1) for i in range(40))
                 for k, n in enumerate(NAMES)
             },
+            tuple(0.6 + 0.3 * i / 40 for i in range(40)),
+            312,
         ),
         "trials": tuple(
             {"trial": i, "confidence": 0.5 + i / 20, "purity": 0.9 + i / 200, "value": 0.5 + i / 90}

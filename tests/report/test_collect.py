@@ -88,7 +88,9 @@ def _tables(rows: list[dict[str, Any]]) -> dict[str, pa.Table]:
                 "confidence": _column(rows, "confidence", pa.float32()),
             }
         ),
-        "select": pa.table({"id": ids, "reason": _column(rows, "reason")}),
+        "select": pa.table(
+            {"id": ids, "reason": _column(rows, "reason"), "label": _column(rows, "label")}
+        ),
         "mine": pa.Table.from_pylist(mined, schema=with_label_names(MINED, NAMES)),
     }
 
@@ -166,6 +168,19 @@ def test_collect__course_of_an_online_student(run: Run) -> None:
     assert course is not None
     assert (course.steps, course.used) == ((50, 80), (0.2, 0.6))
     assert course.cuts == {"neutral": (0.8, 0.9), "happiness": (0.7, 0.75)}
+    assert (course.purity, course.known) == ((None, None), 0)
+
+    # Truth: a#0 neutral, a#1 and a#2 happiness; of b#3 and of x nothing is known.
+    said = {"id": ["p/a#0", "p/a#1", "p/b#3", "x", "p/a#2"]}
+    said |= {"label": ["neutral"] * 5, "weight": [1.0, 0.5, 1.0, 1.0, 0.0]}
+    at = run.artifact("student").dir / "model" / "guesses" / "step-000080.parquet"
+    write_table(at, pa.table(said))
+    course = collect(run, "demo", "c", False).course
+    assert course is not None
+    assert course.purity == (None, pytest.approx(1 / 1.5))
+    assert course.known == 3
+    page = render(collect(run, "demo", "c", False))
+    assert "among 3 watched faces" in page
 
 
 def test_collect__levels(run: Run) -> None:
@@ -206,6 +221,21 @@ def test_collect__evaluation_gives_models_gain_and_protocol(run: Run) -> None:
     assert facts.distilled["ipc"] == 1
     assert facts.seconds["mine"] == 2.0
     assert set(facts.lineage) >= {"survey", "evaluate", "labeled"}
+
+
+def test_collect__votes_reach_the_page_where_there_are_any(run: Run) -> None:
+    assert "KL to votes" not in render(collect(run, "demo", "c", False))
+    at = run.artifact("evaluate").dir / "metrics.json"
+    found = at.read_json()
+    for number, name in enumerate(("teacher", "control_a", "control_b", "student")):
+        values, model = {"kl": 0.25 + number, "brier": 0.5}, found["models"][name]
+        model["votes"] = {k: {"value": v, "low": v, "high": v} for k, v in values.items()}
+    at.write_json(found)
+    facts = collect(run, "demo", "c", False)
+    assert [m.kl for m in facts.models] == [0.25, 1.25, 2.25, 3.25]
+    text = render(facts)
+    assert "KL to votes" in text
+    assert '<td class="n">3.250</td><td class="n">0.500</td>' in text
 
 
 def test_collect__its_facts_make_a_page(run: Run) -> None:

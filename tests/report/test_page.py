@@ -9,6 +9,7 @@ import re
 from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from invented import NAMES, facts, picture
 from PIL import Image
 
 from pipeline.report.facts import Face, Gain, Gallery, ModelRow, ReportFacts
+from pipeline.report.figures import Curve, learning_curves, standalone
 from pipeline.report.page import (
     REASON_TEXT,
     audit,
@@ -249,6 +251,24 @@ def test_audit__swapped_names_are_named() -> None:
 def test_reason_text__covers_what_select_writes() -> None:
     selection = REASONS[REASONS.index("quarantined") :]
     assert set(REASON_TEXT) == set(selection)
+
+
+def test_learning_curves__stand_alone_with_a_dot_per_point() -> None:
+    labels, accuracy = (0.0, 50.0, 200.0), (0.4, 0.5, 0.52)
+    curve = Curve("accuracy", tuple(zip(labels, accuracy, strict=True)))
+    root = ElementTree.fromstring(standalone(learning_curves([curve])))
+    circles = [one for one in root if one.tag.endswith("circle")]
+    x, y = ([float(one.attrib[name]) for one in circles] for name in ("cx", "cy"))
+    assert (x[1] - x[0]) / (x[2] - x[0]) == pytest.approx(50 / 200, abs=1e-3)
+    assert y[0] > y[1] > y[2]  # better is higher
+    assert (y[1] - y[2]) / (y[0] - y[1]) == pytest.approx(0.02 / 0.1, abs=1e-2)
+    first = Curve("accuracy", curve.points[:1])
+    (alone,) = [
+        one
+        for one in ElementTree.fromstring(standalone(learning_curves([first])))
+        if one.tag.endswith("circle")
+    ]
+    assert float(alone.attrib["cx"]) == x[0]
 
 
 @pytest.mark.parametrize(

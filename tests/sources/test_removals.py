@@ -83,3 +83,13 @@ def test_covers__a_grown_list_covers_the_old_one():
     grown = Removals(BOTH.ids | {"p/a#9"}, BOTH.sha256, BOTH.groups)
     assert grown.covers(BOTH)
     assert not BOTH.covers(grown)
+
+
+def test_blinded__keeps_a_face_out_and_names_nobody() -> None:
+    blinded = Removals().also(BOTH.all_blinded)
+    assert blinded.hits(FACES).tolist() == BOTH.hits(FACES).tolist()
+    assert (blinded.ids, blinded.sha256, blinded.groups) == (frozenset(),) * 3
+    assert not any(b"g3" in value or HASH in value for value in blinded.blinded)
+    assert blinded.covers(BOTH)
+    assert not Removals().covers(blinded)
+    assert blinded.digest != Removals().digest

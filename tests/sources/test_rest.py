@@ -7,7 +7,8 @@ from pydantic import TypeAdapter
 from pipeline.errors import SourceError
 from pipeline.labeled.reader import LabeledSource, read_labeled
 from pipeline.schema import READ
-from pipeline.sources.rest import RestPool
+from pipeline.sources.extents import content_fingerprint
+from pipeline.sources.rest import GONE_FILE, RestPool
 from pipeline.storage import location, write_table
 
 
@@ -56,3 +57,24 @@ def test_slices__no_rest(tmp_path):
     write_table(at, found.table.filter(roles))
     with pytest.raises(SourceError, match=r"no face left for source kind 'rest'; set labeled.frac"):
         list(RestPool().slices(16, at))
+
+
+def test_read__forgotten_rows_leave_and_slices_stay_as_they_were(tmp_path):
+    at, found = stored(tmp_path, fraction=0.3)
+    pool = RestPool()
+    before = list(pool.slices(16, at))
+    was = pa.concat_tables(pool.read(extent) for extent in before)
+    roles = found.table["role"].to_pylist()
+    lost = [roles.index("train"), roles.index("rest"), len(roles) - 1 - roles[::-1].index("rest")]
+    rows = sorted((row, roles[row]) for row in lost)
+    known = {"fingerprint": content_fingerprint(at), "rows": rows}
+    (at.parent / GONE_FILE).write_json(known)
+    write_table(at, found.table.filter(pa.array([row not in lost for row in range(len(roles))])))
+    assert list(pool.slices(16, at)) == before
+    now = pa.concat_tables(pool.read(extent) for extent in before)
+    stay = pa.array([row not in lost for row in was["position"].to_pylist()])
+    assert now.equals(was.filter(stay))
+    assert len(now) == len(was) - 2
+    one = now["position"][3].as_py()
+    extent = next(e for e in before if e.start <= one < e.stop)
+    assert pool.read(extent, [one])["id"].to_pylist() == [now["id"][3].as_py()]

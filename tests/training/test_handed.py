@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.boxes import FALLBACK
-from pipeline.errors import SourceError
-from pipeline.images import Crop
+from pipeline.errors import ConfigError, SourceError
+from pipeline.images import Crop, face
 from pipeline.labeled.synthetic import SyntheticSet
 from pipeline.ledger import Ledger
 from pipeline.models import ModelConfig
@@ -118,6 +118,54 @@ def test_open_labeled__boxes_follow_the_crop_if_asked(handed: Handed) -> None:
     assert found == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.fixture
+def annotated(handed: Handed, tmp_path: Path) -> Handed:
+    """The same with three faces that people labeled: of film, web and film."""
+    table = read_table(location(handed.labeled) / LABELED_FILE)
+    rows = table.take([0, 3, 4]).set_column(0, table.schema.field("id"), pa.array(list("abc")))
+    rows = rows.append_column("source", pa.array(["film", "web", "film"]))
+    known = rows.schema.get_field_index("group")
+    rows = rows.set_column(known, "group", pa.array([None, "g", None], pa.string()))
+    faces = read_table(location(handed.labeled) / FACES_FILE).take([0, 3, 4])
+    faces = faces.set_column(0, faces.schema.field("id"), pa.array(list("abc")))
+    at = location(tmp_path) / "annotated"
+    write_table(at / LABELED_FILE, rows)
+    write_table(at / FACES_FILE, faces)
+    views = {"web": (Crop(fraction=0.5), "gray"), "film": (Crop(), "gray")}
+    return handed.model_copy(update={"annotated": at.uri, "views": views})
+
+
+def test_labeled_rows__annotated_faces_come_last_by_source(annotated: Handed) -> None:
+    rows = labeled_rows(annotated, ("train",))
+    assert rows["id"].to_pylist()[-3:] == ["b", "a", "c"]
+    assert rows["source"].to_pylist() == [None] * 6 + ["web", "film", "film"]
+    assert labeled_rows(annotated, ("validation", "rest")).num_rows == 4
+    assert rows.schema.metadata == labeled_rows(annotated, ("rest",)).schema.metadata
+
+
+def test_labeled_rows__removed_annotated_faces_leave(annotated: Handed, tmp_path: Path) -> None:
+    listed = tmp_path / "removed.txt"
+    listed.write_text("a\n")
+    rows = labeled_rows(annotated.model_copy(update={"removals": str(listed)}), ("train",))
+    assert rows["id"].to_pylist()[-2:] == ["b", "c"]
+
+
+def test_open_labeled__annotated_faces_are_cropped_as_their_source(annotated: Handed) -> None:
+    data, rows = open_labeled(annotated, MODEL, boxes=True)
+    pixels = data.faces.take(np.arange(9))
+    # Face b is face 3 seen more closely; a and c are faces 0 and 4 as they were.
+    np.testing.assert_array_equal(pixels[7], pixels[0])
+    np.testing.assert_array_equal(pixels[8], pixels[2])
+    images = rows["image"].to_pylist()
+    closer = face(images[6], crop=Crop(fraction=0.5), color="gray", size=16)
+    np.testing.assert_array_equal(pixels[6], closer)
+    assert data.labels.tolist() == [0, 1, 0, 1, 0, 1, 1, 0, 0]
+    assert data.boxes is not None
+    assert data.boxes.shape == (9, 4)
+    groups = rows["group"].to_pylist()
+    assert data.groups == [*groups[:6], "g", "a", "c"]  # a face of no group is one by itself
+
+
 def test_joined_faces__as_one_array() -> None:
     pixels = np.arange(7 * 4, dtype=np.uint8).reshape(7, 1, 2, 2)
     joined = JoinedFaces([ArrayFaces(pixels[:2]), ArrayFaces(pixels[2:3]), ArrayFaces(pixels[3:])])
@@ -159,3 +207,23 @@ def test_open_mined__rows_of_two_sources_stay_together(tmp_path: Path) -> None:
     np.testing.assert_allclose(mined.soft[:, 0], mined.weight / 10, atol=1e-6)
     alone = open_mined(handed, MODEL).faces.take(np.arange(6))
     assert len({face.tobytes() for face in alone}) == 6
+
+
+def test_open_labeled__votes_become_targets_in_the_order_of_the_rows(handed: Handed) -> None:
+    at = location(handed.labeled) / LABELED_FILE
+    table = read_table(at)
+    shares = [[i / 20, 1 - i / 20] for i in range(COUNT)]
+    place = table.schema.get_field_index("soft")
+    soft = pa.array(shares, LABELED.field("soft").type)
+    write_table(at, table.set_column(place, LABELED.field("soft"), soft))
+    data, rows = open_labeled(handed, MODEL, votes=True)
+    numbers = [int(name.rpartition("#")[2]) for name in rows["id"].to_pylist()]
+    assert numbers == [0, 3, 4, 5, 6, 7]  # 1 is broken, 2 a twin
+    assert data.soft is not None
+    np.testing.assert_allclose(data.soft, [shares[i] for i in numbers], rtol=1e-6)
+    assert open_labeled(handed, MODEL)[0].soft is None
+
+
+def test_open_labeled__faces_without_votes_are_counted(handed: Handed) -> None:
+    with pytest.raises(ConfigError, match="6 of 6 faces have no votes"):
+        open_labeled(handed, MODEL, votes=True)

@@ -18,6 +18,8 @@ from pipeline.training import launch as launching
 from pipeline.training.launch import launch
 from pipeline.training.loop import Worker
 
+pytestmark = pytest.mark.ray
+
 
 def add(config: dict[str, Any], worker: Worker) -> dict[str, Any]:
     """Every worker adds its number, counted from 1, times a factor."""

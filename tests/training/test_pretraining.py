@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,11 @@ from helpers.toy import CONVNET, NAMES, RESNET, labeled
 from helpers.workers import in_threads
 from test_masked import VIT
 from torch import Tensor
+from torch.nn import functional as F
 
 from pipeline.augment import plain
+from pipeline.config import parse
+from pipeline.errors import ConfigError
 from pipeline.losses import contrastive
 from pipeline.masked import encode_visible, patchify, reconstruction_loss
 from pipeline.models import ModelConfig
@@ -32,11 +36,13 @@ from pipeline.training.supervised import new_model
 
 WORKER = local(dtype=torch.float32)
 DECODER = {"width": 8, "depth": 1, "heads": 2}
-NETS = {"simclr": CONVNET, "mae": VIT}
+NETS = {"simclr": CONVNET, "moco": CONVNET, "mae": VIT}
+OWN = {"moco": {"ema": 0.9, "queue": 24}}
 
 
 def settings(method: str, **changes: object) -> PretrainConfig:
     given = {"model": NETS[method], "steps": 6, "batch": 16, "decoder": DECODER, **changes}
+    given = {**OWN.get(method, {}), **given}
     return PretrainConfig.model_validate({"method": method, "augment": "plain", **given})
 
 
@@ -75,6 +81,43 @@ def test_simclr__nt_xent_of_projected_views() -> None:
     assert loss.trained == 32 == settings("simclr").step_images
 
 
+def test_moco__info_nce_against_the_queue_by_a_loop() -> None:
+    made = objective(config := settings("moco", augment="strong", temperature=0.3, queue=20))
+    other = objective(config).modules().eval()  # an average that is not the model
+    with torch.no_grad():
+        other["projector"][2].weight += 0.1
+    at = Step(0, config.steps, 0, WORKER, other)
+    with Batches(0, 0, 1, WORKER.device) as batches:
+        batch = batches.at(made.streams(), 0, last=True)
+    queue = made.state()["queue"]
+    loss, views, modules = made.loss(batch, at), batch["pool"].views, made.modules()
+    x = modules["projector"](modules["model"].features(views["x"])[0])
+    keys = F.normalize(other["projector"](other["model"].features(views["y"])[0]), dim=1).detach()
+    total = 0.0
+    for face, key in zip(F.normalize(x, dim=1).detach(), keys, strict=True):
+        own = math.exp(float(face @ key) / 0.3)
+        rest = [math.exp(float(face @ old) / 0.3) for old in queue]
+        total -= math.log(own / (own + sum(rest))) / len(x)
+    assert loss.sum.item() == pytest.approx(total, rel=1e-5)
+    assert (loss.trained, loss.forward) == (16, 16)
+    assert config.step_images == 16
+    assert queue.norm(dim=1).tolist() == pytest.approx([1.0] * 20, abs=1e-5)
+
+    loss.sum.backward()
+    assert all(p.grad is None for p in other.parameters())
+    made.update(loss, at)
+    after = made.state()["queue"]
+    torch.testing.assert_close(after[:16], keys)
+    assert torch.equal(after[16:], queue[:4])
+
+
+def test_config__moco_needs_an_average() -> None:
+    with pytest.raises(ConfigError, match="ema: moco's keys come from the average of the weights"):
+        parse(PretrainConfig, {"method": "moco"})
+    with pytest.raises(ConfigError, match="method: Input should be 'simclr', 'moco' or 'mae'"):
+        parse(PretrainConfig, {"method": "byol"})
+
+
 @pytest.mark.usefixtures("still")
 def test_mae__error_of_hidden_patches() -> None:
     made, loss, pool = one_step(settings("mae", normalize_patches=False))
@@ -90,7 +133,7 @@ def test_mae__error_of_hidden_patches() -> None:
 
 
 @pytest.mark.usefixtures("still")
-@pytest.mark.parametrize("method", ["simclr", "mae"])
+@pytest.mark.parametrize("method", list(OBJECTIVES))
 def test_fit__two_workers_learn_what_one_does(method: str) -> None:
     config = settings(method)
     one = fit(objective(config), config, WORKER, seed=3)
@@ -113,7 +156,7 @@ def test_fit__two_workers_learn_what_one_does(method: str) -> None:
                 assert (value - expected[name]).abs().mean() < 1e-5, name
 
 
-@pytest.mark.parametrize("method", ["simclr", "mae"])
+@pytest.mark.parametrize("method", list(OBJECTIVES))
 def test_train_backbone__killed_and_continued_is_the_same(method: str, tmp_path: Path) -> None:
     config, faces = settings(method), labeled(40).faces
     whole = train_backbone(config, faces, NAMES, WORKER, seed=1)
@@ -133,8 +176,9 @@ def test_train_backbone__killed_and_continued_is_the_same(method: str, tmp_path:
     assert all(torch.equal(v, expected[n]) for n, v in again.model.state_dict().items())
 
 
-def test_train_backbone__learns_and_is_looked_at_on_the_way() -> None:
-    config = settings("simclr", model=RESNET, augment="weak", steps=120, batch=32, probe_every=50)
+@pytest.mark.parametrize("method", ["simclr", "moco"])
+def test_train_backbone__learns_and_is_looked_at_on_the_way(method: str) -> None:
+    config = settings(method, model=RESNET, augment="weak", steps=120, batch=32, probe_every=50)
     data = labeled(80, noise=160)
     made = train_backbone(config, data.faces, NAMES, WORKER, seed=0, labeled=data)
     assert [probe["step"] for probe in made.probes] == [50.0, 100.0, 120.0]

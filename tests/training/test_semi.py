@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.adaptive import RULES
 from pipeline.training.data import Batches
 from pipeline.training.loop import Fitted, Step, Worker, fit, local
 from pipeline.training.semi import SemiStudent
@@ -37,7 +38,7 @@ def online(thresholds: dict[str, object], **changes: object) -> StudentConfig:
     return config(online={"thresholds": thresholds, **own}, **changes)
 
 
-OWN = ("labeler", "low", "low_weight", "fairness", "held_out")
+OWN = ("labeler", "low", "low_weight", "fairness", "held_out", "anchors")
 
 
 def one_step(settings: StudentConfig, number: int = 4, sharper: float = 1.0):
@@ -74,6 +75,34 @@ def test_loss__fixmatch_by_hand(labeler: str, targets: str) -> None:
     assert settings.step_images == loss.trained
 
 
+@pytest.mark.parametrize("labeler", ["ema", "model"])
+def test_loss__every_anchor_is_taught_the_aligned_sharpened_guess(labeler: str) -> None:
+    settings = online(
+        {"rule": "remixmatch", "align": "uniform", "temperature": 0.25, "momentum": 0.5},
+        anchors=3,
+        labeler=labeler,
+        mined_augment="strong",
+        mined_weight=2.0,
+        ramp=0,
+    )
+    objective, loss, batch = one_step(settings)
+    model, views = objective.modules()["model"], batch["mined"].views
+    guesses = model(views["w"]).detach().softmax(1).tolist()
+    mean = [sum(column) / len(guesses) for column in zip(*guesses, strict=True)]
+    total = 0.0
+    for name in ("x", "x2", "x3"):
+        assert name == "x" or not torch.equal(views[name], views["x"])
+        for row, said in zip(guesses, F.log_softmax(model(views[name]), 1).tolist(), strict=True):
+            sharp = [(p * 0.25 / m) ** 4 for p, m in zip(row, mean, strict=True)]
+            total -= sum(q / sum(sharp) * log for q, log in zip(sharp, said, strict=True))
+    assert loss.logs["mined_loss"].item() == pytest.approx(total / (3 * len(guesses)), rel=1e-4)
+    assert loss.logs["used"].item() == 1
+    known = model(batch["labeled"].views["x"])
+    own = F.cross_entropy(known, batch["labeled"].targets["target"], label_smoothing=0.05).item()
+    assert loss.sum.item() == pytest.approx(own + 2 * total / (3 * len(guesses)), rel=1e-4)
+    assert settings.step_images == loss.trained == 8 + 12 * (3 + (labeler == "model"))
+
+
 @pytest.mark.parametrize("low", ["consistency", "contrastive", "negative"])
 def test_loss__what_is_below_the_cut_has_a_term_of_its_own(low: str) -> None:
     given = {"ramp": 0, "mined_augment": "strong"}
@@ -101,9 +130,7 @@ def test_loss__a_running_average_labels_and_not_the_model() -> None:
     assert loss.logs["mined_loss"].item() == pytest.approx((keep * apart).mean().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "name", ["fixed", "ada_cm", "dtm", "flexmatch", "freematch", "softmatch", "adamatch"]
-)
+@pytest.mark.parametrize("name", list(RULES))
 def test_train_student__every_rule_trains_and_logs_its_cuts(name: str) -> None:
     settings = online({"rule": name, "tau": 0.6}, steps=12, ema=0.9)
     trained = train_student(settings, labeled(40), mined(), NAMES, WORKER, seed=0)
@@ -192,8 +219,14 @@ def test_control__has_the_images_of_an_online_step() -> None:
         ({"rescore_at": (0.5,)}, "labels the faces in every step anyway"),
         ({"ema": None}, "there is no average of the weights"),
         ({"fairness": 0.01}, "fixed keeps no shares"),
+        ({"anchors": 0}, "greater than or equal to 1"),
     ],
 )
 def test_config__what_does_not_fit_is_named(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         online({"rule": "fixed"}, **changes)
+
+
+def test_config__remixmatch_has_no_face_below_a_threshold() -> None:
+    with pytest.raises(ValidationError, match="low: negative, and remixmatch leaves no face"):
+        online({"rule": "remixmatch"}, low="negative")

@@ -1,0 +1,63 @@
+"""Whom a removal list means in a run, and which trainings learned from them.
+
+Cost: narrow columns of what was surveyed and learned, a row group at a time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.lineage import Lineage, faces, trainings
+from pipeline.made import Made
+from pipeline.run import Run
+from pipeline.sources.removals import Removals
+from pipeline.storage import open_stored, read_table
+from pipeline.training.handed import FACES_FILE
+
+
+def find(run: Run, listed: Removals) -> tuple[dict[str, bytes | None], int]:
+    """Ids of the faces meant, with the digest of their bytes, and how many only share bytes."""
+    hit: dict[str, bytes | None] = {}
+    for table in known(run):
+        for row in table.filter(pa.array(listed.hits(table))).to_pylist():
+            hit[row["id"]] = row["sha256"]
+    same = Removals(sha256=frozenset(value for value in hit.values() if value is not None))
+    also: dict[str, bytes | None] = {}
+    if same:
+        for table in known(run):
+            rows = table.filter(pa.array(same.hits(table))).to_pylist()
+            also |= {row["id"]: row["sha256"] for row in rows if row["id"] not in hit}
+    return {**hit, **also}, len(also)
+
+
+def known(run: Run) -> Iterator[pa.Table]:
+    """id, group and sha256 of every face that any generation surveyed."""
+    columns = ["id", "group", "sha256"]
+    for stage in ("labeled", "test", "annotated"):
+        for folder in run.folders(stage):
+            if (folder / FACES_FILE).exists():
+                yield read_table(folder / FACES_FILE, columns)
+    for folder in run.folders("survey"):
+        for kind in ("packs", "parts"):
+            for file in (folder / kind).files((".parquet",)):
+                with open_stored(file) as stored:
+                    for group in range(len(stored.bounds) - 1):
+                        yield stored.read(columns, row_group=group)
+
+
+def saw(made: Made, ids: pa.Array) -> Counter[str]:
+    """How many of the faces a training learned from, by role."""
+    found = Lineage(made.dir, made)
+    found.trainings = trainings(found)
+    hit: Counter[str] = Counter()
+    seen: set[tuple[str, str]] = set()
+    for table in faces(found):
+        for row in table.filter(pc.is_in(table["id"], ids)).select(["id", "role"]).to_pylist():
+            if (row["id"], row["role"]) not in seen:
+                seen.add((row["id"], row["role"]))
+                hit[row["role"]] += 1
+    return hit
