@@ -103,6 +103,7 @@ def _cell(recipe: Recipe, strategy: str, start: str, seed: int, *, quick: bool) 
     config = config_of(recipe)
     own = config.model_dump(mode="json", exclude={"strategies", "seeds", "starts", "settings"})
     identity: dict[str, Any] = {stage: settings(recipe, stage) for stage in stages}
+    ferplus10.drop_later(identity)
     identity |= {"schema": SCHEMA_VERSION, "active": own, "start": start, "seed": seed}
     each = [passes_of(config, number, quick=quick) for number in range(config.rounds)]
     trainings = {digest(identity): each[0]}
