@@ -31,7 +31,7 @@ from pipeline.recipe import Recipe
 from pipeline.run import Artifact, Run
 from pipeline.stages import METRICS_FILE, POINT_FILE, STAGES, Stage
 from pipeline.storage import Location, location, probe
-from pipeline.strategies import active
+from pipeline.strategies import CURVE_FILE, PICTURE, active
 from pipeline.tracking import Child, Graph, connect
 from pipeline.training.distilled import GRID
 from pipeline.training.runs import HISTORY_FILE, PREVIEWS
@@ -160,7 +160,7 @@ def _run(job: Job, name: str) -> None:
 def _track(child: Child, artifact: Artifact) -> None:
     numbers = {k: float(v) for k, v in artifact.facts.items() if isinstance(v, int | float)}
     child.metrics(numbers)
-    for name in (METRICS_FILE, POINT_FILE):
+    for name in (METRICS_FILE, POINT_FILE, CURVE_FILE, PICTURE):
         at = artifact.dir / name
         if at.is_local and at.exists():
             child.file(at.local_path())

@@ -121,6 +121,7 @@ def told_of(
             "over test faces of the seed-averaged correctness, 95 %",
             "settings": config.model_dump(mode="json"),
         },
+        "label_names": list(names),
         "points": each,
         "trials": {
             name: [one.model_dump(mode="json", exclude={"chosen"}) for one in curve]
@@ -143,16 +144,22 @@ def picture(told: Mapping[str, Any]) -> str:
 
 
 def show(told: Mapping[str, Any], at: Location) -> None:
-    """Print strategy x rounds, mean and spread over seeds, and where the files are."""
+    """Print strategy x rounds, mean and spread over seeds; then the last round, also by class."""
+    counts = {name: n for name, n in told["protocol"]["classes"].items() if n}
+    rarest = min(told["label_names"], key=lambda name: counts.get(name, float("inf")))
     for start, strategies in told["points"].items():
         table = Table(title=f"accuracy on the test faces, {start}", title_justify="left")
         table.add_column("strategy", no_wrap=True)
         for point in next(iter(strategies.values())):
             table.add_column(f"{point['labels']:,}", justify="right", no_wrap=True)
-        table.add_column(f"last minus {BASELINE}", justify="right", no_wrap=True)
+        for name in (f"last minus {BASELINE}", "macro-F1", f"recall {rarest}"):
+            table.add_column(name, justify="right", no_wrap=True)
         for strategy in told["protocol"]["settings"]["strategies"]:  # JSON has them by the alphabet
             found = strategies[strategy]
-            table.add_row(strategy, *(_spread(p["accuracy"]) for p in found), _gap(found))
+            last = found[-1] if found else {"macro_f1": None, "rarest": None}
+            shares = [_share(last[key]) for key in ("macro_f1", "rarest")]
+            means = [_spread(point["accuracy"]) for point in found]
+            table.add_row(strategy, *means, _gap(found), *shares)
         console.print(table)
     for name in (CURVE_FILE, PICTURE):
         console.print(f"{name}: {at / name}", markup=False, soft_wrap=True)
@@ -161,6 +168,10 @@ def show(told: Mapping[str, Any], at: Location) -> None:
 def _spread(values: Sequence[float]) -> str:
     mean = f"{100 * np.mean(values):.2f}"
     return mean if len(values) < 2 else f"{mean} ±{100 * np.std(values, ddof=1):.2f}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _gap(found: Sequence[Mapping[str, Any]]) -> str:

@@ -66,17 +66,18 @@ def measure(cell: Cell, context: Context) -> dict[str, Any]:
 
 
 def _prepared(cell: Cell, context: Context) -> Path:
-    """The shared run folder, finished up to the backbone."""
+    """The shared run folder, finished up to guard, or to the backbone where a cell starts there."""
+    until = "pretrain" if cell.identity["start"] == "pretrained" else "guard"
     root = context.cache / f"{FACES}-{digest(list(cell.sets))[:8]}"
     root.mkdir(parents=True, exist_ok=True)
     with _alone(root.with_suffix(".lock")):
-        if not list(root.glob("pretrain/g*/done*.json")):
+        if not list(root.glob(f"{until}/g*/done*.json")):
             sets = [*cell.sets, f"train.threads={context.threads}", "tracking.uri='off'"]
             argv = [part for item in sets for part in ("--set", item)]
             command = ("-m", "pipeline.cli", "run", RECIPE, "--run", str(root), "--fresh")
             env = {"OMP_NUM_THREADS": str(context.threads)}
             log = root.with_suffix(".log")
-            call(python(*command, "--until", "pretrain", *argv), context, log, env)
+            call(python(*command, "--until", until, *argv), context, log, env)
     return root
 
 
