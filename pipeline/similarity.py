@@ -74,8 +74,8 @@ def prototypes(
 def centers(x: np.ndarray, k: int, seed: int, *, spread: bool = False) -> np.ndarray:
     """Centers (k, D) of seeded spherical k-means on unit rows (N, D), k at most N.
 
-    `spread` starts from rows that lie apart (k-means++): random ones may share a group and leave
-    another to none.
+    `spread` starts from rows that lie apart (k-means++), three times, and keeps the best: random
+    ones may share a group and leave another to none.
     """
     if k == 1:
         return x.mean(axis=0, keepdims=True)
@@ -85,7 +85,9 @@ def centers(x: np.ndarray, k: int, seed: int, *, spread: bool = False) -> np.nda
 
     # Spherical: centers are compared by cosine. FAISS warns below 39 points per center; rare
     # classes have fewer and are still better off than with one mean.
-    start = {"init_method": faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS} if spread else {}
+    start = (
+        {"init_method": faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS, "nredo": 3} if spread else {}
+    )
     kmeans = faiss.Kmeans(
         x.shape[1],
         k,

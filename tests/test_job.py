@@ -57,6 +57,7 @@ def test_settings__what_no_identity_holds_does_not_change_results() -> None:
         (
             {"seed": 1},
             {
+                "clusters",
                 "labeled",
                 "pretrain",
                 "teach",
@@ -70,7 +71,7 @@ def test_settings__what_no_identity_holds_does_not_change_results() -> None:
             },
         ),
         ({"slice_faces": 8}, {"survey"}),
-        ({"guard": {"neighbors": 7}}, {"guard", "twins"}),
+        ({"guard": {"neighbors": 7}}, {"annotated", "guard", "twins"}),
         ({"score": {"neighbors": 7}}, {"score"}),
         ({"student": {"steps": 7}}, {"student"}),
         ({"stream": {"object_store_mb": 99}}, set()),

@@ -9,6 +9,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
@@ -161,7 +162,7 @@ def test_answer__the_curve_has_two_points_on_the_same_faces(tiny_run: Path, lear
         right = [EMOTIONS[int(np.argmax(row["logits"]))] == row["label"] for row in said]
         assert point["faces"] == len(said) == len(old)
         assert point["accuracy"] == pytest.approx(np.mean(right))
-    assert (learned / "annotate" / "curve.svg").read_text().startswith("<svg xmlns=")
+    assert ElementTree.parse(learned / "annotate" / "curve.svg").getroot().tag.endswith("}svg")
 
 
 def test_answer__a_second_time_is_the_same_or_refused(learned: Path, tmp_path: Path) -> None:
