@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import torch
 
 from pipeline import conduct, flow
+from pipeline.active import pack
 from pipeline.artifacts import load_teacher
 from pipeline.config import digest
 from pipeline.job import Job
@@ -33,7 +34,6 @@ from pipeline.training.loop import Worker, local, precision, prepare_cpu
 from pipeline.training.supervised import SupervisedConfig, predict_logits, train_supervised
 from tests.bench import ferplus10
 from tests.bench.distill_protocols import TINY
-from tests.bench.gains import pack
 from tests.bench.harness import ROOT, Cell, Context, call, python
 
 TUNED_ON = "trajectory"

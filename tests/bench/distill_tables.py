@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.active import unpack
 from pipeline.metrics import paired_difference
 from tests.bench import distill
-from tests.bench.gains import unpack
 from tests.bench.harness import Record, Records
 from tests.bench.markdown import attempts, section, spread, table
 

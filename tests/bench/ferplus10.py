@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from pipeline.active import pack
 from pipeline.config import digest
 from pipeline.job import SCHEMA_VERSION, SETTINGS, settings
 from pipeline.recipe import Recipe, load
@@ -40,7 +41,6 @@ from tests.bench.gains import (
     judge_finite,
     judge_gain,
     judge_sharing,
-    pack,
 )
 from tests.bench.harness import ROOT, Bench, Cell, Context, Gate, call, main, python
 

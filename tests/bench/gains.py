@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from pipeline.active import unpack
 from pipeline.evaluation import EvaluateConfig, gain
 from tests.bench.harness import Records
 
@@ -22,17 +22,6 @@ HEADLINE = (
     "ece",
 )
 GATED = ("both-s0", "both-s1", "both-s2")
-
-
-def pack(right: np.ndarray) -> str:
-    """Inverse of :func:`unpack`, as text."""
-    return base64.b64encode(np.packbits(right).tobytes()).decode()
-
-
-def unpack(text: str, count: int) -> np.ndarray:
-    """Correctness (N,) bool of the test faces."""
-    bits = np.frombuffer(base64.b64decode(text), np.uint8)
-    return np.unpackbits(bits, count=count).astype(bool)
 
 
 def seed_averaged_gain(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.active import unpack
 from pipeline.config import digest
 from pipeline.job import SCHEMA_VERSION, settings
 from pipeline.metrics import paired_difference
 from pipeline.recipe import load
 from tests.bench import ferplus10
-from tests.bench.gains import unpack
 from tests.bench.harness import ROOT, Bench, Cell, Gate, Records, main
 from tests.bench.semi_cells import ROWS, Row, changed, measure
 

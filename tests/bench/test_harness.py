@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from pipeline.active import pack, unpack
 from tests.bench import ferplus10, gains, markdown, selection
 from tests.bench.harness import (
     Bench,
@@ -123,7 +124,7 @@ def _record(seed, student, control_b, f1=(0.5, 0.4)):
     for name, count in right.items():
         said = dict.fromkeys(gains.HEADLINE, count / 1000)
         said |= {"macro_f1": f1[name != "student"], "macro_f1_large": f1[name != "student"]}
-        packed = gains.pack(np.arange(1000) < count)
+        packed = pack(np.arange(1000) < count)
         models[name] = {**said, "correct": packed, "passes": 300}
     found = {"models": models, "faces": "same", "made": ["teach"], "teacher": "g001"}
     return {
@@ -169,7 +170,7 @@ def test_judge_sharing__a_teacher_trained_twice_is_a_fault():
 
 def test_unpack__inverts_packing():
     right = np.random.default_rng(0).random(1003) < 0.7
-    assert (gains.unpack(gains.pack(right), 1003) == right).all()
+    assert (unpack(pack(right), 1003) == right).all()
 
 
 def test_spread__marks_one_seed():
