@@ -70,7 +70,7 @@ def ask(
             one = _new_round(job, config) if one is None else one
             _write_sheets(job, one, suggest)
             _show_curve(job)
-    _say_where(one, out)
+    _say_where(conduct.root_of(recipe, run_dir), one, out)
 
 
 def answer(recipe: Recipe, run_dir: str | None, sheet: str, by: str | None) -> None:
@@ -161,7 +161,7 @@ def _uri(job: Job, row: dict[str, object]) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _say_where(one: Round, out: str | None) -> None:
+def _say_where(root: Location, one: Round, out: str | None) -> None:
     places = [one.at / name for name in FILES]
     if out is not None:
         copies = [location(out) / f"{one.name}{name.removeprefix(SHEET)}" for name in FILES]
@@ -174,7 +174,8 @@ def _say_where(one: Round, out: str | None) -> None:
     lines = (
         f"{one.name}: {one.queries().num_rows} faces wait for labels",
         f"look at {places[0]} (recognizable faces)",
-        f"fill in {places[1]}, then: omnifer annotate RECIPE --sheet FILE",
+        f"fill in {places[1]} (empty: ask again; skip: do not), then",
+        f"omnifer annotate RECIPE --run {root} --sheet {places[1]} --by NAME",
     )
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)

@@ -317,7 +317,11 @@ def explain(run_dir: str, sample_id: str) -> dict[str, Any]:
     found["threshold.confidence"] = point.get("confidence")
     if (cluster := found.get("clusters.cluster")) is not None:
         found["threshold.cluster_label"] = clusters[cluster]  # None: not pure enough
-    return found | reasons(run, slice, row)
+    found |= reasons(run, slice, row)
+    decided = (run.artifact("select").dir / "identity.json").read_json()["inputs"]["score"]
+    if decided != run.artifact("score").digest:
+        found["note"] = "selected before the faces were scored again; run the recipe again"
+    return found
 
 
 def _find(surveyed: Ledger, plan: Plan, sample_id: str) -> tuple[Slice, int]:

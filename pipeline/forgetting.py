@@ -57,7 +57,7 @@ from pipeline.sources.extents import content_fingerprint
 from pipeline.sources.removals import Removals, blind
 from pipeline.sources.rest import GONE_FILE, Gone
 from pipeline.storage import Location, read_table, to_json
-from pipeline.tracing import find, saw
+from pipeline.tracing import find, saw, unknown
 from pipeline.training.distilled import GRID, PROVENANCE, STATEMENT
 from pipeline.training.distilling import CHOSEN
 from pipeline.training.handed import LABELED_FILE
@@ -68,6 +68,9 @@ LEARNING = ("pretrain", "teach", "experts", "distill", "student", "control_a", "
 """Stages that train."""
 APART = (HOME, "cache", "train", "drivers", "mlflow-artifacts")
 """Folders of a run that hold no table of a stage."""
+
+NAMED = 3
+"""Entries of a list that matched nothing and are named."""
 
 
 @dataclass
@@ -83,7 +86,7 @@ class Forgotten:
     def lines(self) -> list[str]:
         """What a person is told."""
         also = f", {self.same_bytes} of them by the bytes of another" if self.same_bytes else ""
-        said = [f"forgot {self.faces} faces{also}; {self.files} files written again"]
+        said = [f"forgot {_faces(self.faces)}{also}; {self.files} files written again"]
         for made, roles in self.saw.items():
             each = ", ".join(f"{n} {role}" for role, n in roles.items())
             said.append(f"{made} learned from {each}; marked, --fresh trains it without them")
@@ -113,6 +116,10 @@ def forget(root: Location, ids: Location) -> Forgotten:
     return told
 
 
+def _faces(count: int) -> str:
+    return "1 face" if count == 1 else f"{count:,} faces"
+
+
 # -- writing the new files ------------------------------------------------------------------------
 
 
@@ -121,6 +128,18 @@ def _prepare(run: Run, listed: Removals) -> Forgotten:
     close(root)
     found, same = find(run, listed)
     told, plan, ids = Forgotten(len(found), same), Rewrite(root), frozenset(found)
+    gone = forgotten(root)
+    missed = [
+        entry
+        for entry in unknown(run, listed)
+        if not {blind(kind, entry.encode()) for kind in ("id", "group")} & gone
+    ]
+    if missed:
+        more = f" and {len(missed) - NAMED:,} more" if len(missed) > NAMED else ""
+        told.notes.append(
+            f"{len(missed):,} of the list are no face and no group of this run, and are kept out "
+            f"from now on: {', '.join(missed[:NAMED])}{more}"
+        )
     marks = _marks(run, ids, told)
     if found:
         for stage in _stages(run):
@@ -134,7 +153,7 @@ def _prepare(run: Run, listed: Removals) -> Forgotten:
             plan.drop(root / REPORT)
             (root / HOME / REPORT).write_bytes(b"made again once the rest is in place")
         plan.drop(root / "cache")
-    known = forgotten(root) | listed.all_blinded
+    known = gone | listed.all_blinded
     known |= {blind("id", face.encode()) for face in found}
     known |= {blind("sha256", value) for value in found.values() if value is not None}
     _plans(run, known, plan)

@@ -34,6 +34,14 @@ def find(run: Run, listed: Removals) -> tuple[dict[str, bytes | None], int]:
     return {**hit, **also}, len(also)
 
 
+def unknown(run: Run, listed: Removals) -> list[str]:
+    """Ids and groups of a list that no face of the run has, in order."""
+    left = listed.ids | listed.groups
+    for table in known(run) if left else ():
+        left = left.difference(table["id"].to_pylist(), table["group"].to_pylist())
+    return sorted(left)
+
+
 def known(run: Run) -> Iterator[pa.Table]:
     """id, group and sha256 of every face that any generation surveyed."""
     columns = ["id", "group", "sha256"]

@@ -1,10 +1,12 @@
 """A face's explanation is what select decided, with the labeled faces it really resembles."""
 
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers import flow
 from safetensors.numpy import load_file
@@ -83,3 +85,17 @@ def test_explain__every_part_of_the_row_says_why(tiny_run: Path) -> None:
     _, table = next(pool.ledger(job, "select").tables(pool.pool_plan(job)))
     found = conduct.explain(str(tiny_run), table["id"][0].as_py())
     assert {"survey.status", "score.confidence", "select.reason", "neighbor.1"} <= set(found)
+
+
+def test_explain__says_that_the_scores_are_newer_than_the_selection(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    root = flow.copy(tiny_run, tmp_path / "run")
+    (at,) = root.glob("select/g*/identity.json")
+    identity = json.loads(at.read_text())
+    identity["inputs"]["score"] = "another"
+    at.write_text(json.dumps(identity))
+    (part,) = list(root.glob("select/g*/packs/*.parquet"))[:1]
+    face = pq.read_table(part, columns=["id"])["id"][0].as_py()
+    assert "run the recipe again" in conduct.explain(str(root), face)["note"]
+    assert "note" not in conduct.explain(str(tiny_run), face)

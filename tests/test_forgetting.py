@@ -342,6 +342,9 @@ def test_forget__an_unknown_face_is_kept_out_all_the_same(root, tmp_path) -> Non
     before = flow.finished(root)
     told = forget(location(root), listed(tmp_path, "pool/never-seen"))
     assert (told.faces, told.saw) == (0, {})
+    assert "1 of the list are no face and no group of this run" in told.lines()[-1]
+    assert "pool/never-seen" in told.lines()[-1]
+    assert forget(location(root), listed(tmp_path, "pool/never-seen")).notes == []  # known by now
     assert flow.finished(root) == before
     assert b"never-seen" not in b"".join(p.read_bytes() for p in root.glob("*.json") if p.is_file())
     table = pa.table({"id": ["pool/never-seen"], "group": [None], "sha256": [None]})

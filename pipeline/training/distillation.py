@@ -112,7 +112,7 @@ def distill(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     }
     if made.history:
         facts |= {
-            "first_loss": made.history[0]["loss"],
+            **({"first_loss": made.history[0]["loss"]} if len(made.history) > 1 else {}),
             "last_loss": made.history[-1]["loss"],
             "expected_passes": expected.passes,
             "expected_mb": expected.peak_mb,
