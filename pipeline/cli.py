@@ -42,6 +42,12 @@ PartOpt = Annotated[
 FacesOpt = Annotated[bool, typer.Option("--show-faces", help="do not blur faces in the report")]
 
 
+STAGES_PANEL = "One stage of a recipe"
+LABELS_PANEL = "Labels"
+CARRY_PANEL = "Look, ask and carry off"
+PLACES_PANEL = "Machines"
+
+
 def _version(asked: bool) -> None:
     if asked:
         console.print(f"omnifer {__version__}")
@@ -118,10 +124,10 @@ STAGE_HELP = {
 """Verbs in the order a face meets them; a test compares them with stages.STAGES."""
 
 for _name, _summary in STAGE_HELP.items():
-    app.command(_name)(_stage_command(_name, _summary))
+    app.command(_name, rich_help_panel=STAGES_PANEL)(_stage_command(_name, _summary))
 
 
-@app.command()
+@app.command(rich_help_panel=LABELS_PANEL)
 def annotate(
     recipe: RecipeArg,
     sets: SetOpt = None,
@@ -158,7 +164,7 @@ def annotate(
     annotating.ask(loaded, run_dir, config, suggest=suggest, new=new, fresh=fresh, out=out)
 
 
-@app.command()
+@app.command(rich_help_panel=PLACES_PANEL)
 def submit(
     recipe: RecipeArg,
     sets: SetOpt = None,
@@ -195,7 +201,7 @@ def submit(
         raise typer.Exit(code)
 
 
-@app.command()
+@app.command(rich_help_panel=LABELS_PANEL)
 def active(
     recipe: RecipeArg,
     sets: SetOpt = None,
@@ -215,7 +221,7 @@ def active(
     conduct.run_active(conduct.start(loaded, run_dir, fresh=fresh, show_faces=False))
 
 
-@app.command()
+@app.command(rich_help_panel=PLACES_PANEL)
 def plan(
     recipe: RecipeArg,
     sets: SetOpt = None,
@@ -243,7 +249,7 @@ def plan(
         console.print(f"plan: {out}", markup=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel=CARRY_PANEL)
 def predict(
     model: Annotated[str, typer.Argument(help="model or teacher folder")],
     path: Annotated[str, typer.Argument(help="image, folder, container or {000..146} pattern")],
@@ -273,7 +279,7 @@ def predict(
     console.print(f"{out}: {counts}", markup=False)
 
 
-@app.command()
+@app.command(rich_help_panel=CARRY_PANEL)
 def detect(
     path: Annotated[str, typer.Argument(help="photo, folder of photos, or Parquet")],
     model: Annotated[str, typer.Option(help="ONNX file of YuNet; nothing is downloaded")],
@@ -293,7 +299,7 @@ def detect(
     console.print(f"{out}: {counts}", markup=False)
 
 
-@app.command()
+@app.command(rich_help_panel=CARRY_PANEL)
 def inspect(
     path: Annotated[str, typer.Argument(help="file or folder, local or s3://...")],
     model: Annotated[
@@ -320,7 +326,7 @@ def inspect(
         console.print(f"samples: {out}", markup=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel=CARRY_PANEL)
 def export(
     what: Annotated[
         str, typer.Argument(metavar="MODEL", help="model or teacher folder; a run is its student")
@@ -347,7 +353,7 @@ def export(
     console.print(f"{out}: {said}", markup=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel=CARRY_PANEL)
 def lineage(
     what: Annotated[
         str, typer.Argument(metavar="MODEL", help="model, distilled set, stage or run folder")
@@ -369,7 +375,7 @@ def lineage(
         console.print(f"faces: {faces}, {count:,} rows", markup=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel=CARRY_PANEL)
 def explain(
     run_dir: Annotated[str, typer.Argument(metavar="RUN", help="run folder")],
     sample_id: Annotated[str, typer.Argument(help="face id, as in the mined set")],
@@ -383,7 +389,7 @@ def explain(
     console.print(table, markup=False)
 
 
-@app.command()
+@app.command(rich_help_panel=CARRY_PANEL)
 def forget(
     run_dir: Annotated[str, typer.Argument(metavar="RUN", help="run folder")],
     ids: Annotated[
@@ -398,7 +404,7 @@ def forget(
         console.print(line, markup=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel=PLACES_PANEL)
 def doctor() -> None:
     """Check Ray, CUDA, FAISS, shared memory, disk, tracking; exit 1 if something is missing."""
     from pipeline.doctor import checks
