@@ -7,7 +7,7 @@ small files; the faces are read from narrow columns, a row group at a time.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,9 +108,18 @@ def said(found: Lineage) -> list[str]:
     for name, value in found.facts.items():
         if value is not None and value != {}:
             if isinstance(value, dict):
-                value = ", ".join(f"{k} {v}" for k, v in value.items())
-            lines.append(f"{name}: {value}")
+                value = ", ".join(f"{k} {_short(v)}" for k, v in value.items())
+            lines.append(f"{name}: {_short(value)}")
     return [*lines, *(f"not found: {line}" for line in found.missing)]
+
+
+def _short(value: Any) -> Any:
+    """A number as people read it; the rest as it is."""
+    if isinstance(value, dict):
+        return {name: _short(each) for name, each in value.items()}
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else round(value, 4)
+    return value
 
 
 def counts(found: Lineage) -> dict[str, Any]:
@@ -231,9 +240,15 @@ def _decided(mined: Made, missing: list[str]) -> dict[str, Any]:
     if selected is None:
         missing.append("thresholds: no generation of select has that digest any more")
         return {}
-    point = (selected.dir / POINT_FILE).read_json()
-    rules = {k: point.get(k) for k in ("confidence", "prototype", "neighbors", "cuts")}
-    return {"operating point": {"digest": selected.facts["rule"], **rules}}
+    point = rules((selected.dir / POINT_FILE).read_json())
+    return {"operating point": {"digest": selected.facts["rule"], **point}}
+
+
+def rules(point: Mapping[str, Any]) -> dict[str, Any]:
+    """The rules of an operating point as people read them: a cut above 1 keeps no face."""
+    cuts = point.get("cuts") or {}
+    found = {name: point.get(name) for name in ("confidence", "prototype", "neighbors")}
+    return {**found, "cuts": {k: "keeps none" if v > 1 else round(v, 4) for k, v in cuts.items()}}
 
 
 # -- their faces ----------------------------------------------------------------------------------

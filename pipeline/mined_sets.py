@@ -24,6 +24,7 @@ from pipeline.cards import data_statement
 from pipeline.errors import ConfigError, RecordError, RunError
 from pipeline.images import JPEG, format_of
 from pipeline.ledger import Ledger
+from pipeline.lineage import rules
 from pipeline.made import Made, in_use, plan_of, recipe_of
 from pipeline.run import Run
 from pipeline.schema import label_names_of, with_label_names
@@ -139,8 +140,7 @@ def facts_of(mined: Made, counts: MinedCounts) -> dict[str, Any]:
     for source, n in counts.sources.most_common():
         facts[f"from source {source}"] = f"{n:,} faces ({kinds.get(source, 'unknown kind')})"
     if selected:
-        point = (selected.dir / POINT_FILE).read_json()
-        facts["thresholds"] = {k: point.get(k) for k in ("confidence", "neighbors", "cuts")}
+        facts["thresholds"] = rules((selected.dir / POINT_FILE).read_json())
     facts["labeled set that the teacher learned from"] = recipe["labeled"]["kind"]
     facts["code"] = mined.facts.get("code", "not recorded")
     return facts

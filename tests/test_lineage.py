@@ -11,7 +11,7 @@ from helpers.tiny import tiny_model
 from pipeline import pool
 from pipeline.artifacts import save_model
 from pipeline.errors import ModelError
-from pipeline.lineage import LEARNED, lineage, said, write_faces
+from pipeline.lineage import LEARNED, lineage, rules, said, write_faces
 from pipeline.run import code_version
 from pipeline.storage import location, read_table
 from pipeline.training.handed import labeled_rows
@@ -112,3 +112,9 @@ def test_lineage__a_folder_that_was_carried_off_knows_nothing(tmp_path) -> None:
     save_model(tiny_model(), location(tmp_path), {})
     with pytest.raises(ModelError, match="lies in no run folder"):
         lineage(location(tmp_path))
+
+
+def test_rules__a_cut_above_one_keeps_none() -> None:
+    found = rules({"confidence": 0.5, "cuts": {"fear": 2.0, "anger": 0.25}})
+    assert found["cuts"] == {"fear": "keeps none", "anger": 0.25}
+    assert (found["confidence"], found["neighbors"]) == (0.5, None)
