@@ -158,6 +158,8 @@ def annotate(
 
     loaded = _load(recipe, sets)
     if sheet is not None:
+        if not by:
+            raise ConfigError("--sheet: expected --by NAME beside it, who filled it in")
         annotating.answer(loaded, run_dir, sheet, by)
         return
     values = {"budget": budget, "acquisition": acquisition, "candidates": candidates}

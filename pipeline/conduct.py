@@ -1,6 +1,6 @@
 """Runs the stages of a job: in order, each as a tracked child run, with a line when it is done.
 
-Also what can be said of a run without running it: the plan of a recipe, why a face was kept.
+Also what can be said of a recipe without running it.
 """
 
 from __future__ import annotations
@@ -11,21 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import pyarrow.compute as pc
 from rich.table import Table
 
 from pipeline.claim import WHOLE, Part, claimed
 from pipeline.config import digest, nearest
-from pipeline.errors import ConfigError, ModelError, PartDone, RunError, SourceError
-from pipeline.evaluation import STUDENT
-from pipeline.explaining import reasons
+from pipeline.errors import ConfigError, ModelError, PartDone, RunError
+from pipeline.evaluation import CONTROLS, STUDENT
 from pipeline.exporting import drawn, facts_of, load_ensemble, to_onnx
-from pipeline.flow import MODEL
+from pipeline.flow import MODEL, TUNED
 from pipeline.job import SETTINGS, Job, settings
 from pipeline.journal import require_whole
-from pipeline.ledger import Ledger
 from pipeline.models import PRETRAINED
-from pipeline.plan import Plan, Slice
 from pipeline.progress import console
 from pipeline.recipe import Recipe
 from pipeline.run import Artifact, Run
@@ -39,7 +35,12 @@ from pipeline.trials import required
 
 logger = logging.getLogger(__name__)
 
-EXPLAINED = ("survey", "twins", "score", "select")
+SELECTED = "selected"
+SPENT = (
+    *("labeled", "survey", "guard", "pretrain", "teach", "embed", "score", "twins", "search"),
+    *("clusters", "select", "mine", "experts", "distill", STUDENT, *CONTROLS, TUNED, "evaluate"),
+)
+"""Every stage that may have taken time, in the order of the flow."""
 SHARED = ("survey", "embed", "score", "mine")
 BESIDE: Mapping[str, Stage] = {"active": active}
 """Verbs that no run of all stages includes."""
@@ -155,6 +156,8 @@ def _run(job: Job, name: str) -> None:
             markup=False,
             soft_wrap=True,
         )
+        if name == "select":
+            console.print(_yield(artifact.facts["per_class"]))
 
 
 def _track(child: Child, artifact: Artifact) -> None:
@@ -204,6 +207,20 @@ def _said(facts: dict[str, Any]) -> str:
     return ", ".join([*said[:5], f"{facts.get('seconds', 0.0):.1f} s"])
 
 
+def _yield(per_class: Mapping[str, Any]) -> Table:
+    """What each class got from the pool, of select's faces by class and reason."""
+    table = Table("class", box=None, padding=(0, 2))
+    for column in ("pool", "kept", "share", "most left out for"):
+        table.add_column(column, justify="left" if column.startswith("most") else "right")
+    for name, reasons in per_class.items():
+        total, kept = sum(reasons.values()), reasons.get(SELECTED, 0)
+        left = {reason: n for reason, n in reasons.items() if reason != SELECTED}
+        most = max(left, key=lambda reason: left[reason], default=None)
+        why = "" if most is None else f"{most.replace('_', ' ')} ({left[most]:,})"
+        table.add_row(name or "none", f"{total:,}", f"{kept:,}", f"{kept / total:.1%}", why)
+    return table
+
+
 def show_results(job: Job) -> None:
     """The table a run ends with, and where the report is."""
     at = job.run.artifact("evaluate").dir / METRICS_FILE
@@ -231,8 +248,8 @@ def show_results(job: Job) -> None:
         facts.add_row("gain", _gain_line(gain))
     facts.add_row("purity", f"{purity} of {pool['known']:,} mined faces whose truth is known")
     facts.add_row("utilization", f"{pool['utilization']:.1%} of {pool['pool']:,} faces")
-    facts.add_row("seconds", _seconds(job))
     console.print(facts, markup=False)
+    console.print(_stages(job))
     console.print(f"report: {job.run.root / 'report.html'}", markup=False, soft_wrap=True)
 
 
@@ -247,14 +264,20 @@ def _gain_line(gain: dict[str, Any]) -> str:
     )
 
 
-def _seconds(job: Job) -> str:
-    spent = []
-    for name in ("labeled", *STAGES):
+def _stages(job: Job) -> Table:
+    """What every finished stage took: controls and tuning, too."""
+    table = Table("stage", title="stages", title_justify="left", box=None, padding=(0, 2))
+    for column in ("rows", "quarantined", "image passes", "seconds"):
+        table.add_column(column, justify="right")
+    for name in SPENT:
         try:
-            spent.append(f"{name} {job.run.artifact(name).facts.get('seconds', 0.0):.0f}")
+            facts = job.run.artifact(name).facts
         except RunError:
             continue
-    return ", ".join(spent)
+        counts = [facts.get(key) for key in ("rows", "quarantined", "passes")]
+        said = ["" if count is None else f"{count:,.0f}" for count in counts]
+        table.add_row(name, *said, f"{facts.get('seconds', 0.0):,.1f}")
+    return table
 
 
 def describe(recipe: Recipe, run_dir: str | None, until: str | None) -> None:
@@ -291,42 +314,3 @@ def describe_active(recipe: Recipe, run_dir: str | None) -> None:
     console.print(table)
     root = run_dir or recipe.run or f"runs/{recipe.name}"
     console.print(f"run folder: {root}", markup=False, soft_wrap=True)
-
-
-def explain(run_dir: str, sample_id: str) -> dict[str, Any]:
-    """Everything the run knows of one pool face, in the order it was found out.
-
-    Raises:
-        SourceError: the run does not know the face.
-    """
-    run = Run(location(run_dir))
-    survey = run.artifact("survey").dir
-    plan = Plan(survey / str((survey / "plan.json").read_json()["file"]))
-    slice, row = _find(Ledger(survey), plan, sample_id)
-    found: dict[str, Any] = {"source": slice.source, "shard": slice.shard}
-    point = (run.artifact("select").dir / POINT_FILE).read_json()
-    clusters = point.get("clusters")
-    for stage in (*EXPLAINED, *(() if clusters is None else ("clusters",))):
-        table = Ledger(run.artifact(stage).dir).read(slice.key)
-        facts = table.slice(row, 1).to_pylist()[0]
-        dull = ("thumbnail", "sha256", "pixel_sha256", "phash", "phash_flip")
-        shown = {k: v for k, v in facts.items() if k not in dull and v is not None}
-        found |= {f"{stage}.{name}": value for name, value in shown.items()}
-    label = found.get("score.pseudo_label")
-    found["threshold.class_cut"] = (point.get("cuts") or {}).get(label)
-    found["threshold.confidence"] = point.get("confidence")
-    if (cluster := found.get("clusters.cluster")) is not None:
-        found["threshold.cluster_label"] = clusters[cluster]  # None: not pure enough
-    found |= reasons(run, slice, row)
-    decided = (run.artifact("select").dir / "identity.json").read_json()["inputs"]["score"]
-    if decided != run.artifact("score").digest:
-        found["note"] = "selected before the faces were scored again; run the recipe again"
-    return found
-
-
-def _find(surveyed: Ledger, plan: Plan, sample_id: str) -> tuple[Slice, int]:
-    for slice, faces in surveyed.tables(plan, ["id"]):
-        row = pc.index(faces["id"], sample_id).as_py()
-        if row >= 0:
-            return slice, row
-    raise SourceError(f"{surveyed.at}: no pool face {sample_id!r}")

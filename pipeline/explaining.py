@@ -6,19 +6,28 @@ Nothing is decided here; the rules that select asked are asked again about one f
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.artifacts import load_teacher
+from pipeline.errors import SourceError
 from pipeline.ledger import Ledger
-from pipeline.plan import Slice
+from pipeline.plan import Plan, Slice
 from pipeline.policy import RULES, OperatingPoint, rows_of
+from pipeline.rounds import HOME, rounds
 from pipeline.run import Run
 from pipeline.similarity import unit
 from pipeline.stages import POINT_FILE
+from pipeline.storage import location
 from pipeline.training.runs import TEACHER
 
+EXPLAINED = ("survey", "twins", "score", "select")
+"""Stages whose row of a face is shown."""
+DULL = ("thumbnail", "sha256", "pixel_sha256", "phash", "phash_flip")
+"""Columns that say nothing to a person."""
 MEASURED = (
     "below_confidence",
     "prototype_disagrees",
@@ -26,6 +35,41 @@ MEASURED = (
     "below_class_threshold",
 )
 """Rules on a score that has a threshold."""
+
+
+def explain(run_dir: str, sample_id: str) -> dict[str, Any]:
+    """Everything the run knows of one pool face, in the order it was found out.
+
+    Args:
+        run_dir: the run folder.
+        sample_id: the face's id, or the beginning of it that no other face shares.
+
+    Raises:
+        SourceError: the run does not know the face, or knows several that begin so.
+    """
+    run = Run(location(run_dir))
+    survey = run.artifact("survey").dir
+    plan = Plan(survey / str((survey / "plan.json").read_json()["file"]))
+    slice, row = _find(Ledger(survey), plan, sample_id)
+    found: dict[str, Any] = {"source": slice.source, "shard": slice.shard}
+    found |= _answered(run, slice, row)
+    point = (run.artifact("select").dir / POINT_FILE).read_json()
+    clusters = point.get("clusters")
+    for stage in (*EXPLAINED, *(() if clusters is None else ("clusters",))):
+        table = Ledger(run.artifact(stage).dir).read(slice.key)
+        facts = table.slice(row, 1).to_pylist()[0]
+        shown = {k: v for k, v in facts.items() if k not in DULL and v is not None}
+        found |= {f"{stage}.{name}": value for name, value in shown.items()}
+    label = found.get("score.pseudo_label")
+    found["threshold.class_cut"] = (point.get("cuts") or {}).get(label)
+    found["threshold.confidence"] = point.get("confidence")
+    if (cluster := found.get("clusters.cluster")) is not None:
+        found["threshold.cluster_label"] = clusters[cluster]  # None: not pure enough
+    found |= reasons(run, slice, row)
+    decided = (run.artifact("select").dir / "identity.json").read_json()["inputs"]["score"]
+    if decided != run.artifact("score").digest:
+        found["note"] = "selected before the faces were scored again; run the recipe again"
+    return found
 
 
 def reasons(run: Run, slice: Slice, row: int) -> dict[str, str]:
@@ -99,3 +143,33 @@ def judged(scores: pa.Table, point: OperatingPoint) -> dict[str, str]:
 def _for(value: float | Mapping[str, float] | None, label: str) -> float | None:
     """A threshold for a class."""
     return value.get(label) if isinstance(value, Mapping) else value
+
+
+def _find(surveyed: Ledger, plan: Plan, sample_id: str) -> tuple[Slice, int]:
+    """Where a face is: the one of this id, else the only one whose id begins so."""
+    begin: list[tuple[str, Slice, int]] = []
+    for slice, faces in surveyed.tables(plan, ["id"]):
+        row = pc.index(faces["id"], sample_id).as_py()
+        if row >= 0:
+            return slice, row
+        alike = pc.starts_with(faces["id"], pattern=sample_id).to_numpy().nonzero()[0].tolist()
+        begin += [(faces["id"][at].as_py(), slice, at) for at in alike[: 3 - len(begin)]]
+    if not begin or not sample_id:
+        raise SourceError(f"{surveyed.at}: no pool face {sample_id!r}")
+    if len(begin) > 1:
+        some = ", ".join(repr(face) for face, _, _ in begin)
+        raise SourceError(f"{surveyed.at}: several pool faces begin with {sample_id!r}: {some}")
+    return begin[0][1:]
+
+
+def _answered(run: Run, slice: Slice, row: int) -> dict[str, Any]:
+    """The label that a person gave a face, in which round, and who."""
+    face = Ledger(run.artifact("survey").dir).read(slice.key, ["id"])["id"][row].as_py()
+    for one in reversed(rounds(run.root / HOME)):
+        answers = one.answers()
+        if answers is not None and (at := pc.index(answers["id"], face).as_py()) >= 0:
+            given = answers.slice(at, 1).select(["label", "by", "when"]).to_pylist()[0]
+            given["label"] = given["label"] or "skipped"
+            said = {key: value for key, value in given.items() if value is not None}
+            return {f"annotated.{k}": v for k, v in {"round": one.name, **said}.items()}
+    return {}

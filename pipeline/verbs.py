@@ -134,13 +134,15 @@ def lineage(
 
 def explain(
     run_dir: Annotated[str, typer.Argument(metavar="RUN", help="run folder")],
-    sample_id: Annotated[str, typer.Argument(help="face id, as in the mined set")],
+    sample_id: Annotated[
+        str, typer.Argument(help="face id, as in the mined set, or its beginning")
+    ],
 ) -> None:
     """Say why a face was kept or rejected."""
-    from pipeline import conduct
+    from pipeline import explaining
 
     table = Table(show_header=False, box=None)
-    for key, value in conduct.explain(run_dir, sample_id).items():
+    for key, value in explaining.explain(run_dir, sample_id).items():
         table.add_row(key, str(value))
     console.print(table, markup=False)
 

@@ -11,7 +11,8 @@ import pytest
 from helpers import flow
 from safetensors.numpy import load_file
 
-from pipeline import conduct, pool
+from pipeline import explaining, pool
+from pipeline.errors import RunError, SourceError
 from pipeline.explaining import MEASURED, judged
 from pipeline.policy import OperatingPoint
 
@@ -68,7 +69,7 @@ def test_explain__names_the_first_rule_that_failed_and_true_neighbors(tiny_run: 
         if face["reason"] not in (*MEASURED, "selected") or face["reason"] in seen:
             continue
         seen.add(face["reason"])
-        found = conduct.explain(str(tiny_run), face["id"])
+        found = explaining.explain(str(tiny_run), face["id"])
         failed = [k.removeprefix("rule.") for k, v in found.items() if str(v).startswith("failed")]
         assert failed[:1] == ([] if face["reason"] == "selected" else [face["reason"]])
         cosines = bank @ np.asarray(embedded[row].as_py(), np.float32)
@@ -83,7 +84,7 @@ def test_explain__names_the_first_rule_that_failed_and_true_neighbors(tiny_run: 
 def test_explain__every_part_of_the_row_says_why(tiny_run: Path) -> None:
     job = flow.start(flow.tiny(flow.UNTRACKED), tiny_run)
     _, table = next(pool.ledger(job, "select").tables(pool.pool_plan(job)))
-    found = conduct.explain(str(tiny_run), table["id"][0].as_py())
+    found = explaining.explain(str(tiny_run), table["id"][0].as_py())
     assert {"survey.status", "score.confidence", "select.reason", "neighbor.1"} <= set(found)
 
 
@@ -97,5 +98,33 @@ def test_explain__says_that_the_scores_are_newer_than_the_selection(
     at.write_text(json.dumps(identity))
     (part,) = list(root.glob("select/g*/packs/*.parquet"))[:1]
     face = pq.read_table(part, columns=["id"])["id"][0].as_py()
-    assert "run the recipe again" in conduct.explain(str(root), face)["note"]
-    assert "note" not in conduct.explain(str(tiny_run), face)
+    assert "run the recipe again" in explaining.explain(str(root), face)["note"]
+    assert "note" not in explaining.explain(str(tiny_run), face)
+
+
+def test_explain__the_beginning_of_an_id_is_enough_where_it_is_the_only_one(
+    tiny_run: Path,
+) -> None:
+    job = flow.start(flow.tiny(flow.UNTRACKED), tiny_run)
+    ids = [
+        face
+        for _, t in pool.ledger(job, "survey").tables(pool.pool_plan(job), ["id"])
+        for face in t["id"].to_pylist()
+    ]
+    face = ids[len(ids) // 2]
+    short = next(
+        face[:n]
+        for n in range(1, len(face) + 1)
+        if sum(one.startswith(face[:n]) for one in ids) == 1
+    )
+    assert len(short) < len(face)
+    assert explaining.explain(str(tiny_run), short) == explaining.explain(str(tiny_run), face)
+    with pytest.raises(SourceError, match="several pool faces begin with 'pool"):
+        explaining.explain(str(tiny_run), "pool")
+    with pytest.raises(SourceError, match="no pool face ''"):
+        explaining.explain(str(tiny_run), "")
+
+
+def test_explain__a_run_that_has_not_begun(tmp_path: Path) -> None:
+    with pytest.raises((RunError, SourceError), match="survey"):
+        explaining.explain(str(tmp_path / "gone"), "pool/1")

@@ -169,12 +169,12 @@ def test_answer__a_second_time_is_the_same_or_refused(learned: Path, tmp_path: P
     root, own = flow.copy(learned, tmp_path / "run"), tmp_path / "filled.csv"
     own.write_bytes(learned.with_name("filled.csv").read_bytes())
     before = flow.finished(root)
-    same = annotate(root, "--sheet", own)
+    same = annotate(root, "--sheet", own, "--by", "someone")
     assert same.code == 0, same.err
     assert flow.finished(root) == before
     own.write_bytes(own.read_bytes().replace(b";skip", b";anger"))
     state = content(root)
-    other = annotate(root, "--sheet", own)
+    other = annotate(root, "--sheet", own, "--by", "someone")
     assert other.code == 2
     assert "round-001 was answered before, and 1 answers differ" in other.err
     assert content(root) == state
@@ -218,7 +218,7 @@ def test_answer__a_refused_sheet_changes_nothing(asked: Path, tmp_path: Path) ->
     own = tmp_path / "filled.csv"
     own.write_text("\n".join(lines))
     state = content(root)
-    ended = annotate(root, "--sheet", own)
+    ended = annotate(root, "--sheet", own, "--by", "someone")
     assert ended.code == 2
     found = ended.err.splitlines()
     assert len(found) == 3
@@ -234,10 +234,10 @@ def test_answer__a_refused_sheet_changes_nothing(asked: Path, tmp_path: Path) ->
 def test_annotate__before_any_round(tmp_path: Path) -> None:
     own = tmp_path / "filled.csv"
     own.write_text("rank,id,label\n")
-    ended = annotate(tmp_path / "run", "--sheet", own)
+    ended = annotate(tmp_path / "run", "--sheet", own, "--by", "someone")
     assert ended.code == 2
     assert "no round" in ended.err
-    for options in (("--acquisition", "bagde"), ("--budget", "0")):
+    for options in (("--acquisition", "bagde"), ("--budget", "0"), ("--sheet", own)):
         assert annotate(tmp_path / "run", *options).code == 2
     assert not (tmp_path / "run").exists()
 
@@ -256,7 +256,7 @@ def test_annotate__on_s3(asked: Path, learned: Path, tmp_path: Path) -> None:
         assert sheet == (round_of(asked) / "sheet.csv").read_bytes()
         own = tmp_path / "filled.csv"
         own.write_bytes(filled(sheet, truth_of(root)))
-        done = annotate(root, "--sheet", own)
+        done = annotate(root, "--sheet", own, "--by", "someone")
         assert done.code == 0, done.err
         points = (root / "annotate" / "curve.json").read_json()["points"]
         assert [p["labels"] for p in points] == [0, BUDGET - 2]

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 from helpers import flow
 
-from pipeline import conduct, pool, stages
+from pipeline import explaining, pool, stages
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -28,7 +28,7 @@ def test_select__by_clusters(tiny_run: Path, tmp_path: Path) -> None:
             kept += 1
             assert row["label"] == point["clusters"][number] is not None
     assert kept > 20
-    said = conduct.explain(str(root), decided["id"][0].as_py())
+    said = explaining.explain(str(root), decided["id"][0].as_py())
     assert said["threshold.cluster_label"] == point["clusters"][said["clusters.cluster"]]
 
     other = "select.clusters={count: 8, share: null, purity: 0.9}"
