@@ -17,7 +17,6 @@ from pipeline.ledger import Ledger
 from pipeline.plan import Plan, Slice
 from pipeline.report import ReportConfig, collect
 from pipeline.report.page import render
-from pipeline.report.pool import Sampler
 from pipeline.run import Run
 from pipeline.schema import MINED, TRUTH, with_label_names
 from pipeline.storage import Location, location, write_table
@@ -260,27 +259,3 @@ def test_collect__a_mined_face_that_is_gone_shows_its_thumbnail(run: Run) -> Non
     (run.root / "mine").remove_tree()
     galleries = {(g.reason, g.label): g for g in collect(run, "demo", "c", False).galleries}
     assert galleries["selected", "neutral"].faces[0].pixels.shape == (16, 16)
-
-
-def test_sampler__same_faces_in_any_order() -> None:
-    def rows(first: int) -> pa.Table:
-        ids = [f"p#{i}" for i in range(first, first + 50)]
-        return pa.table(
-            {
-                "id": ids,
-                "reason": ["selected"] * 50,
-                "label": ["fear"] * 50,
-                "confidence": pa.array(np.linspace(0, 1, 50), pa.float32()),
-                "thumbnail": pa.nulls(50, pa.binary(256)),
-            }
-        )
-
-    drawn = []
-    for order in ((0, 50, 100), (100, 0, 50)):
-        sampler = Sampler(7)
-        for first in order:
-            sampler.add("s", rows(first))
-        drawn.append([s.id for s in sampler.drawn()["selected", "fear"]])
-    assert drawn[0] == drawn[1]
-    assert len(set(drawn[0])) == 7
-    assert {int(i[2:]) // 50 for i in drawn[0]} != {0}
