@@ -235,7 +235,7 @@ def _neighbors(
         for row in rows.filter(pc.is_in(rows["id"], pa.array(sorted(wanted)))).to_pylist():
             label = labels.get((row["neighbor_ids"] or [None])[0])
             if label is not None:  # forgotten since, or not scored
-                found[row["id"]] = f"nearest labeled {label} {row['neighbor_similarity']:.2f}"
+                found[row["id"]] = f"near {label} {row['neighbor_similarity']:.2f}"
     return found
 
 

@@ -157,7 +157,7 @@ def level_curves(levels: Sequence[Level], start: float | None = None) -> Markup:
 
 def trial_dots(trials: Sequence[Mapping[str, Any]]) -> Markup:
     """Purity against utilization of the search's trials; those on the Pareto front stand out."""
-    left, right, top, bottom = 60.0, WIDTH - 20, 10.0, 250.0
+    left, right, top, bottom = 60.0, WIDTH - 20, 26.0, 266.0
     xs = [float(trial["utilization"]) for trial in trials]
     ys = [float(trial["purity"]) for trial in trials]
     (low_x, high_x), (low_y, high_y) = _padded(min(xs), max(xs)), _padded(min(ys), max(ys))
@@ -170,6 +170,7 @@ def trial_dots(trials: Sequence[Mapping[str, Any]]) -> Markup:
         parts.append(_line(x(t), top, x(t), bottom, "grid"))
         parts.append(_text(x(t), bottom + 18, f"{t:.0%}", "tick", "middle"))
     parts.append(_text((left + right) / 2, bottom + 38, "utilization", "axis-name", "middle"))
+    parts.append(_text(left - 8, top - 14, "purity", "axis-name", "end"))
     best = sorted(range(len(trials)), key=lambda i: bool(trials[i].get("pareto")))
     for i in best:  # the front last, on top
         kind = "student" if trials[i].get("pareto") else "other"
@@ -288,9 +289,9 @@ def standalone(figure: Markup) -> str:
 
 def _svg(height: float, said: str, parts: Sequence[Markup], width: float = WIDTH) -> Markup:
     return Markup(
-        '<svg role="img" viewBox="0 0 {:.0f} {:.0f}" style="max-width:{:.0f}px" aria-label="{}">{}'
-        "</svg>"
-    ).format(width, height, width, said, Markup("").join(parts))
+        '<svg class="{}" role="img" viewBox="0 0 {:.0f} {:.0f}" style="max-width:{:.0f}px" '
+        'aria-label="{}">{}</svg>'
+    ).format("wide" if width >= WIDTH else "", width, height, width, said, Markup("").join(parts))
 
 
 def _text(x: float, y: float, text: str, kind: str, anchor: str) -> Markup:

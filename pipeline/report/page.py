@@ -104,6 +104,7 @@ def render(facts: ReportFacts) -> str:
         audit={key: audit(matrix, facts.label_names) for key, matrix in facts.confusion.items()},
         rejected=_by_reason(facts.galleries),
         kept=[g for g in facts.galleries if g.reason == "selected" and g.faces],
+        neighbors=any(face.note for gallery in facts.galleries for face in gallery.faces),
         face=lambda pixels: galleries.face_uri(pixels, facts.show_faces),
         grid=lambda pixels: galleries.grid_uri(pixels, facts.distilled_size, facts.show_faces),
         trial_columns=_trial_columns(facts.trials),

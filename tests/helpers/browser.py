@@ -22,14 +22,22 @@ def chromium() -> str | None:
     return next((found for name in NAMES if (found := shutil.which(name))), None)
 
 
+def _high(end: int) -> int:
+    """The same file under a number that no copy onto 3 and 4 can take."""
+    high = fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10)
+    os.close(end)
+    return high
+
+
 class Browser:
     """One page of a Chromium of its own; `errors` is what its console complained of."""
 
     def __init__(self, program: str, profile: Path) -> None:
-        ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (*os.pipe(), *os.pipe())]
-        theirs_in, self._into, self._out, theirs_out = ends
+        theirs_in, self._into, self._out, theirs_out = (
+            _high(end) for _ in "12" for end in os.pipe()
+        )
 
-        def wire() -> None:  # the pipe is file 3 and 4 of the child; its copies stay open
+        def wire() -> None:  # Chromium reads commands from file 3 and answers into file 4
             os.dup2(theirs_in, 3)
             os.dup2(theirs_out, 4)
 
@@ -58,12 +66,9 @@ class Browser:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._into)  # Chromium ends when its pipe does
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._process.kill()  # asked to close it takes 20 s; its children end with it
+        self._process.wait()
+        os.close(self._into)
         os.close(self._out)
 
     def open(self, page: Path, width: int, height: int = 900) -> None:

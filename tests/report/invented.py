@@ -49,7 +49,7 @@ def galleries(faces: int) -> tuple[Gallery, ...]:
                     f"pool/shard-0{i}.parquet#{17 * j}",
                     0.98 - j / 100,
                     picture(i * 50 + j),
-                    f"nearest labeled {name} 0.{90 - j}",
+                    f"near {name} 0.{90 - j}",
                 )
                 for j in range(faces)
             ),
@@ -85,7 +85,10 @@ def level(threshold: float) -> Level:
         kept // 3,
         right if kept else None,
         int(3000 * share),
-        ((kept - sum(n for n, _ in rest), right), *((n, right if n else None) for n, right in rest)),
+        (
+            (kept - sum(n for n, _ in rest), right),
+            *((n, right if n else None) for n, right in rest),
+        ),
     )
 
 
@@ -116,7 +119,11 @@ def noise(faces: int) -> Noise:
 def subgroups() -> tuple[Subgroup, ...]:
     """Two traits, one of a picture and one of people."""
     groups = {
-        "brightness": ("lowest third, up to 93", "middle third, to 130", "highest third, above 130"),
+        "brightness": (
+            "lowest third, up to 93",
+            "middle third, to 130",
+            "highest third, above 130",
+        ),
         "perceived_age": ("0-3", "20-39", "70+"),
     }
     return tuple(
@@ -152,10 +159,26 @@ def facts(**changes: object) -> ReportFacts:
         "models": tuple(
             ModelRow(*row, times, kl, 0.41)
             for row, times, kl in (
-                (("teacher", 0.701, (0.685, 0.717), 0.556, 0.548, 0.061, 77_000, recall), 188, 0.61),
-                (("control_a", 0.718, (0.702, 0.734), 0.571, 0.566, 0.048, 23_000, recall), 90, 0.6),
-                (("control_b", 0.732, (0.716, 0.748), 0.586, 0.58, 0.07, 460_000, recall), 3700, 0.6),
-                (("student", 0.749, (0.734, 0.764), 0.611, 0.606, 0.039, 460_000, better), 240, 0.5),
+                (
+                    ("teacher", 0.701, (0.685, 0.717), 0.556, 0.548, 0.061, 77_000, recall),
+                    188,
+                    0.61,
+                ),
+                (
+                    ("control_a", 0.718, (0.702, 0.734), 0.571, 0.566, 0.048, 23_000, recall),
+                    90,
+                    0.6,
+                ),
+                (
+                    ("control_b", 0.732, (0.716, 0.748), 0.586, 0.58, 0.07, 460_000, recall),
+                    3700,
+                    0.6,
+                ),
+                (
+                    ("student", 0.749, (0.734, 0.764), 0.611, 0.606, 0.039, 460_000, better),
+                    240,
+                    0.5,
+                ),
             )
         ),
         "gain": Gain(0.017, 0.006, 0.028, "control_b", 3199),
