@@ -1,8 +1,8 @@
 """From a run folder to the facts of its report. What a run has not made yet is left out.
 
-Cost: one pass over narrow columns of the decided pool (see :mod:`pipeline.report.pool`), the slices
-of the mined set that a kept face of a gallery lies in, and what :mod:`pipeline.report.noise` and
-:mod:`pipeline.report.subgroups` say of theirs.
+Cost: one pass over narrow columns of the decided pool (see :mod:`pipeline.report.pool`); if faces
+are shown the slices of the mined set that a kept face of a gallery lies in; and what
+:mod:`pipeline.report.noise` and :mod:`pipeline.report.subgroups` say of theirs.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ def collect(
     if gain is not None and STUDENT in metrics["models"] and "test" in done:
         facts["subgroups"] = subgroups(done["evaluate"], done["test"], gain.against)
     if all(stage in done for stage in COLUMNS):
-        facts |= decided(done, point, truth_of(done.get("survey")), config.gallery)
+        truth = truth_of(done.get("survey"))
+        facts |= decided(done, point, truth, config.gallery, show_faces)
     return ReportFacts(
         recipe=recipe_name,
         command=command,

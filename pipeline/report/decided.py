@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +42,11 @@ PER_STEP = 4
 
 
 def decided(
-    done: Mapping[str, Artifact], point: Mapping[str, Any], truth: pa.Table, size: int
+    done: Mapping[str, Artifact],
+    point: Mapping[str, Any],
+    truth: pa.Table,
+    size: int,
+    show_faces: bool,
 ) -> dict[str, Any]:
     """Fields of the facts that come from the pool.
 
@@ -52,6 +55,7 @@ def decided(
         point: the operating point, as stored.
         truth: TRUTH.
         size: faces per gallery.
+        show_faces: whether kept faces are wanted as mined; thumbnails do for blurred ones.
     """
     at = done["survey"].dir
     plan = Plan(at / str((at / PLAN_FILE).read_json()["file"]))
@@ -60,8 +64,7 @@ def decided(
         ledgers["guard"] = Ledger(done["twins"].dir)
     walked = walk(ledgers, plan, truth, size, PER_STEP)
     tally = walked.tally
-    mined = Ledger(done["mine"].dir) if "mine" in done else None
-    near = _neighbors(ledgers["score"], [s for g in walked.drawn.values() for s in g], done)
+    mined = Ledger(done["mine"].dir) if show_faces and "mine" in done else None
     explorer = explore(tally, _points(done["score"]), point, walked.ladder) if tally.cells else None
     known, kept = tally.known.total(), tally.reasons["selected"]
     return {
@@ -76,7 +79,7 @@ def decided(
         "guard": _twins(tally),
         "duplicates": tally.duplicates,
         "quarantine": dict(tally.quarantine.most_common()),
-        "galleries": _galleries(tally, walked.drawn, mined, near),
+        "galleries": _galleries(tally, walked.drawn, mined, _labels(done.get("teach"))),
     }
 
 
@@ -192,7 +195,7 @@ def _galleries(
     tally: Tally,
     drawn: Mapping[tuple[str, str], list[Sample]],
     mined: Ledger | None,
-    near: Mapping[str, str],
+    labels: Mapping[str, str],
 ) -> tuple[Gallery, ...]:
     kept = [s for (reason, _), samples in drawn.items() if reason == "selected" for s in samples]
     whole = _mined_faces(mined, kept) if mined else {}
@@ -203,7 +206,7 @@ def _galleries(
             reason,
             tally.by_class[label, reason],
             tuple(
-                Face(s.id, s.confidence, pixels, near.get(s.id, ""))
+                Face(s.id, s.confidence, pixels, _near(s, labels))
                 for s in drawn[reason, label]
                 if (pixels := whole.get(s.id, _thumbnail(s))) is not None
             ),
@@ -212,37 +215,25 @@ def _galleries(
     )
 
 
-def _by_slice(samples: Iterable[Sample]) -> dict[str, set[str]]:
-    """Ids by the slice that they are in, slices in order."""
-    found: dict[str, set[str]] = defaultdict(set)
-    for sample in samples:
-        found[sample.slice].add(sample.id)
-    return dict(sorted(found.items()))
-
-
-def _neighbors(
-    scores: Ledger, samples: list[Sample], done: Mapping[str, Artifact]
-) -> dict[str, str]:
-    """Label of the nearest labeled face of each scored sample, and its cosine, as text by id."""
-    folds = done["teach"].dir / FOLDS_FILE if "teach" in done else None
-    if folds is None or not folds.exists():
+def _labels(teach: Artifact | None) -> dict[str, str]:
+    """Label of each face in the teachers' bank, by id."""
+    if teach is None or not (teach.dir / FOLDS_FILE).exists():
         return {}
-    bank = read_table(folds, ["id", "label"])
-    labels = dict(zip(bank["id"].to_pylist(), bank["label"].to_pylist(), strict=True))
-    found = {}
-    for key, wanted in _by_slice(s for s in samples if s.confidence is not None).items():
-        rows = scores.read(key, ["id", "neighbor_ids", "neighbor_similarity"])
-        for row in rows.filter(pc.is_in(rows["id"], pa.array(sorted(wanted)))).to_pylist():
-            label = labels.get((row["neighbor_ids"] or [None])[0])
-            if label is not None:  # forgotten since, or not scored
-                found[row["id"]] = f"near {label} {row['neighbor_similarity']:.2f}"
-    return found
+    bank = read_table(teach.dir / FOLDS_FILE, ["id", "label"])
+    return dict(zip(bank["id"].to_pylist(), bank["label"].to_pylist(), strict=True))
+
+
+def _near(sample: Sample, labels: Mapping[str, str]) -> str:
+    """The nearest labeled face in words; nothing of one that was forgotten since."""
+    label = labels.get(sample.neighbor or "")
+    return f"near {label} {sample.neighbor_similarity:.2f}" if label is not None else ""
 
 
 def _mined_faces(mined: Ledger, samples: list[Sample]) -> dict[str, np.ndarray]:
     """Pixels of kept faces from the mined set; a face that is gone from it is left out."""
     found = {}
-    for key, wanted in _by_slice(samples).items():
+    wanted = {s.id for s in samples}
+    for key in sorted({s.slice for s in samples}):
         table = mined.read(key, ["id", "image"])
         ids = table["id"].to_pylist()
         for i in (i for i, face_id in enumerate(ids) if face_id in wanted):

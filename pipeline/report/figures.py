@@ -133,7 +133,7 @@ def level_curves(levels: Sequence[Level], start: float | None = None) -> Markup:
     for t in marks if len(marks) <= MARKS else [m / 10 for m in range(11) if low <= m / 10 <= high]:
         parts.append(_text(x(t), bottom + 18, f"{t:g}", "tick", "middle"))
     parts.append(_text((left + right) / 2, bottom + 38, "confidence", "axis-name", "middle"))
-    curves = {
+    curves: dict[str, list[tuple[float, float | None]]] = {
         "share": [(v.threshold, v.share) for v in levels],
         "estimated": [(v.threshold, v.estimated) for v in levels],
         "purity": [(v.threshold, v.purity) for v in levels],

@@ -2,7 +2,9 @@
 
 Source: Northcutt, Jiang and Chuang, Confident Learning, arXiv 1911.00068: thresholds and counts of
 section 3.1, equation 1 and 2; self-confidence of section 3.2.1.
-Departs: the counts are shown as they are, not calibrated to the class sizes; nothing is pruned.
+Departs: the counts are shown as they are, not calibrated to the class sizes; nothing is pruned. The
+faces that are shown are those whose suggested label is the most probable one as well: a class that
+teachers are never sure of has a low threshold and is suggested at a tenth of the probability.
 Cost: the narrow columns of the labeled faces; their pictures, if faces are shown.
 """
 
@@ -72,7 +74,7 @@ def noise(teach: Artifact, homes: Sequence[Artifact], size: int, show_faces: boo
     labels = label_codes(folds["label"].to_pylist(), names)
     suggested, counts = confident(probs, labels)
     own = probs[np.arange(len(labels)), labels]
-    doubted = np.flatnonzero((suggested >= 0) & (suggested != labels))
+    doubted = np.flatnonzero((suggested == probs.argmax(1)) & (suggested != labels))
     worst = doubted[np.argsort(own[doubted], kind="stable")][:size]
     ids = folds["id"].take(pa.array(worst)).to_pylist()
     pixels = _pictures(homes, ids, show_faces)
@@ -109,15 +111,16 @@ def _pictures(
         faces = read_table(home.dir / FACES_FILE, ["id", "thumbnail"])
         rows = faces.filter(pc.and_(pc.is_in(faces["id"], wanted), pc.is_valid(faces["thumbnail"])))
         found |= {row["id"]: pixels_of(row["thumbnail"]) for row in rows.to_pylist()}
-        for row in _images(home.dir / LABELED_FILE, wanted) if show_faces else ():
+        for face, image in _images(home.dir / LABELED_FILE, wanted) if show_faces else ():
             try:
-                found[row["id"]] = decode(row["image"])
+                found[face] = decode(image)
             except RecordError:
                 continue  # the thumbnail stands in
     return found
 
 
-def _images(at: Location, wanted: pa.Array) -> Iterator[dict[str, str | bytes]]:
+def _images(at: Location, wanted: pa.Array) -> Iterator[tuple[str, bytes]]:
     with open_table(at, ["id", "image"]) as file:
         for batch in file.iter_batches(BATCH, columns=["id", "image"]):
-            yield from batch.filter(pc.is_in(batch["id"], wanted)).to_pylist()
+            rows = batch.filter(pc.is_in(batch["id"], wanted))
+            yield from zip(rows["id"].to_pylist(), rows["image"].to_pylist(), strict=True)

@@ -1,9 +1,10 @@
 """One pass over the decided pool: counts for the tables and a fair sample of faces to look at.
 
 Reads narrow columns of selection, scores, guard and survey side by side, one slice at a time. The
-sample holds, per reason and class, the faces whose ids have the smallest hashes: the same ones
-whatever the order of slices. Cost: about 300 bytes of reading per pool face (the thumbnail is most
-of it); memory does not grow with the pool. The hidden truth may be opened here, as evaluate may.
+sample holds, per reason and class and per step of the confidence, the faces whose ids have the
+smallest hashes: the same ones whatever the order of slices.
+Cost: about 400 bytes of reading per pool face, most of it thumbnail and neighbors; memory does not
+grow with the pool. The hidden truth may be opened here, as evaluate may.
 """
 
 from __future__ import annotations
@@ -32,13 +33,20 @@ THUMBNAIL = 16
 
 COLUMNS = {
     "select": ("id", "reason", "label"),
-    "score": ("id", "status", "pseudo_label", "confidence"),
+    "score": (
+        "id",
+        "status",
+        "pseudo_label",
+        "confidence",
+        "neighbor_ids",
+        "neighbor_similarity",
+    ),
     "guard": ("id", "twin_of", "twin_kind", "twin_role", "duplicate_group"),
     "survey": ("id", "status", "reason", "thumbnail"),
 }
 
 
-SAMPLED = ("id", "confidence", "thumbnail", "pseudo_label")
+SAMPLED = ("id", "confidence", "thumbnail", "pseudo_label", "neighbor", "neighbor_similarity")
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,8 @@ class Sample:
     confidence: float | None
     thumbnail: bytes | None
     pseudo_label: str | None
+    neighbor: str | None  # id of the nearest labeled face
+    neighbor_similarity: float | None  # its cosine
     slice: str
 
 
@@ -171,6 +181,8 @@ def _rows(ledgers: dict[str, Ledger], plan: Plan) -> Iterator[tuple[str, pa.Tabl
                     "label": selection["label"].fill_null(""),
                     "pseudo_label": scores["pseudo_label"],
                     "confidence": scores["confidence"],
+                    "neighbor": pc.list_element(scores["neighbor_ids"], 0),
+                    "neighbor_similarity": scores["neighbor_similarity"],
                     "scored": pc.equal(scores["status"], OK),
                     "twin_of": guard["twin_of"],
                     "twin_kind": guard["twin_kind"],

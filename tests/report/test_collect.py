@@ -228,7 +228,7 @@ def test_collect__levels(run: Run) -> None:
 def test_collect__galleries_show_mined_pixels_for_kept_and_thumbnails_for_rejected(
     run: Run,
 ) -> None:
-    galleries = {(g.reason, g.label): g for g in collect(run, "demo", "c", False).galleries}
+    galleries = {(g.reason, g.label): g for g in collect(run, "demo", "c", True).galleries}
     kept = galleries["selected", "neutral"]
     assert [f.id for f in kept.faces] == ["p/a#0", "p/a#1"]
     assert [f.pixels.shape for f in kept.faces] == [(20, 20), (20, 20)]
@@ -237,6 +237,8 @@ def test_collect__galleries_show_mined_pixels_for_kept_and_thumbnails_for_reject
     assert rejected.faces[0].pixels.tolist() == np.full((16, 16), 3).tolist()
     assert galleries["quarantined", "no label"].faces == ()
     assert galleries["quarantined", "no label"].total == 1
+    blurred = collect(run, "demo", "c", False).galleries[1]
+    assert (blurred.label, blurred.faces[0].pixels.shape) == ("neutral", (16, 16))
 
 
 def test_collect__evaluation_gives_models_gain_and_protocol(run: Run) -> None:
@@ -351,5 +353,5 @@ def test_collect__without_truth_purity_is_unknown(run: Run) -> None:
 
 def test_collect__a_mined_face_that_is_gone_shows_its_thumbnail(run: Run) -> None:
     (run.root / "mine").remove_tree()
-    galleries = {(g.reason, g.label): g for g in collect(run, "demo", "c", False).galleries}
+    galleries = {(g.reason, g.label): g for g in collect(run, "demo", "c", True).galleries}
     assert galleries["selected", "neutral"].faces[0].pixels.shape == (16, 16)

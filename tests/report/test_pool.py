@@ -19,6 +19,8 @@ def test_sampler__same_faces_in_any_order() -> None:
                 "confidence": pa.array(np.linspace(0, 1, 50), pa.float32()),
                 "thumbnail": pa.nulls(50, pa.binary(256)),
                 "pseudo_label": ["fear"] * 50,
+                "neighbor": pa.nulls(50, pa.string()),
+                "neighbor_similarity": pa.nulls(50, pa.float32()),
             }
         )
 
