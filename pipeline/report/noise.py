@@ -56,7 +56,7 @@ def confident(
 
 
 def noise(teach: Artifact, homes: Sequence[Artifact], size: int, show_faces: bool) -> Noise | None:
-    """The labeled faces that train, as their teachers see them; None without a table of folds.
+    """The labeled faces that train, as their teachers see them; None without folds.
 
     Args:
         teach: finished.
@@ -67,6 +67,8 @@ def noise(teach: Artifact, homes: Sequence[Artifact], size: int, show_faces: boo
     if not homes or not (teach.dir / FOLDS_FILE).exists():
         return None
     folds = read_table(teach.dir / FOLDS_FILE, ["id", "label", "logits"])
+    if not folds.num_rows:
+        return None
     with open_stored(homes[0].dir / LABELED_FILE) as file:
         names = label_names_of(file.schema)
     logits = np.stack(folds["logits"].to_numpy(zero_copy_only=False)).astype(np.float64)

@@ -92,8 +92,8 @@ def _parts(attributes: pa.Table) -> Iterator[tuple[str, str, NDArray[np.bool_]]]
     for trait in (name for name in QUALITY if name in attributes.column_names):
         values = attributes[trait].to_numpy().astype(np.float64)
         edges = np.nanquantile(values, (1 / 3, 2 / 3))
-        third = np.searchsorted(edges, values, side="left")
-        if len(np.unique(third)) < len(THIRDS):  # most faces have one value: nothing to compare
+        third = np.where(np.isnan(values), -1, np.searchsorted(edges, values, side="left"))
+        if len(np.unique(third[third >= 0])) < len(THIRDS):  # one value is that of most faces
             continue
         spans = (f"up to {edges[0]:.4g}", f"to {edges[1]:.4g}", f"above {edges[1]:.4g}")
         for number, (name, span) in enumerate(zip(THIRDS, spans, strict=True)):

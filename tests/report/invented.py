@@ -222,7 +222,7 @@ def facts(**changes: object) -> ReportFacts:
             )
         ),
         "levels": tuple(level(t) for t in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)),
-        "explorer": explorer(150),
+        "explorer": explorer(40),
         "noise": noise(6),
         "subgroups": subgroups(),
         "operating_point": {"confidence": 0.62, "agree": True, "class_cap": None},

@@ -304,9 +304,10 @@ def test_collect__explorer_estimates_purity_on_labeled_faces_in_the_pools_propor
 
 
 def test_collect__time_holds_controls_and_tuning(run: Run) -> None:
-    for name, seconds in (("control_a", 5.0), ("control_b", 7.0), ("tuned", 3.0)):
+    for name, seconds in (("control_a", 5.0), ("control_b", 7.0), ("tuned", 3.0), ("test", 9.0)):
         _finish(run, name, seconds=seconds)
     spent = collect(run, "demo", "c", False).seconds
+    assert "test" not in spent  # its clock is that of labeled
     assert {name: spent[name] for name in ("control_a", "control_b", "tuned")} == {
         "control_a": 5.0, "control_b": 7.0, "tuned": 3.0
     }  # fmt: skip

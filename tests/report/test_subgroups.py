@@ -58,6 +58,9 @@ def test_compare__small_and_unknown_groups_and_constant_traits_are_left_out() ->
     attributes = pa.table({"side": [48] * FACES, "perceived_age": ages})
     found = compare(_said(), attributes, "control_b")
     assert [(one.trait, one.group, one.n) for one in found] == [("perceived_age", "20-39", 200)]
+    unmeasured = np.where(np.arange(FACES) < 30, np.nan, np.arange(FACES))
+    found = compare(_said(), pa.table({"contrast": unmeasured}), "control_b")
+    assert [one.n for one in found] == [90, 90, 90]
 
 
 def _artifact(name: str, at: Location) -> Artifact:
