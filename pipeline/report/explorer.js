@@ -15,7 +15,9 @@
   function face(sample) {
     const item = document.createElement("li");
     const image = document.createElement("img");
-    const words = `${sample.label} ${sample.confidence.toFixed(2)}`;
+    // Cut, not rounded: a face below the threshold must not read as if it reached it.
+    const sure = Math.floor(sample.confidence * 100 + 1e-6) / 100;
+    const words = `${sample.label} ${sure.toFixed(2)}`;
     image.src = sample.image;
     image.alt = `${data.face}, ${words}`;
     image.title = sample.id;
