@@ -188,6 +188,25 @@ def bootstrap(
     return _interval(np.concatenate(parts))
 
 
+def holm(p: Sequence[float]) -> list[float]:
+    """P-values of a family of tests, adjusted so that the chance of any false one stays below.
+
+    Args:
+        p: p-values, [0, 1].
+
+    Returns:
+        Adjusted values in the same order, [0, 1]; one of at most 0.05 may be called a finding.
+
+    Source: Holm, A Simple Sequentially Rejective Multiple Test Procedure, 1979; the values as in
+        Wright 1992, equation 2.
+    """
+    values = np.asarray(p, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    adjusted = np.empty(len(values))
+    adjusted[order] = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    return np.minimum(adjusted, 1.0).tolist()
+
+
 # -- against votes --------------------------------------------------------------------------------
 
 

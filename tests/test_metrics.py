@@ -198,3 +198,21 @@ def test_against_votes__nobody_disputed_is_no_number() -> None:
     found = metrics.against_votes(votes[None], np.arange(3), votes, draws=100)
     assert math.isnan(found["accuracy_disputed"].value)
     assert found["accuracy_agreed"].value == 1
+
+
+def test_holm__is_the_step_down_procedure() -> None:
+    """By hand: 4 x 0.01, 3 x 0.013 raised to the one before, 2 x 0.3, 1 x 0.2 cannot fall back."""
+    assert metrics.holm([0.3, 0.01, 0.2, 0.013]) == pytest.approx([0.4, 0.04, 0.4, 0.04])
+    assert metrics.holm([]) == []
+    assert metrics.holm([0.6, 0.7]) == [1.0, 1.0]
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        p = rng.random(6)
+        adjusted = np.array(metrics.holm(p.tolist()))
+        for level in (0.05, 0.2, 0.5):
+            rejected, order = set(), np.argsort(p)
+            for rank, i in enumerate(order):
+                if p[i] > level / (6 - rank):
+                    break
+                rejected.add(int(i))
+            assert set(np.flatnonzero(adjusted <= level).tolist()) == rejected

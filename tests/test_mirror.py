@@ -22,14 +22,15 @@ ELSEWHERE = {
     "training/distilling.py": "tests/training/test_distill.py",
     "training/from_distilled.py": "tests/training/test_distilled.py runs it",
     "training/studying.py": "tests/training/test_student.py, tests/training/test_semi.py",
+    "report/decided.py": "tests/report/test_collect.py",
     "report/facts.py": "plain values, filled by tests/report/invented.py",
     "report/figures.py": "tests/report/test_page.py",
     "report/galleries.py": "tests/report/test_page.py",
-    "report/pool.py": "tests/report/test_collect.py",
 }
 """Modules that may lack a test file of their own, and where they are tested."""
 
 WITHOUT_MODULE = {
+    "test_browser.py": "the report in a headless Chromium",
     "test_bad_input.py": "one line for every fault of a person",
     "test_mirror.py": "this folder",
     "test_readme.py": "the README",

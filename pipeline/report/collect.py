@@ -1,7 +1,8 @@
 """From a run folder to the facts of its report. What a run has not made yet is left out.
 
-Cost: one pass over narrow columns of the decided pool (see :mod:`pipeline.report.pool`), and the
-slices of the mined set that a kept face of a gallery lies in.
+Cost: one pass over narrow columns of the decided pool (see :mod:`pipeline.report.pool`); if faces
+are shown the slices of the mined set that a kept face of a gallery lies in; and what
+:mod:`pipeline.report.noise` and :mod:`pipeline.report.subgroups` say of theirs.
 """
 
 from __future__ import annotations
@@ -17,31 +18,24 @@ from pydantic import Field
 
 from pipeline import __version__
 from pipeline.config import Config
-from pipeline.errors import RecordError, RunError
+from pipeline.errors import RunError
+from pipeline.evaluation import STUDENT
 from pipeline.images import decode
-from pipeline.ledger import Ledger
-from pipeline.plan import Plan
-from pipeline.report.facts import (
-    Bin,
-    Course,
-    Face,
-    Gain,
-    Gallery,
-    Level,
-    ModelRow,
-    ReportFacts,
-    Yield,
-)
-from pipeline.report.pool import COLUMNS, Sample, Tally, walk
+from pipeline.report.decided import decided, truth_of
+from pipeline.report.facts import Bin, Course, Gain, ModelRow, ReportFacts
+from pipeline.report.noise import noise
+from pipeline.report.pool import COLUMNS
+from pipeline.report.subgroups import subgroups
 from pipeline.run import Artifact, Run
-from pipeline.schema import REASONS, TRUTH
 from pipeline.storage import Location, read_table
 from pipeline.training.watching import GUESSES, guesses_at
 
 STAGES = (
-    "labeled", "test", "survey", "guard", "pretrain", "teach", "embed", "score", "search", "select",
-    "mine", "distill", "student", "evaluate",
+    "labeled", "test", "survey", "guard", "annotated", "pretrain", "teach", "embed", "score",
+    "search", "twins", "clusters", "select", "mine", "distill", "student", "control_a", "control_b",
+    "tuned", "evaluate",
 )  # fmt: skip
+"""What the page reads, in the order of the flow. The time of experts is in that of distill."""
 MODELS = ("teacher", "control_a", "control_b", "student", "tuned")
 METRICS_FILE = "metrics.json"  # of evaluate: what pipeline.evaluation.evaluate returns
 POINT_FILE = "operating_point.json"  # of select, or of search where select keeps none
@@ -49,15 +43,13 @@ GRID_FILE = "grid.png"  # of distill
 HISTORY_FILE = "model/history.json"  # of student: rows of pipeline.training.loop
 GUESSES_FOLDER = f"model/{GUESSES}"  # of an online student: what it said of watched faces
 CUT = "cut_"  # before a class, in those rows
-TRUTH_FILE = "truth.parquet"  # of survey
-PLAN_FILE = "plan.json"  # of survey; names the plan in use
-THUMBNAIL = 16
 
 
 class ReportConfig(Config):
     """What the report shows."""
 
     gallery: int = Field(default=12, ge=0, le=48)  # faces per class, and per class and reason
+    suspects: int = Field(default=24, ge=0, le=200)  # labeled faces that the teachers doubt
 
 
 def collect(
@@ -82,16 +74,23 @@ def collect(
     metrics = _json(done.get("evaluate"), METRICS_FILE)
     point = _json(done.get("select"), POINT_FILE) or _json(done.get("search"), POINT_FILE)
     facts: dict[str, Any] = {
-        "seconds": {k: float(a.facts["seconds"]) for k, a in done.items() if "seconds" in a.facts},
+        "seconds": _seconds(done),
         "lineage": {stage: artifact.digest for stage, artifact in done.items()},
         "operating_point": _point(point),
         "trials": tuple(point.get("trials", ())),
         **_evaluation(metrics, _training_seconds(run)),
         **_distilled(done.get("distill")),
-        "course": _course(done.get("student"), _truth(done.get("survey"))),
+        "course": _course(done.get("student"), truth_of(done.get("survey"))),
     }
+    if "teach" in done:
+        homes = [done[name] for name in ("labeled", "annotated") if name in done]
+        facts["noise"] = noise(done["teach"], homes, config.suspects, show_faces)
+    gain = facts.get("gain")
+    if gain is not None and STUDENT in metrics["models"] and "test" in done:
+        facts["subgroups"] = subgroups(done["evaluate"], done["test"], gain.against)
     if all(stage in done for stage in COLUMNS):
-        facts |= _pool(done, point, config.gallery)
+        truth = truth_of(done.get("survey"))
+        facts |= decided(done, point, truth, config.gallery, show_faces)
     return ReportFacts(
         recipe=recipe_name,
         command=command,
@@ -101,6 +100,12 @@ def collect(
         show_faces=show_faces,
         **facts,
     )
+
+
+def _seconds(done: Mapping[str, Artifact]) -> dict[str, float]:
+    """What each stage took; labeled and test are read at once, on one clock."""
+    timed = {name: a for name, a in done.items() if "seconds" in a.facts and name != "test"}
+    return {name: float(artifact.facts["seconds"]) for name, artifact in timed.items()}
 
 
 def _finished(run: Run, stage: str) -> Artifact | None:
@@ -235,109 +240,3 @@ def _distilled(artifact: Artifact | None) -> dict[str, Any]:
         "distilled_size": int(facts.get("size", ReportFacts.distilled_size)),
         "distilled": {k: v for k, v in facts.items() if k != "seconds"},
     }
-
-
-def _pool(done: Mapping[str, Artifact], point: Mapping[str, Any], size: int) -> dict[str, Any]:
-    at = done["survey"].dir
-    plan = Plan(at / str((at / PLAN_FILE).read_json()["file"]))
-    ledgers = {stage: Ledger(done[stage].dir) for stage in COLUMNS}
-    tally, drawn = walk(ledgers, plan, _truth(done.get("survey")), size)
-    mined = Ledger(done["mine"].dir) if "mine" in done else None
-    known, kept = tally.known.total(), tally.reasons["selected"]
-    return {
-        "pool": {"faces": tally.faces, "usable": tally.usable, "kept": kept},
-        "purity": tally.right.total() / known if known else None,
-        "purity_known": known,
-        "utilization": kept / tally.faces if tally.faces else None,
-        "reasons": {r: tally.reasons[r] for r in reversed(REASONS) if tally.reasons[r]},
-        "yields": _yields(tally, point),
-        "levels": _levels(tally) if tally.usable else (),
-        "guard": _twins(tally),
-        "duplicates": tally.duplicates,
-        "quarantine": dict(tally.quarantine.most_common()),
-        "galleries": _galleries(tally, drawn, mined),
-    }
-
-
-def _truth(survey: Artifact | None) -> pa.Table:
-    if survey is None or not (survey.dir / TRUTH_FILE).exists():
-        return TRUTH.empty_table()
-    return read_table(survey.dir / TRUTH_FILE, TRUTH.names)
-
-
-def _yields(tally: Tally, point: Mapping[str, Any]) -> tuple[Yield, ...]:
-    names = point.get("label_names") or sorted({label for label, _ in tally.by_class} - {""})
-    floor = point.get("confidence")
-    rows = []
-    for name in names:
-        cut = (point.get("cuts") or {}).get(name)
-        own = floor.get(name) if isinstance(floor, dict) else floor
-        limits = [value for value in (cut, own) if value is not None]
-        known = tally.known[name]
-        rows.append(
-            Yield(
-                label=name,
-                pool=sum(n for (label, _), n in tally.by_class.items() if label == name),
-                kept=tally.by_class[name, "selected"],
-                threshold=max(limits) if limits else None,
-                purity=tally.right[name] / known if known else None,
-                known=known,
-            )
-        )
-    return tuple(rows)
-
-
-def _levels(tally: Tally) -> tuple[Level, ...]:
-    return tuple(
-        Level(level, int(kept), int(kept) / tally.faces, int(right) / int(known) if known else None)
-        for level, (kept, known, right) in tally.levels.items()
-    )
-
-
-def _twins(tally: Tally) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = {}
-    for (kind, role), number in sorted(tally.twins.items()):
-        found.setdefault(kind, {})[role] = number
-    return found
-
-
-def _galleries(
-    tally: Tally, drawn: Mapping[tuple[str, str], list[Sample]], mined: Ledger | None
-) -> tuple[Gallery, ...]:
-    kept = [s for (reason, _), samples in drawn.items() if reason == "selected" for s in samples]
-    whole = _mined_faces(mined, kept) if mined else {}
-    order = sorted(drawn, key=lambda key: (-REASONS.index(key[0]), key[1]))
-    return tuple(
-        Gallery(
-            label or "no label",
-            reason,
-            tally.by_class[label, reason],
-            tuple(
-                Face(s.id, s.confidence, pixels)
-                for s in drawn[reason, label]
-                if (pixels := whole.get(s.id, _thumbnail(s))) is not None
-            ),
-        )
-        for reason, label in order
-    )
-
-
-def _mined_faces(mined: Ledger, samples: list[Sample]) -> dict[str, np.ndarray]:
-    """Pixels of kept faces from the mined set; a face that is gone from it is left out."""
-    wanted = {s.id for s in samples}
-    found = {}
-    for key in sorted({s.slice for s in samples}):
-        table = mined.read(key, ["id", "image"])
-        ids = table["id"].to_pylist()
-        for i in (i for i, face_id in enumerate(ids) if face_id in wanted):
-            try:
-                found[ids[i]] = decode(table["image"][i].as_py())
-            except RecordError:
-                continue  # the thumbnail stands in
-    return found
-
-
-def _thumbnail(sample: Sample) -> np.ndarray | None:
-    if sample.thumbnail is None:
-        return None
-    return np.frombuffer(sample.thumbnail, np.uint8).reshape(THUMBNAIL, THUMBNAIL)

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.metrics import Interval
+
 
 @dataclass(frozen=True)
 class ModelRow:
@@ -70,7 +72,45 @@ class Level:
     threshold: float
     kept: int
     share: float
-    purity: float | None = None
+    purity: float | None = None  # right among the kept whose truth is known
+    known: int = 0  # kept faces whose truth is known
+    estimated: float | None = None  # purity by labeled faces out of fold, in the pool's proportions
+    labeled: int = 0  # labeled faces that it was estimated on
+    by_class: tuple[tuple[int, float | None], ...] = ()  # kept and estimated purity of each class
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """What any plain confidence threshold would keep, and faces around it."""
+
+    classes: tuple[str, ...]
+    levels: tuple[Level, ...]  # evenly spaced thresholds from 0 to 1, with `by_class`
+    start: float  # threshold that is shown first, one of the levels'
+    faces: tuple[Face, ...] = ()  # sampled evenly over the thresholds, least sure first
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Labeled faces whose out-of-fold prediction speaks against their label."""
+
+    label_names: tuple[str, ...]
+    faces: int
+    agreement: float  # share of faces whose label is the predicted one
+    counts: np.ndarray  # (K, K) of given label (row) and label that is confidently suggested
+    suspects: tuple[Face, ...]  # least belief in the given label first; that is `confidence`
+
+
+@dataclass(frozen=True)
+class Subgroup:
+    """Accuracy on a part of the test faces."""
+
+    trait: str  # brightness, perceived_gender, ...
+    group: str
+    n: int
+    control: Interval
+    student: Interval
+    change: Interval  # student minus control, paired
+    p: float  # of the change, Holm-corrected over all subgroups
 
 
 @dataclass(frozen=True)
@@ -91,6 +131,7 @@ class Face:
     id: str
     confidence: float | None
     pixels: np.ndarray
+    note: str = ""  # what else to say of it
 
 
 @dataclass(frozen=True)
@@ -124,6 +165,7 @@ class ReportFacts:
     protocol: dict[str, Any] = field(default_factory=dict)
     yields: tuple[Yield, ...] = ()
     levels: tuple[Level, ...] = ()
+    explorer: Explorer | None = None
     operating_point: dict[str, Any] = field(default_factory=dict)
     course: Course | None = None
     trials: tuple[dict[str, Any], ...] = ()
@@ -134,6 +176,8 @@ class ReportFacts:
     guard: dict[str, dict[str, int]] = field(default_factory=dict)  # kind: {role: faces}
     duplicates: int | None = None
     quarantine: dict[str, int] = field(default_factory=dict)
+    noise: Noise | None = None
+    subgroups: tuple[Subgroup, ...] = ()
     distilled_grid: np.ndarray | None = None  # uint8 (H, W) or (H, W, 3)
     distilled_size: int = 48  # pixels of one image's side in the grid
     distilled: dict[str, Any] = field(default_factory=dict)

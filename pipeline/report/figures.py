@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup, escape
 
@@ -17,6 +18,8 @@ WIDTH = 640.0
 LABELS = 120.0  # room left of the plot for names
 VALUES = 130.0  # room right of it for numbers
 ROW = 30.0
+MARKS = 12  # thresholds that may all have their number below the axis
+TOLD = (0.5, 0.7, 0.9)  # thresholds whose share the words of a figure give
 
 
 def accuracy_dots(models: Sequence[ModelRow], names: Mapping[str, str]) -> Markup:
@@ -114,29 +117,81 @@ def reliability(bins: Sequence[Bin], name: str) -> Markup:
     return _svg(top + side + 46, f"Reliability of {name}. {said}", parts, left + side + 20)
 
 
-def level_curves(levels: Sequence[Level]) -> Markup:
-    """Share kept and, where truth is known, purity against a plain confidence threshold."""
-    left, right, top, bottom = 52.0, WIDTH - 90, 10.0, 230.0
+def level_curves(levels: Sequence[Level], start: float | None = None) -> Markup:
+    """Share kept and purity, estimated and known, against a plain confidence threshold.
+
+    With `start` a line stands at that threshold, which the threshold explorer moves.
+    """
+    left, right, top, bottom = 52.0, WIDTH - 20, 10.0, 230.0
     low, high = levels[0].threshold, levels[-1].threshold
     x, y = _scale(low, high, left, right), _scale(0, 1, bottom, top)
     parts: list[Markup] = []
     for t in (0.0, 0.25, 0.5, 0.75, 1.0):
         parts.append(_line(left, y(t), right, y(t), "grid"))
         parts.append(_text(left - 8, y(t) + 4, f"{t:.0%}", "tick", "end"))
-    for level in levels:
-        name = f"{level.threshold:g}"
-        parts.append(_text(x(level.threshold), bottom + 18, name, "tick", "middle"))
+    marks = [v.threshold for v in levels]
+    for t in marks if len(marks) <= MARKS else [m / 10 for m in range(11) if low <= m / 10 <= high]:
+        parts.append(_text(x(t), bottom + 18, f"{t:g}", "tick", "middle"))
     parts.append(_text((left + right) / 2, bottom + 38, "confidence", "axis-name", "middle"))
-    kept = [(x(v.threshold), y(v.share)) for v in levels]
-    pure = [(x(v.threshold), y(v.purity)) for v in levels if v.purity is not None]
-    for points, kind, name in ((kept, "share", "kept"), (pure, "purity", "purity")):
-        if points:
-            path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
+    curves: dict[str, list[tuple[float, float | None]]] = {
+        "share": [(v.threshold, v.share) for v in levels],
+        "estimated": [(v.threshold, v.estimated) for v in levels],
+        "purity": [(v.threshold, v.purity) for v in levels],
+    }
+    for kind, points in curves.items():
+        known = [(x(t), y(value)) for t, value in points if value is not None]
+        if known:
+            path = " ".join(f"{px:.1f},{py:.1f}" for px, py in known)
             parts.append(Markup('<polyline class="curve {}" points="{}"/>').format(kind, path))
-            end_x, end_y = points[-1]
-            parts.append(_text(end_x + 10, end_y + 4, name, f"curve-name {kind}", "start"))
-    said = "; ".join(f"at {v.threshold:g} {v.share:.0%} kept" for v in levels)
+    if start is not None:
+        parts.append(
+            Markup(
+                '<line id="cut-line" class="cut" data-left="{}" data-right="{}" '
+                'x1="{:.1f}" y1="{}" x2="{:.1f}" y2="{}"/>'
+            ).format(left, right, x(start), top, x(start), bottom)
+        )
+    told = [v for v in levels if v.threshold in TOLD] or levels
+    said = "; ".join(f"at {v.threshold:g} {v.share:.0%} kept" for v in told)
     return _svg(bottom + 46, f"Share kept by confidence threshold. {said}", parts)
+
+
+def trial_dots(trials: Sequence[Mapping[str, Any]]) -> Markup:
+    """Purity against utilization of the search's trials; those on the Pareto front stand out."""
+    left, right, top, bottom = 60.0, WIDTH - 20, 26.0, 266.0
+    xs = [float(trial["utilization"]) for trial in trials]
+    ys = [float(trial["purity"]) for trial in trials]
+    (low_x, high_x), (low_y, high_y) = _padded(min(xs), max(xs)), _padded(min(ys), max(ys))
+    x, y = _scale(low_x, high_x, left, right), _scale(low_y, high_y, bottom, top)
+    parts: list[Markup] = []
+    for t in _ticks(low_y, high_y):
+        parts.append(_line(left, y(t), right, y(t), "grid"))
+        parts.append(_text(left - 8, y(t) + 4, f"{t:.0%}", "tick", "end"))
+    for t in _ticks(low_x, high_x):
+        parts.append(_line(x(t), top, x(t), bottom, "grid"))
+        parts.append(_text(x(t), bottom + 18, f"{t:.0%}", "tick", "middle"))
+    parts.append(_text((left + right) / 2, bottom + 38, "utilization", "axis-name", "middle"))
+    parts.append(_text(left - 8, top - 14, "purity", "axis-name", "end"))
+    best = sorted(range(len(trials)), key=lambda i: bool(trials[i].get("pareto")))
+    for i in best:  # the front last, on top
+        kind = "student" if trials[i].get("pareto") else "other"
+        parts.append(
+            Markup(
+                '<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="6"><title>{}</title></circle>'
+            ).format(
+                kind,
+                x(xs[i]),
+                y(ys[i]),
+                f"trial {trials[i].get('trial', i)}: utilization {xs[i]:.1%}, purity {ys[i]:.1%}",
+            )
+        )
+    front = sum(bool(trial.get("pareto")) for trial in trials)
+    said = f"{len(trials)} trials" + (f", {front} on the Pareto front" if front else "")
+    return _svg(
+        bottom + 46,
+        f"Estimated purity and utilization of the search's trials. {said}: purity {min(ys):.0%} "
+        f"to {max(ys):.0%}, utilization {min(xs):.0%} to {max(xs):.0%}",
+        parts,
+    )
 
 
 def course_strips(course: Course) -> Markup:
@@ -234,9 +289,9 @@ def standalone(figure: Markup) -> str:
 
 def _svg(height: float, said: str, parts: Sequence[Markup], width: float = WIDTH) -> Markup:
     return Markup(
-        '<svg role="img" viewBox="0 0 {:.0f} {:.0f}" style="max-width:{:.0f}px" aria-label="{}">{}'
-        "</svg>"
-    ).format(width, height, width, said, Markup("").join(parts))
+        '<svg class="{}" role="img" viewBox="0 0 {:.0f} {:.0f}" style="max-width:{:.0f}px" '
+        'aria-label="{}">{}</svg>'
+    ).format("wide" if width >= WIDTH else "", width, height, width, said, Markup("").join(parts))
 
 
 def _text(x: float, y: float, text: str, kind: str, anchor: str) -> Markup:

@@ -1,11 +1,15 @@
-"""Writes report.html: one file that opens without a server, a network or a script.
+"""Writes report.html: one file that opens without a server or a network.
 
-The template escapes everything; a content policy in the page forbids scripts and loading, so that a
-hostile file name stays text. Cost: well under a second; about 0.2 KB per blurred face, 2 KB shown.
+The template escapes everything; a content policy in the page forbids loading and every script but
+the threshold explorer's, which it names by its sha256, so that a hostile file name stays text.
+Without scripts a table stands where the explorer would. Cost: well under a second; about 0.2 KB per
+blurred face, 2 KB shown.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,9 @@ from markupsafe import Markup
 from pipeline.evaluation import MIN_SEEDS
 from pipeline.metrics import label_order
 from pipeline.report import figures, galleries
-from pipeline.report.facts import Gain, Gallery, ModelRow, ReportFacts
+from pipeline.report.facts import Explorer, Gain, Gallery, ModelRow, ReportFacts, Subgroup
+from pipeline.report.subgroups import LEAST
+from pipeline.schema import PERCEIVED
 from pipeline.storage import Location
 
 MODEL_NAMES: Mapping[str, str] = {
@@ -61,6 +67,7 @@ def write_report(at: Location, facts: ReportFacts) -> None:
 def render(facts: ReportFacts) -> str:
     """The page as text."""
     here = Path(__file__).parent
+    script = (here / "explorer.js").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(here),
         autoescape=True,
@@ -82,6 +89,13 @@ def render(facts: ReportFacts) -> str:
         count=count,
         duration=duration,
         css=Markup((here / "style.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        start=facts.explorer and _nearest(facts.explorer),
+        by_trait=_by_trait(facts.subgroups),
+        perceived=PERCEIVED,
+        least=LEAST,
+        script_hash=sha256_source(script),
+        explorer=facts.explorer and explorer_data(facts.explorer, facts.show_faces),
         verdict=verdict(facts),
         draw=figures,
         model_names=MODEL_NAMES,
@@ -90,10 +104,57 @@ def render(facts: ReportFacts) -> str:
         audit={key: audit(matrix, facts.label_names) for key, matrix in facts.confusion.items()},
         rejected=_by_reason(facts.galleries),
         kept=[g for g in facts.galleries if g.reason == "selected" and g.faces],
+        neighbors=any(face.note for gallery in facts.galleries for face in gallery.faces),
         face=lambda pixels: galleries.face_uri(pixels, facts.show_faces),
         grid=lambda pixels: galleries.grid_uri(pixels, facts.distilled_size, facts.show_faces),
         trial_columns=_trial_columns(facts.trials),
+        trials_shown=_drawable(facts.trials),
     )
+
+
+def sha256_source(script: str) -> str:
+    """How a content policy names an inline script: `'sha256-...'` of its UTF-8 text."""
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
+
+
+def explorer_data(explorer: Explorer, show_faces: bool) -> dict[str, Any]:
+    """What explorer.js reads; JSON-able. Faces are as blurred as those of a gallery."""
+    return {
+        "face": "Face" if show_faces else "Blurred face",
+        "levels": [
+            {
+                "threshold": level.threshold,
+                "kept": level.kept,
+                "share": _rounded(level.share),
+                "purity": _rounded(level.purity),
+                "known": level.known,
+                "estimated": _rounded(level.estimated),
+                "labeled": level.labeled,
+                "classes": [[n, _rounded(p)] for n, p in level.by_class],
+            }
+            for level in explorer.levels
+        ],
+        "faces": [
+            {
+                "id": face.id,
+                "confidence": _rounded(face.confidence, 6),
+                "label": face.note,
+                "image": galleries.face_uri(face.pixels, show_faces),
+            }
+            for face in explorer.faces
+        ],
+    }
+
+
+def _nearest(explorer: Explorer) -> int:
+    """Position of the level at which the explorer opens."""
+    gaps = [abs(level.threshold - explorer.start) for level in explorer.levels]
+    return gaps.index(min(gaps))
+
+
+def _rounded(value: float | None, digits: int = 4) -> float | None:
+    return None if value is None else round(value, digits)
 
 
 def verdict(facts: ReportFacts) -> str:
@@ -192,6 +253,19 @@ def _by_reason(every: tuple[Gallery, ...]) -> dict[str, list[Gallery]]:
     return groups
 
 
+def _by_trait(subgroups: tuple[Subgroup, ...]) -> dict[str, list[Subgroup]]:
+    groups: dict[str, list[Subgroup]] = {}
+    for one in subgroups:
+        groups.setdefault(one.trait, []).append(one)
+    return groups
+
+
 def _trial_columns(trials: tuple[dict[str, Any], ...]) -> list[str]:
     """Columns of the trial table in order of first appearance."""
     return list(dict.fromkeys(key for trial in trials for key in trial))
+
+
+def _drawable(trials: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
+    """Trials that have a place in a figure of purity and utilization."""
+    numbers = ("purity", "utilization")
+    return [t for t in trials if all(isinstance(t.get(name), float) for name in numbers)]

@@ -1,9 +1,10 @@
 """One pass over the decided pool: counts for the tables and a fair sample of faces to look at.
 
 Reads narrow columns of selection, scores, guard and survey side by side, one slice at a time. The
-sample holds, per reason and class, the faces whose ids have the smallest hashes: the same ones
-whatever the order of slices. Cost: about 300 bytes of reading per pool face (the thumbnail is most
-of it); memory does not grow with the pool. The hidden truth may be opened here, as evaluate may.
+sample holds, per reason and class and per step of the confidence, the faces whose ids have the
+smallest hashes: the same ones whatever the order of slices.
+Cost: about 400 bytes of reading per pool face, most of it thumbnail and neighbors; memory does not
+grow with the pool. The hidden truth may be opened here, as evaluate may.
 """
 
 from __future__ import annotations
@@ -23,14 +24,29 @@ from pipeline.plan import Plan
 from pipeline.ranking import stable_hash
 from pipeline.schema import OK, QUARANTINED
 
-LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+STEPS = 100
+"""Of the confidence, in counts of the pool and for the threshold explorer."""
+
+THRESHOLDS = np.arange(STEPS + 1) / STEPS
+
+THUMBNAIL = 16
 
 COLUMNS = {
     "select": ("id", "reason", "label"),
-    "score": ("id", "status", "pseudo_label", "confidence"),
+    "score": (
+        "id",
+        "status",
+        "pseudo_label",
+        "confidence",
+        "neighbor_ids",
+        "neighbor_similarity",
+    ),
     "guard": ("id", "twin_of", "twin_kind", "twin_role", "duplicate_group"),
     "survey": ("id", "status", "reason", "thumbnail"),
 }
+
+
+SAMPLED = ("id", "confidence", "thumbnail", "pseudo_label", "neighbor", "neighbor_similarity")
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,9 @@ class Sample:
     id: str
     confidence: float | None
     thumbnail: bytes | None
+    pseudo_label: str | None
+    neighbor: str | None  # id of the nearest labeled face
+    neighbor_similarity: float | None  # its cosine
     slice: str
 
 
@@ -53,9 +72,8 @@ class Tally:
     by_class: Counter[tuple[str, str]] = field(default_factory=Counter)  # (label, reason)
     known: Counter[str] = field(default_factory=Counter)  # kept faces with a truth, by label
     right: Counter[str] = field(default_factory=Counter)
-    levels: dict[float, np.ndarray] = field(  # faces at or above it, with a truth, right
-        default_factory=lambda: {level: np.zeros(3, np.int64) for level in LEVELS}
-    )
+    cells: dict[str, np.ndarray] = field(default_factory=dict)
+    """By pseudo-label: scored faces, those with a truth, those that are right, (3, STEPS + 1)."""
     twins: Counter[tuple[str, str]] = field(default_factory=Counter)  # (kind, role)
     duplicates: int = 0
     quarantine: Counter[str] = field(default_factory=Counter)
@@ -69,7 +87,7 @@ class Sampler:
         self._heaps: dict[tuple[str, str], list[tuple[int, Sample]]] = {}
 
     def add(self, slice: str, rows: pa.Table) -> None:
-        """Offer the faces of one slice; columns id, reason, label, confidence, thumbnail."""
+        """Offer the faces of one slice; columns reason, label and those of a :class:`Sample`."""
         if not self.size or not rows.num_rows:
             return
         hashes = stable_hash(rows["id"])
@@ -82,7 +100,7 @@ class Sampler:
                 rank = -int(hashes[i])  # heapq keeps the smallest on top: the worst hash
                 if len(heap) == self.size and rank <= heap[0][0]:
                     break
-                row = {name: rows[name][i].as_py() for name in ("id", "confidence", "thumbnail")}
+                row = {name: rows[name][i].as_py() for name in SAMPLED}
                 push = heapq.heappush if len(heap) < self.size else heapq.heapreplace
                 push(heap, (rank, Sample(**row, slice=slice)))
 
@@ -94,26 +112,55 @@ class Sampler:
         }
 
 
+@dataclass(frozen=True)
+class Walked:
+    """What the pass found."""
+
+    tally: Tally
+    drawn: dict[tuple[str, str], list[Sample]]  # by reason and label, surest first
+    ladder: list[Sample]  # scored faces evenly over the steps of the confidence, least sure first
+
+
 def walk(
-    ledgers: dict[str, Ledger], plan: Plan, truth: pa.Table, size: int
-) -> tuple[Tally, dict[tuple[str, str], list[Sample]]]:
-    """Count the pool and draw faces for the galleries.
+    ledgers: dict[str, Ledger], plan: Plan, truth: pa.Table, size: int, per_step: int = 0
+) -> Walked:
+    """Count the pool and draw faces to look at.
 
     Args:
         ledgers: of select, score, guard and survey.
         plan: of the pool.
         truth: TRUTH; faces without a label there are unknown.
         size: faces per gallery.
+        per_step: faces per step of the confidence.
 
     Raises:
         LedgerError: tables of a slice do not line up.
     """
     truth = truth.filter(pc.is_valid(truth["label"])).combine_chunks()
-    tally, sampler = Tally(), Sampler(size)
+    tally, sampler, ladder = Tally(), Sampler(size), Sampler(per_step)
     for key, rows in _rows(ledgers, plan):
-        _count(tally, rows, truth)
+        scored = rows.filter(rows["scored"])
+        step = steps_of(scored["confidence"])
+        _count(tally, rows, scored, step, truth)
         sampler.add(key, rows)
-    return tally, sampler.drawn()
+        names = {
+            "reason": pa.repeat("scored", len(step)),
+            "label": pa.array(step).cast(pa.string()),
+        }
+        ladder.add(key, pa.table({**{n: scored[n] for n in SAMPLED}, **names}))
+    every = [sample for samples in ladder.drawn().values() for sample in samples]
+    return Walked(tally, sampler.drawn(), sorted(every, key=lambda s: (s.confidence or 0.0, s.id)))
+
+
+def pixels_of(thumbnail: bytes) -> np.ndarray:
+    """A stored thumbnail as uint8 (16, 16)."""
+    return np.frombuffer(thumbnail, np.uint8).reshape(THUMBNAIL, THUMBNAIL)
+
+
+def steps_of(confidence: pa.ChunkedArray) -> np.ndarray:
+    """Highest step (N,) that each confidence reaches; float32 is compared with float32."""
+    values = confidence.to_numpy().astype(np.float32)
+    return np.searchsorted(THRESHOLDS.astype(np.float32), values, side="right") - 1
 
 
 def _rows(ledgers: dict[str, Ledger], plan: Plan) -> Iterator[tuple[str, pa.Table]]:
@@ -134,6 +181,8 @@ def _rows(ledgers: dict[str, Ledger], plan: Plan) -> Iterator[tuple[str, pa.Tabl
                     "label": selection["label"].fill_null(""),
                     "pseudo_label": scores["pseudo_label"],
                     "confidence": scores["confidence"],
+                    "neighbor": pc.list_element(scores["neighbor_ids"], 0),
+                    "neighbor_similarity": scores["neighbor_similarity"],
                     "scored": pc.equal(scores["status"], OK),
                     "twin_of": guard["twin_of"],
                     "twin_kind": guard["twin_kind"],
@@ -147,7 +196,9 @@ def _rows(ledgers: dict[str, Ledger], plan: Plan) -> Iterator[tuple[str, pa.Tabl
         )
 
 
-def _count(tally: Tally, rows: pa.Table, truth: pa.Table) -> None:
+def _count(
+    tally: Tally, rows: pa.Table, scored: pa.Table, step: np.ndarray, truth: pa.Table
+) -> None:
     tally.faces += rows.num_rows
     tally.usable += pc.sum(pc.equal(rows["status"], OK)).as_py() or 0
     tally.reasons += _pairs(rows, "reason")
@@ -159,15 +210,16 @@ def _count(tally: Tally, rows: pa.Table, truth: pa.Table) -> None:
     bad = rows.filter(pc.equal(rows["status"], QUARANTINED))
     tally.quarantine += _pairs(bad, "fault")
 
-    scored = rows.filter(rows["scored"])
     place = pc.index_in(scored["id"], value_set=truth["id"])
     known = np.asarray(pc.is_valid(place))
     answer = truth["label"].take(place)
     right = np.asarray(pc.equal(scored["pseudo_label"], answer).fill_null(False))
-    confidence = np.asarray(scored["confidence"])
-    for level, counts in tally.levels.items():
-        above = confidence >= np.float32(level)
-        counts += (above.sum(), (above & known).sum(), (above & right).sum())
+    labels = np.array(scored["pseudo_label"].to_pylist(), dtype=object)
+    for label in sorted(set(labels.tolist())):
+        own = labels == label
+        cells = tally.cells.setdefault(label, np.zeros((3, STEPS + 1), np.int64))
+        for row, which in enumerate((own, own & known, own & right)):
+            cells[row] += np.bincount(step[which], minlength=STEPS + 1)
     kept = np.asarray(pc.equal(scored["reason"], "selected"))
     tally.known += _pairs(scored.filter(pa.array(kept & known)), "label")
     right = np.asarray(pc.equal(scored["label"], answer).fill_null(False))  # as select named it

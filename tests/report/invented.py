@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline.metrics import Interval
 from pipeline.report.facts import (
     Bin,
     Course,
+    Explorer,
     Face,
     Gain,
     Gallery,
     Level,
     ModelRow,
+    Noise,
     ReportFacts,
+    Subgroup,
     Yield,
 )
 from pipeline.schema import EMOTIONS
@@ -41,7 +45,12 @@ def galleries(faces: int) -> tuple[Gallery, ...]:
             "selected",
             1200 // (i + 1),
             tuple(
-                Face(f"pool/shard-0{i}.parquet#{17 * j}", 0.98 - j / 100, picture(i * 50 + j))
+                Face(
+                    f"pool/shard-0{i}.parquet#{17 * j}",
+                    0.98 - j / 100,
+                    picture(i * 50 + j),
+                    f"near {name} 0.{90 - j}",
+                )
                 for j in range(faces)
             ),
         )
@@ -63,14 +72,79 @@ def galleries(faces: int) -> tuple[Gallery, ...]:
     return (*kept, *rejected)
 
 
+def level(threshold: float) -> Level:
+    """What a threshold keeps of 20,000 faces, half of them of the first class."""
+    share = (1 - threshold) ** 0.5
+    kept, right = int(20_000 * share), 0.6 + 0.39 * threshold
+    rest = [(kept // 2 // (i + 2), right - 0.05 * i) for i in range(1, len(NAMES))]
+    return Level(
+        threshold,
+        kept,
+        share,
+        0.7 + 0.29 * threshold if kept else None,
+        kept // 3,
+        right if kept else None,
+        int(3000 * share),
+        (
+            (kept - sum(n for n, _ in rest), right),
+            *((n, right if n else None) for n, right in rest),
+        ),
+    )
+
+
+def explorer(faces: int) -> Explorer:
+    """All thresholds in hundredths, and faces evenly over the confidence."""
+    return Explorer(
+        NAMES,
+        tuple(level(i / 100) for i in range(101)),
+        0.62,
+        tuple(
+            Face(f"pool/x.parquet#{i}", i / faces, picture(i, 16), NAMES[i % 7])
+            for i in range(faces)
+        ),
+    )
+
+
+def noise(faces: int) -> Noise:
+    """A labeled set in which fear and surprise are mixed up."""
+    counts = np.diag([400, 350, 200, 180, 60, 40, 150]) + 4
+    counts[4, 3] = 30
+    suspects = tuple(
+        Face(f"labeled/a#{i}", 0.02 + i / 100, picture(i, 16), "labeled fear, seems surprise 0.93")
+        for i in range(faces)
+    )
+    return Noise(NAMES, 2500, 0.71, counts, suspects)
+
+
+def subgroups() -> tuple[Subgroup, ...]:
+    """Two traits, one of a picture and one of people."""
+    groups = {
+        "brightness": (
+            "lowest third, up to 93",
+            "middle third, to 130",
+            "highest third, above 130",
+        ),
+        "perceived_age": ("0-3", "20-39", "70+"),
+    }
+    return tuple(
+        Subgroup(
+            trait,
+            group,
+            1000 - 300 * i,
+            Interval(0.73 - i / 50, 0.70 - i / 50, 0.76 - i / 50),
+            Interval(0.75 - i / 50, 0.72 - i / 50, 0.78 - i / 50),
+            Interval(0.02, 0.004, 0.036),
+            0.03 + i / 5,
+        )
+        for trait, names in groups.items()
+        for i, group in enumerate(names)
+    )
+
+
 def facts(**changes: object) -> ReportFacts:
     """Every section filled."""
     rng = np.random.default_rng(0)
     confusion = np.diag([300, 280, 150, 140, 60, 40, 110]) + rng.integers(0, 25, (7, 7))
-    levels = [
-        Level(t, int(20000 * (1 - t) ** 0.5), (1 - t) ** 0.5, 0.7 + 0.29 * t)
-        for t in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-    ]
     bins = tuple(Bin(c, c**1.3, int(1000 * c**3)) for c in np.linspace(0.15, 0.95, 9).tolist())
     recall = {name: float(rng.uniform(0.3, 0.9)) for name in NAMES}
     better = {name: value + float(rng.uniform(-0.04, 0.1)) for name, value in recall.items()}
@@ -82,11 +156,30 @@ def facts(**changes: object) -> ReportFacts:
         "version": "0.1.0",
         "run": "/data/runs/invented",
         "label_names": NAMES,
-        "models": (
-            ModelRow("teacher", 0.701, (0.685, 0.717), 0.556, 0.548, 0.061, 77_000, recall),
-            ModelRow("control_a", 0.718, (0.702, 0.734), 0.571, 0.566, 0.048, 230_000, recall),
-            ModelRow("control_b", 0.732, (0.716, 0.748), 0.586, 0.580, 0.070, 460_000, recall),
-            ModelRow("student", 0.749, (0.734, 0.764), 0.611, 0.606, 0.039, 460_000, better),
+        "models": tuple(
+            ModelRow(*row, times, kl, 0.41)
+            for row, times, kl in (
+                (
+                    ("teacher", 0.701, (0.685, 0.717), 0.556, 0.548, 0.061, 77_000, recall),
+                    188,
+                    0.61,
+                ),
+                (
+                    ("control_a", 0.718, (0.702, 0.734), 0.571, 0.566, 0.048, 23_000, recall),
+                    90,
+                    0.6,
+                ),
+                (
+                    ("control_b", 0.732, (0.716, 0.748), 0.586, 0.58, 0.07, 460_000, recall),
+                    3700,
+                    0.6,
+                ),
+                (
+                    ("student", 0.749, (0.734, 0.764), 0.611, 0.606, 0.039, 460_000, better),
+                    240,
+                    0.5,
+                ),
+            )
         ),
         "gain": Gain(0.017, 0.006, 0.028, "control_b", 3199),
         "purity": 0.912,
@@ -104,6 +197,8 @@ def facts(**changes: object) -> ReportFacts:
             "mine": 3.2,
             "distill": 66.0,
             "student": 240.0,
+            "control_a": 90.0,
+            "control_b": 3700.0,
             "evaluate": 9.0,
         },
         "protocol": {
@@ -126,7 +221,10 @@ def facts(**changes: object) -> ReportFacts:
                 strict=True,
             )
         ),
-        "levels": tuple(levels),
+        "levels": tuple(level(t) for t in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)),
+        "explorer": explorer(40),
+        "noise": noise(6),
+        "subgroups": subgroups(),
         "operating_point": {"confidence": 0.62, "agree": True, "class_cap": None},
         "course": Course(
             tuple(range(50, 2001, 50)),
@@ -139,7 +237,14 @@ def facts(**changes: object) -> ReportFacts:
             312,
         ),
         "trials": tuple(
-            {"trial": i, "confidence": 0.5 + i / 20, "purity": 0.9 + i / 200, "value": 0.5 + i / 90}
+            {
+                "trial": i,
+                "confidence": 0.5 + i / 20,
+                "purity": 0.9 + i / 200,
+                "utilization": 0.6 - i / 30 - (0.1 if i == 3 else 0.0),
+                "objective": 0.5 + i / 90,
+                "pareto": i != 3,
+            }
             for i in range(6)
         ),
         "confusion": {"control_b": confusion.T, "student": confusion},

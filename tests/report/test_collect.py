@@ -17,7 +17,6 @@ from pipeline.ledger import Ledger
 from pipeline.plan import Plan, Slice
 from pipeline.report import ReportConfig, collect
 from pipeline.report.page import render
-from pipeline.report.pool import Sampler
 from pipeline.run import Run
 from pipeline.schema import MINED, TRUTH, with_label_names
 from pipeline.storage import Location, location, write_table
@@ -26,12 +25,13 @@ NAMES = ("neutral", "happiness")
 
 FACES: list[dict[str, Any]] = [
     # slice 0
-    {"id": "p/a#0", "label": "neutral", "confidence": 0.97, "reason": "selected"},
+    {"id": "p/a#0", "label": "neutral", "confidence": 0.97, "reason": "selected",
+     "near": "l#0"},
     {"id": "p/a#1", "label": "neutral", "confidence": 0.85, "reason": "selected"},
     {"id": "p/a#2", "label": "happiness", "confidence": 0.55, "reason": "below_confidence"},
     {"id": "p/a#3", "status": "quarantined", "fault": "truncated", "reason": "quarantined"},
     # slice 1
-    {"id": "p/b#0", "label": "happiness", "confidence": 0.92, "reason": "selected"},
+    {"id": "p/b#0", "label": "happiness", "confidence": 0.92, "reason": "selected", "near": "l#9"},
     {"id": "p/b#1", "label": "happiness", "confidence": 0.92, "reason": "duplicate",
      "duplicate_group": "p/b#0"},
     {"id": "p/b#2", "label": "neutral", "confidence": 0.75, "reason": "twin_of_test",
@@ -66,6 +66,7 @@ def _tables(rows: list[dict[str, Any]]) -> dict[str, pa.Table]:
         }
         for row in kept
     ]  # fmt: skip
+    neighbors = [[row["near"]] if "near" in row else None for row in rows]
     return {
         "survey": pa.table(
             {
@@ -86,6 +87,8 @@ def _tables(rows: list[dict[str, Any]]) -> dict[str, pa.Table]:
                 "status": status,
                 "pseudo_label": _column(rows, "label"),
                 "confidence": _column(rows, "confidence", pa.float32()),
+                "neighbor_ids": pa.array(neighbors, pa.list_(pa.string())),
+                "neighbor_similarity": pa.array([0.91] * len(rows), pa.float32()),
             }
         ),
         "select": pa.table(
@@ -99,6 +102,36 @@ def _finish(run: Run, name: str, **facts: Any) -> Location:
     stage = run.open(name, {"name": name})
     stage.finish("d" * 64, **facts)
     return stage.dir
+
+
+FOLDS = (  # id, label, logits, brightness of the picture
+    ("l#0", "neutral", (2.0, 0.0), 10),
+    ("l#1", "neutral", (0.0, 3.0), 20),
+    ("l#2", "happiness", (0.0, 2.0), 30),
+    ("l#3", "happiness", (1.0, 0.0), 40),
+)
+
+
+def _labeled(run: Run) -> None:
+    """Labeled faces, the teacher's folds, and what score says of them out of fold."""
+    ids, labels, logits, grays = (list(column) for column in zip(*FOLDS, strict=True))
+    images = pa.table({"id": ids, "image": [_png(gray) for gray in grays]})
+    named = pa.schema(images.schema, metadata={"label_names": ",".join(NAMES)})
+    at = _finish(run, "labeled")
+    write_table(at / "labeled.parquet", images.cast(named))
+    thumbnails = pa.array([bytes([gray] * 256) for gray in grays], pa.binary(256))
+    write_table(at / "faces.parquet", pa.table({"id": ids, "thumbnail": thumbnails}))
+    teach = _finish(run, "teach", temperature=2.0)
+    folds = {"id": ids, "label": labels, "logits": pa.array(logits, pa.list_(pa.float32()))}
+    write_table(teach / "folds.parquet", pa.table(folds))
+    probs = [np.exp(np.array(z) / 2) / np.exp(np.array(z) / 2).sum() for z in logits]
+    points = {
+        "pseudo_label": [NAMES[p.argmax()] for p in probs],
+        "confidence": pa.array([p.max() for p in probs], pa.float32()),
+        "label": labels,
+    }
+    at = run.artifact("score").dir / "labeled.parquet"
+    write_table(at, pa.table(points).replace_schema_metadata({"label_names": ",".join(NAMES)}))
 
 
 @pytest.fixture
@@ -119,7 +152,7 @@ def run(tmp_path: Path) -> Run:
     (survey / "plan.json").write_json({"file": "plan.parquet"})
     truth = pa.table({"id": list(TRUE), "label": list(TRUE.values())}, schema=TRUTH)
     write_table(survey / "truth.parquet", truth)
-    _finish(run, "labeled")
+    _labeled(run)
     (run.artifact("select").dir / "operating_point.json").write_json(
         {"label_names": NAMES, "confidence": 0.6, "cuts": {"neutral": 0.7}, "trials": [{"a": 1}]}
     )
@@ -195,14 +228,17 @@ def test_collect__levels(run: Run) -> None:
 def test_collect__galleries_show_mined_pixels_for_kept_and_thumbnails_for_rejected(
     run: Run,
 ) -> None:
-    galleries = {(g.reason, g.label): g for g in collect(run, "demo", "c", False).galleries}
+    galleries = {(g.reason, g.label): g for g in collect(run, "demo", "c", True).galleries}
     kept = galleries["selected", "neutral"]
     assert [f.id for f in kept.faces] == ["p/a#0", "p/a#1"]
     assert [f.pixels.shape for f in kept.faces] == [(20, 20), (20, 20)]
+    assert [f.note for f in kept.faces] == ["near neutral 0.91", ""]
     rejected = galleries["below_confidence", "neutral"]
     assert rejected.faces[0].pixels.tolist() == np.full((16, 16), 3).tolist()
     assert galleries["quarantined", "no label"].faces == ()
     assert galleries["quarantined", "no label"].total == 1
+    blurred = collect(run, "demo", "c", False).galleries[1]
+    assert (blurred.label, blurred.faces[0].pixels.shape) == ("neutral", (16, 16))
 
 
 def test_collect__evaluation_gives_models_gain_and_protocol(run: Run) -> None:
@@ -240,8 +276,68 @@ def test_collect__votes_reach_the_page_where_there_are_any(run: Run) -> None:
 
 def test_collect__its_facts_make_a_page(run: Run) -> None:
     text = render(collect(run, "demo", "omnifer run demo.yaml", True, ReportConfig(gallery=2)))
-    assert text.count("<section") == 14
+    assert text.count("<section") == 15
     assert "--show-faces was given" in text
+
+
+def test_collect__explorer_estimates_purity_on_labeled_faces_in_the_pools_proportions(
+    run: Run,
+) -> None:
+    explorer = collect(run, "demo", "c", False).explorer
+    assert explorer is not None
+    assert (explorer.classes, explorer.start) == (NAMES, 0.6)
+    assert [level.threshold for level in explorer.levels] == [i / 100 for i in range(101)]
+    # Out of fold: l#0 neutral 0.73 right, l#1 happiness 0.82 wrong, l#2 happiness 0.73 right,
+    # l#3 neutral 0.62 wrong. Pool at 0.7: neutral 0.97, 0.85, 0.75 and happiness 0.92, 0.92.
+    at = explorer.levels[70]
+    assert (at.kept, at.labeled) == (5, 3)
+    overall, prior = 2 / 3, 20
+    neutral = (1 + prior * overall) / (1 + prior)
+    happiness = (1 + prior * overall) / (2 + prior)
+    assert at.by_class == ((3, pytest.approx(neutral)), (2, pytest.approx(happiness)))
+    assert at.estimated == pytest.approx((3 * neutral + 2 * happiness) / 5)
+    above = explorer.levels[90]  # no labeled face is that sure: nothing is estimated
+    assert (above.kept, above.labeled, above.estimated) == (3, 0, None)
+    assert [f.id for f in explorer.faces[:2]] == ["p/a#2", "p/b#3"]
+    assert [f.note for f in explorer.faces[:2]] == ["happiness", "neutral"]
+    assert len(explorer.faces) == 7
+
+
+def test_collect__time_holds_controls_and_tuning(run: Run) -> None:
+    for name, seconds in (("control_a", 5.0), ("control_b", 7.0), ("tuned", 3.0), ("test", 9.0)):
+        _finish(run, name, seconds=seconds)
+    spent = collect(run, "demo", "c", False).seconds
+    assert "test" not in spent  # its clock is that of labeled
+    assert {name: spent[name] for name in ("control_a", "control_b", "tuned")} == {
+        "control_a": 5.0, "control_b": 7.0, "tuned": 3.0
+    }  # fmt: skip
+
+
+def test_collect__noise_is_of_the_labeled_faces(run: Run) -> None:
+    for show, size in ((False, 16), (True, 20)):
+        found = collect(run, "demo", "c", show).noise
+        assert found is not None
+        assert (found.faces, found.agreement) == (4, 0.5)
+        # Mean belief: neutral (0.73 + 0.18) / 2, happiness (0.73 + 0.38) / 2. l#3 is neutral 0.62.
+        assert found.counts.tolist() == [[1, 1], [1, 1]]
+        assert [f.id for f in found.suspects] == ["l#1", "l#3"]
+        assert found.suspects[0].note == "labeled neutral, seems happiness 0.82"
+        assert found.suspects[0].confidence == pytest.approx(1 / (1 + np.exp(1.5)))
+        assert found.suspects[0].pixels.tolist() == np.full((size, size), 20).tolist()
+
+
+def test_collect__twins_found_by_embedding_count(run: Run) -> None:
+    plan = Plan(run.artifact("survey").dir / "plan.parquet")
+    at = _finish(run, "twins")
+    for slice, first in zip(plan, (0, 4), strict=True):
+        rows = [dict(face) for face in FACES[first : first + 4]]
+        if first == 0:
+            rows[0] |= {"twin_of": "t#1", "twin_kind": "embedding", "twin_role": "validation"}
+        Ledger(at).commit(slice, _tables(rows)["guard"])
+    Ledger(at).seal(plan)
+    assert collect(run, "demo", "c", False).guard == {
+        "embedding": {"validation": 1}, "pixels": {"test": 1}
+    }  # fmt: skip
 
 
 def test_collect__an_empty_run_has_nothing_to_report(tmp_path: Path) -> None:
@@ -258,29 +354,5 @@ def test_collect__without_truth_purity_is_unknown(run: Run) -> None:
 
 def test_collect__a_mined_face_that_is_gone_shows_its_thumbnail(run: Run) -> None:
     (run.root / "mine").remove_tree()
-    galleries = {(g.reason, g.label): g for g in collect(run, "demo", "c", False).galleries}
+    galleries = {(g.reason, g.label): g for g in collect(run, "demo", "c", True).galleries}
     assert galleries["selected", "neutral"].faces[0].pixels.shape == (16, 16)
-
-
-def test_sampler__same_faces_in_any_order() -> None:
-    def rows(first: int) -> pa.Table:
-        ids = [f"p#{i}" for i in range(first, first + 50)]
-        return pa.table(
-            {
-                "id": ids,
-                "reason": ["selected"] * 50,
-                "label": ["fear"] * 50,
-                "confidence": pa.array(np.linspace(0, 1, 50), pa.float32()),
-                "thumbnail": pa.nulls(50, pa.binary(256)),
-            }
-        )
-
-    drawn = []
-    for order in ((0, 50, 100), (100, 0, 50)):
-        sampler = Sampler(7)
-        for first in order:
-            sampler.add("s", rows(first))
-        drawn.append([s.id for s in sampler.drawn()["selected", "fear"]])
-    assert drawn[0] == drawn[1]
-    assert len(set(drawn[0])) == 7
-    assert {int(i[2:]) // 50 for i in drawn[0]} != {0}
