@@ -221,7 +221,8 @@ def pareto(trials: Sequence[Mapping[str, Any]]) -> Mask:
     values = np.array([[trial[name] for name in FRONT] for trial in trials], dtype=np.float64)
     at_least = (values[:, None] <= values[None]).all(2)
     better = (values[:, None] < values[None]).any(2)
-    return np.asarray(~(at_least & better).any(1))
+    surpassed: Mask = np.any(at_least & better, axis=1)
+    return ~surpassed
 
 
 def halves(labels: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
@@ -298,7 +299,9 @@ def head_worth(found: Sequence[NDArray[np.float64]], evidence: Evidence) -> dict
     made = evidence.study
     assert made is not None
     named = said(found, made)
-    here = (named >= 0) & (True if evidence.judges is None else evidence.judges)
+    here = named >= 0
+    if evidence.judges is not None:
+        here &= evidence.judges
     classes = len(evidence.start.label_names)
     confusion = confusion_matrix(named[here], made.labels[here], classes)
     return {"accuracy": float(accuracy(confusion)), "macro_f1": float(macro_f1(confusion))}
