@@ -26,6 +26,7 @@ from pipeline.active import pack
 from pipeline.job import SCHEMA_VERSION, Job, settings
 from pipeline.policy import SCORE_COLUMNS, OperatingPoint, SelectConfig, class_curves, with_cuts
 from pipeline.recipe import load
+from pipeline.run import CURRENT
 from pipeline.search import Evidence, SearchConfig
 from pipeline.spaces import HeadConfig, heads, said
 from pipeline.streaming import start_ray
@@ -132,13 +133,25 @@ def opened(cell: Cell, context: Context) -> Job:
     root = context.cache / cell.run
     root.mkdir(parents=True, exist_ok=True)
     sets = [*cell.sets, "tracking.uri='off'", "stream.object_store_mb=300"]
-    speed = f"train.threads={context.threads}"
-    argv = [part for item in (*sets, speed) for part in ("--set", item)]
-    command = ("-m", "pipeline.cli", "run", ferplus10.RECIPE, "--run", str(root), "--fresh")
-    threads = {"OMP_NUM_THREADS": str(context.threads)}
-    call(python(*command, "--until", "score", *argv), context, Path(f"{root}.log"), threads)
     recipe = load(ROOT / ferplus10.RECIPE, sets)
-    return conduct.start(recipe, str(root), fresh=True, show_faces=False)
+    job = conduct.start(recipe, str(root), fresh=True, show_faces=False)
+    if not scored(job):
+        speed = f"train.threads={context.threads}"
+        argv = [part for item in (*sets, speed) for part in ("--set", item)]
+        command = ("-m", "pipeline.cli", "run", ferplus10.RECIPE, "--run", str(root), "--fresh")
+        threads = {"OMP_NUM_THREADS": str(context.threads)}
+        call(python(*command, "--until", "score", *argv), context, Path(f"{root}.log"), threads)
+    return job
+
+
+def scored(job: Job) -> bool:
+    """Whether the stages in use are of the recipe's pool, and score is the last one finished."""
+    survey, score = (job.run.latest(name) for name in ("survey", "score"))
+    if survey is None or score is None:
+        return False
+    plans = [(job.run.root / name / CURRENT).read_json()["plan"] for name in ("survey", "score")]
+    sources = (survey.dir / "identity.json").read_json()["pool"]
+    return plans[0] == plans[1] and sources == settings(job.recipe, "survey")["pool"]
 
 
 def _rules(seen: Evidence) -> OperatingPoint:
