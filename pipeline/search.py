@@ -1,23 +1,30 @@
-"""Find the operating point: Ray Tune and Optuna over cached scores, no image and no model.
+"""Find the operating point: Ray Tune and Optuna over cached scores, no image and no network.
 
-A trial proposes the rules (floor of the confidence, prototype agreement, share of the neighbors'
-vote) and scans 20 target precisions for the per-class cuts. What it is worth is the utilization of
-the pool, and how evenly over the classes, at an estimated purity. The pool enters as exact counts
-on a grid (class x prototype x vote x confidence, 4.5 MB whatever its size), put once into the
-object store; thresholds are multiples of the grid, so a predicted utilization is what select will
-keep before guard, duplicates and caps. Cost: milliseconds per trial, seconds for Tune to start.
+A point is the rules (floor of the confidence, prototype agreement, share of the neighbors' vote)
+with per-class cuts. What it is worth is, by `objective`:
 
-The winner is estimated again on the half of the labeled faces that no trial saw; the difference is
-the winner's curse and is reported.
+    balanced, utilization   the utilization of the pool, and how evenly over the classes, at an
+                            estimated purity; a point scans 20 target precisions; milliseconds
+    head                    accuracy of the logistic head that labeled and selected faces teach,
+                            on labeled faces that its space has not seen (spaces.py); a second
+
+Of a head the accuracy counts, not macro-F1: of the half of a small labeled set, a rare class has a
+dozen faces, one of which moves macro-F1 by a percent, and the best of many points would be the
+luckiest. Macro-F1 stands beside it.
+
+The pool enters as exact counts on a grid (class x prototype x vote x confidence, 4.5 MB whatever
+its size), put once into the object store; thresholds are multiples of the grid, so a predicted
+utilization is what select will keep before guard, duplicates and caps.
+
+One half of the labeled faces teaches and guides. The winner is estimated again on the half that no
+trial saw; the difference is the winner's curse and is reported. Trials that no other one surpasses
+in purity, utilization and evenness at once are marked `pareto`.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,8 +38,9 @@ from pipeline import thresholds
 from pipeline.config import Config
 from pipeline.cuts import AdaptiveConfig, Seen, adaptive_cuts
 from pipeline.errors import RunError
-from pipeline.metrics import effective_classes
+from pipeline.metrics import accuracy, confusion_matrix, effective_classes, macro_f1
 from pipeline.policy import (
+    Mask,
     OperatingPoint,
     Rows,
     class_curves,
@@ -42,6 +50,9 @@ from pipeline.policy import (
     with_cuts,
 )
 from pipeline.schema import OK, label_names_of
+from pipeline.spaces import HeadConfig, Space, Study, heads, said, study
+from pipeline.storage import Location
+from pipeline.tuning import Plan, Trial, tuned
 
 GRID = 1024  # steps of the confidence
 SHARES = 32  # steps of the neighbors' share
@@ -49,29 +60,59 @@ PRECISIONS = tuple(float(p) for p in np.linspace(0.50, 0.975, 20))
 VOTES = (None, 0.25, 0.5, 0.625, 0.75)
 BALANCE = 0.25  # weight of the classes' evenness beside the utilization
 PENALTY = 10.0  # per unit of purity or utilization that is missing
+FRONT = ("purity", "utilization", "effective_classes")
+CURSED = ("purity", "accuracy", "macro_f1", "objective")
+"""Estimates that stand beside what the search thought; of the pool, both know the same."""
 
 
 class SearchConfig(Config):
     """How an operating point is searched."""
 
-    trials: int = Field(default=16, ge=1)  # each scans 20 target precisions
-    target_purity: float = Field(default=0.85, gt=0, le=1)
+    trials: int = Field(default=16, ge=1)
+    batch: int = Field(default=1, ge=1)  # points of a trial
+    target_purity: float = Field(default=0.85, gt=0, le=1)  # head: purity is not asked for
     min_utilization: float = Field(default=0.05, ge=0, le=1)
-    objective: Literal["balanced", "utilization"] = "balanced"  # balanced: classes evenly, too
-    adaptive: tuple[AdaptiveConfig, ...] = ()  # rules whose cuts every trial looks at as well
-    concurrency: int = Field(default=1, ge=1)  # trials at once, 1 CPU each; asked in fixed batches
+    objective: Literal["balanced", "utilization", "head"] = "balanced"
+    """balanced: utilization, and the classes evenly; head: accuracy of a logistic head."""
+    head: HeadConfig = HeadConfig()
+    adaptive: tuple[AdaptiveConfig, ...] = ()  # rules whose cuts are looked at as well
+    sampler: Literal["tpe", "random"] = "tpe"  # random: what the search is compared with
+    concurrency: int = Field(default=1, ge=1)  # trials at once, 1 CPU each; asked in fixed rounds
     seed: int = 0
+
+    @property
+    def plan(self) -> Plan:
+        """What is asked, and in which rounds."""
+        return Plan(self.trials, self.batch, self.concurrency, self.seed, self.sampler)
+
+    @property
+    def space(self) -> dict[str, Any]:
+        """Optuna distributions of what a point is asked by."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+        space: dict[str, Any] = {
+            "confidence": FloatDistribution(0.0, 0.875, step=1 / 64),
+            "prototype": CategoricalDistribution([False, True]),
+            "neighbors": CategoricalDistribution(VOTES),
+        }
+        if self.objective == "head":  # its points do not scan the ways to cut
+            ways = ("none", "precision", *(each.rule for each in self.adaptive))
+            space["cut_by"] = CategoricalDistribution(ways)
+            space["target_precision"] = FloatDistribution(0.5, 0.975, step=1 / 40)
+        return space
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a trial is judged on."""
+    """What a point is judged on."""
 
-    rows: Rows
-    labels: NDArray[np.int64]  # (N,) true codes of the labeled rows
+    rows: Rows  # out of fold, of the labeled faces that judge
+    labels: NDArray[np.int64]  # (n,) their true codes
     pool: NDArray[np.int64]  # (K, 2, SHARES + 2, GRID + 1) faces
     start: OperatingPoint  # names and labeled counts, no thresholds
     adaptive: Mapping[str, dict[str, float]] = field(default_factory=dict)  # cuts by rule
+    study: Study | None = None  # what heads are taught with
+    judges: Mask | None = None  # (N,) which of all labeled faces judge; None: all
 
 
 def search(
@@ -80,6 +121,9 @@ def search(
     config: SearchConfig,
     work: Path,
     seen_pool: Sequence[Seen] = (),
+    spaces: Sequence[Space] = (),
+    kept: Location | None = None,
+    told: Callable[[int, Trial], None] = lambda number, points: None,
 ) -> OperatingPoint:
     """Search the policy on the run's own labeled faces and the pool's scores.
 
@@ -90,13 +134,50 @@ def search(
         config: trials, targets, seed.
         work: local folder for Tune's own files.
         seen_pool: the pool as each of `config.adaptive` sees it.
+        spaces: for the objective `head`, labeled faces in the order of `points`.
+        kept: folder of finished trials, from which a search that was stopped continues.
+        told: called with the number and points of each trial that finishes.
 
     Returns:
-        The best point, its estimates and all trials. The same seed, concurrency and data give the
-        same trials.
+        The best point, its estimates and all trials. The same seed, batch, concurrency and data
+        give the same trials.
 
     Raises:
         RunError: Ray is not started, a trial failed, or nothing can be searched.
+    """
+    seen, held = evidence(points, pool, config, seen_pool, spaces)
+    found = tuned(worth, (seen, config), config.space, config.plan, work, kept, told)
+    front = pareto(found)
+    trials = [
+        {"trial": place // config.batch, **one, "pareto": bool(on)}
+        for place, (one, on) in enumerate(zip(found, front, strict=True))
+    ]
+    best = max(trials, key=lambda trial: trial["objective"])
+    point = point_of(best, seen)
+    again = appraise(point, held, config)
+    estimates = {
+        **again,
+        **{f"{name}_in_search": best[name] for name in again if name in CURSED},
+        "winners_curse": best["objective"] - again["objective"],
+        "winners_curse_purity": best["purity"] - again["purity"],
+        "labeled_searched": float(len(seen.labels)),
+        "labeled_held_out": float(len(held.labels)),
+    }
+    if held.study is not None:
+        estimates["accuracy_labels_only"] = head_worth(held.study.starts, held)["accuracy"]
+    return point.model_copy(update={"estimates": estimates, "trials": tuple(trials)})
+
+
+def evidence(
+    points: pa.Table,
+    pool: Iterable[pa.Table],
+    config: SearchConfig,
+    seen_pool: Sequence[Seen] = (),
+    spaces: Sequence[Space] = (),
+) -> tuple[Evidence, Evidence]:
+    """What trials are judged on, and what the winner is judged on; see :func:`search`.
+
+    Heads of both are taught by the half that trials see.
     """
     names = label_names_of(points.schema)
     rows, labels = labeled_rows(points, names)
@@ -114,26 +195,34 @@ def search(
         each.rule: _on_grid(adaptive_cuts(each, pool_seen, points.filter(pa.array(seen)), names))
         for each, pool_seen in zip(config.adaptive, seen_pool, strict=True)
     }
-    evidence = Evidence(_take(rows, seen), labels[seen], grid, start, adaptive)
-    trials = _tune(evidence, config, work)
-    best = max(trials, key=lambda trial: trial["objective"])
-    (point,) = _points(best, [best], evidence)
+    taught = None
+    if config.objective == "head":
+        taught = study(spaces, labels, seen, len(names), config.head)
+    searched = Evidence(_take(rows, seen), labels[seen], grid, start, adaptive, taught, seen)
+    held = replace(searched, rows=_take(rows, ~seen), labels=labels[~seen], judges=~seen)
+    return searched, held
 
-    held = Evidence(_take(rows, ~seen), labels[~seen], grid, start)
-    again = appraise(point, held, config)
-    estimates = {
-        "purity": again["purity"],
-        "utilization": again["utilization"],
-        "effective_classes": again["effective_classes"],
-        "objective": again["objective"],
-        "purity_in_search": best["purity"],
-        "objective_in_search": best["objective"],
-        "winners_curse": best["objective"] - again["objective"],
-        "winners_curse_purity": best["purity"] - again["purity"],
-        "labeled_searched": float(seen.sum()),
-        "labeled_held_out": float((~seen).sum()),
-    }
-    return point.model_copy(update={"estimates": estimates, "trials": tuple(trials)})
+
+def worth(rules: dict[str, Any], shared: tuple[Evidence, SearchConfig]) -> dict[str, Any]:
+    """What the rules of one point are worth, with the rules; runs in a worker."""
+    seen, config = shared
+    if config.objective != "head":
+        return best_precision(rules, seen, config)
+    by = rules["cut_by"]
+    found = {name: rules[name] for name in ("confidence", "prototype", "neighbors")}
+    found["target_precision"] = rules["target_precision"] if by == "precision" else None
+    if seen.adaptive:
+        found["adaptive"] = by if by in seen.adaptive else None
+    return {**found, **appraise(point_of(found, seen), seen, config)}
+
+
+def pareto(trials: Sequence[Mapping[str, Any]]) -> Mask:
+    """Trials (n,) that none surpasses: at least as good in all of :data:`FRONT`, in one better."""
+    values = np.array([[trial[name] for name in FRONT] for trial in trials], dtype=np.float64)
+    at_least = (values[:, None] <= values[None]).all(2)
+    better = (values[:, None] < values[None]).any(2)
+    surpassed: Mask = np.any(at_least & better, axis=1)
+    return ~surpassed
 
 
 def halves(labels: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
@@ -181,7 +270,7 @@ def pool_kept(point: OperatingPoint, counts: NDArray[np.int64]) -> NDArray[np.in
 
 
 def appraise(point: OperatingPoint, evidence: Evidence, config: SearchConfig) -> dict[str, float]:
-    """Purity, utilization, evenness and objective of a point.
+    """Purity, utilization, evenness and objective of a point; of a head accuracy and macro-F1, too.
 
     Purity is estimated on labeled out-of-fold faces per predicted class and weighted as the pool's
     kept faces are; it assumes that a class is as pure in the pool as among the labeled.
@@ -192,17 +281,30 @@ def appraise(point: OperatingPoint, evidence: Evidence, config: SearchConfig) ->
     worth = thresholds.estimate(keep, evidence.rows.predicted, evidence.labels, classes, mix=kept)
     utilization = float(kept.sum() / evidence.pool.sum())
     even = effective_classes(kept)
+    found = {"purity": worth.purity, "utilization": utilization, "effective_classes": even}
+    missing = max(0.0, config.min_utilization - utilization)
+    if config.objective == "head":
+        assert evidence.study is not None
+        found |= head_worth(heads(point, evidence.study), evidence)
+        return {**found, "objective": found["accuracy"] - PENALTY * missing}
     value = utilization
     if config.objective == "balanced":
         value += BALANCE * even / classes
     value -= PENALTY * max(0.0, config.target_purity - worth.purity)
-    value -= PENALTY * max(0.0, config.min_utilization - utilization)
-    return {
-        "purity": worth.purity,
-        "utilization": utilization,
-        "effective_classes": even,
-        "objective": value,
-    }
+    return {**found, "objective": value - PENALTY * missing}
+
+
+def head_worth(found: Sequence[NDArray[np.float64]], evidence: Evidence) -> dict[str, float]:
+    """Accuracy and macro-F1 of heads on the labeled faces that judge."""
+    made = evidence.study
+    assert made is not None
+    named = said(found, made)
+    here = named >= 0
+    if evidence.judges is not None:
+        here &= evidence.judges
+    classes = len(evidence.start.label_names)
+    confusion = confusion_matrix(named[here], made.labels[here], classes)
+    return {"accuracy": float(accuracy(confusion)), "macro_f1": float(macro_f1(confusion))}
 
 
 def best_precision(
@@ -229,16 +331,25 @@ def _thresholds(rules: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def point_of(trial: Mapping[str, Any], evidence: Evidence) -> OperatingPoint:
+    """The operating point of a trial."""
+    (point,) = _points(dict(trial), [trial], evidence)
+    return point
+
+
 def _points(
     rules: dict[str, Any], ways: Sequence[Mapping[str, Any]], evidence: Evidence
 ) -> Iterator[OperatingPoint]:
     """The point of a trial's rules with each of several ways to cut its classes."""
     point = evidence.start.model_copy(update=_thresholds(rules))
-    curves = class_curves(evidence.rows, evidence.labels, point)
+    curves = None
     for way in ways:
         if (name := way.get("adaptive")) is not None:
             yield point.model_copy(update={"cuts": evidence.adaptive[name]})
+        elif way["target_precision"] is None:
+            yield point
         else:
+            curves = curves or class_curves(evidence.rows, evidence.labels, point)
             yield with_cuts(point, curves, way["target_precision"], GRID)
 
 
@@ -255,144 +366,3 @@ def _take(rows: Rows, which: NDArray[np.bool_]) -> Rows:
         neighbor[which],
         rows.agreement[which],
     )
-
-
-def _trial(rules: dict[str, Any], evidence: Evidence, config: SearchConfig) -> None:
-    """One Tune trial; runs in a worker."""
-    from ray import tune
-
-    tune.report(best_precision(rules, evidence, config))
-
-
-def _tune(evidence: Evidence, config: SearchConfig, work: Path) -> list[dict[str, Any]]:
-    """All trials in the order they were asked."""
-    import ray
-    from ray import tune
-
-    if not ray.is_initialized():
-        raise RunError("search: Ray is not started; expected pipeline.streaming.start_ray first")
-    space = {
-        "confidence": tune.quniform(0.0, 0.875, 1 / 64),
-        "prototype": tune.choice([False, True]),
-        "neighbors": tune.choice(list(VOTES)),
-    }
-    with quiet_tune():
-        trainable = tune.with_parameters(_trial, evidence=evidence, config=config)
-        tuner = tune.Tuner(
-            tune.with_resources(trainable, {"cpu": 1}),
-            param_space=space,
-            tune_config=tune.TuneConfig(
-                metric="objective",
-                mode="max",
-                num_samples=config.trials,
-                search_alg=_in_batches(config),
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(name="search", storage_path=str(work.resolve()), verbose=0),
-        )
-        results = tuner.fit()
-    failed = [result.error for result in results if result.error is not None]
-    if failed:
-        raise RunError(
-            f"search: {len(failed)} of {config.trials} trials failed; first: {failed[0]}"
-        )
-    way = ("target_precision", *(("adaptive",) if evidence.adaptive else ()))
-    columns = (*space, *way, "purity", "utilization", "effective_classes", "objective")
-    return [
-        {"trial": number, **{name: _plain(result.metrics[name]) for name in columns}}
-        for number, result in enumerate(results)
-    ]
-
-
-def _in_batches(config: SearchConfig) -> Any:
-    """Optuna, asked and told in fixed batches: suggestions depend on no trial's speed.
-
-    Ray's ConcurrencyLimiter(batch=True) closes a batch early when a trial ends before the next is
-    asked, which trials of milliseconds do.
-    """
-    from ray.tune.search import Searcher
-    from ray.tune.search.optuna import OptunaSearch
-
-    class Batches(Searcher):
-        def __init__(self, inner: Any, size: int, total: int) -> None:
-            super().__init__(metric="objective", mode="max")
-            self.inner, self.size, self.total = inner, size, total
-            self.asked = 0
-            self.ready: list[tuple[str, dict[str, Any]]] = []
-            self.open: dict[str, str] = {}
-            self.done: dict[str, tuple[Any, bool]] = {}
-
-        def set_search_properties(self, metric: Any, mode: Any, config: Any, **spec: Any) -> bool:
-            return bool(self.inner.set_search_properties(metric, mode, config, **spec))
-
-        def suggest(self, trial_id: str) -> Any:
-            if not self.ready:
-                if self.open:
-                    return None
-                first, last = self.asked, min(self.asked + self.size, self.total)
-                self.ready = [
-                    (f"{n:06d}", self.inner.suggest(f"{n:06d}")) for n in range(first, last)
-                ]
-                self.asked = last
-                if not self.ready:
-                    return Searcher.FINISHED
-            number, suggestion = self.ready.pop(0)
-            self.open[trial_id] = number
-            return suggestion
-
-        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-            self.done[self.open.pop(trial_id)] = (result, error)
-            if not self.open and not self.ready:
-                for number, (value, bad) in sorted(self.done.items()):
-                    self.inner.on_trial_complete(number, result=value, error=bad)
-                self.done = {}
-
-        def save(self, checkpoint_path: str) -> None:
-            self.inner.save(checkpoint_path)
-
-        def restore(self, checkpoint_path: str) -> None:
-            self.inner.restore(checkpoint_path)
-
-    return Batches(OptunaSearch(seed=config.seed), config.concurrency, config.trials)
-
-
-@contextmanager
-def quiet_tune() -> Iterator[None]:
-    """Without Tune's own loggers and experiment snapshots: the trials are ours to keep.
-
-    And without the credentials that Tune copies into the environment of every trial: Ray writes
-    that environment into its logs, and no trial needs them.
-    """
-    import optuna
-    from ray.tune.execution import class_cache
-
-    copied = class_cache.ENV_VARS_TO_PROPAGATE
-    class_cache.ENV_VARS_TO_PROPAGATE = {n for n in copied if not n.startswith("AWS_")}
-
-    switches = {
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-        "RAY_AIR_NEW_OUTPUT": "0",
-    }
-    before = {name: os.environ.get(name) for name in switches}
-    tune_logger = logging.getLogger("ray.tune")
-    levels = tune_logger.level, optuna.logging.get_verbosity()
-    os.environ.update(switches)
-    tune_logger.setLevel(logging.ERROR)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        yield
-    finally:
-        class_cache.ENV_VARS_TO_PROPAGATE = copied
-        tune_logger.setLevel(levels[0])
-        optuna.logging.set_verbosity(levels[1])
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from pipeline import annotated, clustering, cuts, evaluation, flow, pool, selection, twins
+from pipeline import annotated, clustering, cuts, drawing, evaluation, flow, pool, selection, twins
 from pipeline import search as searching
 from pipeline.config import digest
 from pipeline.embedding import profile
@@ -35,6 +35,8 @@ from pipeline.training import pretrain as pretraining
 POINT_FILE = "operating_point.json"
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.parquet"
+TRIALS = "trials"
+"""Folder of a search's finished trials, from which it continues."""
 
 
 def survey(job: Job) -> Artifact:
@@ -138,20 +140,39 @@ def score(job: Job) -> Artifact:
 
 
 def search(job: Job) -> Artifact | None:
-    """Search the operating point over cached scores, judged on out-of-fold labeled faces."""
+    """Search the operating point over cached scores, judged on out-of-fold labeled faces.
+
+    Where logistic heads judge, pool faces teach them: those that guard lets through.
+    """
     if job.recipe.search is None:
         return None
-    stage = job.open("search", {"score": job.run.artifact("score").digest})
+    plan, config = pool.pool_plan(job), job.recipe.search
+    config = config.model_copy(update={"seed": job.recipe.seed})
+    inputs = {"score": job.run.artifact("score").digest}
+    if config.objective == "head":
+        twins.confirm_twins(job, plan)
+        inputs |= {name: job.run.artifact(name).digest for name in ("embed", "twins")}
+        if (labels := job.run.latest(annotated.STAGE)) is not None:
+            inputs["annotated"] = labels.digest
+    stage = job.open("search", inputs)
     if stage.done is None:
         start_ray(job.recipe.stream)
-        config = job.recipe.search.model_copy(update={"seed": job.recipe.seed})
         classes = len(flow.label_names(job))
         seen = [
             cuts.look(flow.score_columns(job, cuts.COLUMNS), classes, each.tau)
             for each in config.adaptive
         ]
-        columns, work = flow.score_columns(job, SCORE_COLUMNS), job.run.scratch / "tune"
-        point = searching.search(flow.points(job), columns, config, work, seen)
+        drawn = drawing.spaces(job, plan, config.head) if config.objective == "head" else ()
+        point = searching.search(
+            flow.points(job),
+            flow.score_columns(job, SCORE_COLUMNS),
+            config,
+            job.run.scratch / "tune",
+            seen,
+            drawn,
+            stage.dir / TRIALS,
+            partial(drawing.track, job),
+        )
         point.save(stage.dir / POINT_FILE)
         stage.finish(point.digest, **point.estimates)
     return pool.done(stage)

@@ -34,7 +34,6 @@ from pipeline.models import PRETRAINED
 from pipeline.progress import meter
 from pipeline.recipe import Recipe
 from pipeline.schema import label_codes, label_names_of
-from pipeline.search import quiet_tune
 from pipeline.sources.removals import Removals
 from pipeline.storage import Location, location, read_table, to_json
 from pipeline.streaming import start_ray
@@ -44,6 +43,7 @@ from pipeline.training.learner import Networks
 from pipeline.training.loop import Worker, local, precision, prepare_cpu
 from pipeline.training.runs import TrainConfig
 from pipeline.training.supervised import SupervisedConfig
+from pipeline.tuning import quiet_tune
 
 FIRST = "first"
 """Stands for the strategy where the first round's model is kept."""

@@ -17,11 +17,16 @@ from pipeline.search import (
     SearchConfig,
     appraise,
     best_precision,
+    evidence,
     halves,
+    pareto,
+    point_of,
     pool_counts,
     pool_kept,
     search,
+    worth,
 )
+from pipeline.spaces import Space, heads, said
 
 pytestmark = pytest.mark.ray
 NAMES = EMOTIONS[:4]
@@ -124,6 +129,71 @@ def test_best_precision__an_adaptive_rule_is_one_more_way_to_cut() -> None:
     if worth["objective"] > plain["objective"]:
         assert (found["adaptive"], found["target_precision"]) == ("dtm", None)
     assert found["objective"] == max(plain["objective"], worth["objective"])
+
+
+def test_pareto__keeps_what_nothing_surpasses() -> None:
+    rows = [
+        (0.9, 0.2, 3),
+        (0.8, 0.4, 3),
+        (0.8, 0.3, 3),
+        (0.9, 0.2, 3),
+        (0.7, 0.1, 4),
+        (0.7, 0.1, 2),
+    ]
+    names = ("purity", "utilization", "effective_classes")
+    marks = pareto([dict(zip(names, row, strict=True)) for row in rows])
+    assert marks.tolist() == [True, True, False, True, True, False]
+
+
+def _spaces(points: pa.Table, pool: pa.Table) -> list[Space]:
+    """Two spaces in which a face's features tell its true class but for noise."""
+    found = []
+    for number in range(2):
+        rng = np.random.default_rng(number)
+        parts = []
+        for table in (points, pool):
+            codes = [NAMES.index(name) for name in table["label"].to_pylist()]
+            x = rng.normal(size=(len(codes), 6)) + 2 * np.eye(4, 6)[codes]
+            parts.append((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32))
+        unseen = np.arange(len(points)) % 2 == number
+        rows = rows_of(pool, NAMES)
+        found.append(Space(parts[0], unseen, parts[1], rows, np.full(len(pool), 3.0)))
+    return found
+
+
+def _judged(**rules: object) -> tuple[dict, dict, Evidence, Evidence]:
+    """What rules are worth in the search and after it, and the evidence of both."""
+    points, pool = _rows(400, 0), _rows(300, 1)
+    config = SearchConfig(objective="head", min_utilization=0)
+    seen, held = evidence(points, [pool], config, (), _spaces(points, pool))
+    found = worth({"cut_by": "precision", "target_precision": 0.75, **rules}, (seen, config))
+    return found, appraise(point_of(found, seen), held, config), seen, held
+
+
+def test_worth__of_a_head_is_its_accuracy_on_faces_that_its_space_has_not_seen() -> None:
+    rules = {"confidence": 0.25, "prototype": True, "neighbors": None}
+    found, again, seen, held = _judged(**rules)
+    named = said(heads(point_of(found, seen), seen.study), seen.study)
+    right = named == seen.study.labels
+    assert found["accuracy"] == found["objective"] == right[seen.judges].mean()
+    assert again["accuracy"] == right[~seen.judges].mean()
+    assert (held.judges == ~seen.judges).all()
+    assert found["accuracy"] > 0.6
+    assert found["target_precision"] == 0.75
+    plain, *_ = _judged(**rules, cut_by="none")
+    assert plain["target_precision"] is None
+    assert plain["utilization"] > found["utilization"]
+
+
+def test_worth__of_a_head_misses_a_utilization_that_is_asked_for() -> None:
+    points, pool = _rows(400, 0), _rows(300, 1)
+    config = SearchConfig(objective="head", min_utilization=0.5)
+    seen, _ = evidence(points, [pool], config, (), _spaces(points, pool))
+    rules = {"confidence": 0.875, "prototype": True, "neighbors": 0.75, "cut_by": "none"}
+    found = worth({**rules, "target_precision": 0.5}, (seen, config))
+    missing = 0.5 - found["utilization"]
+    assert missing > 0.3
+    assert found["objective"] == pytest.approx(found["accuracy"] - 10 * missing)
 
 
 def test_search__says_that_ray_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

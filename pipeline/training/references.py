@@ -7,7 +7,7 @@ stored embeddings is enough for that, so it costs no forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from pipeline.artifacts import Teacher
 from pipeline.models import FaceModel
 from pipeline.schema import OK, embeddings_schema, label_codes
 from pipeline.scoring import ScoreConfig, score_table
-from pipeline.similarity import Neighbors, prototypes
+from pipeline.similarity import Neighbors, prototypes, unit
 from pipeline.training.data import LabeledFaces
 from pipeline.training.teacher import TeacherFit
 
@@ -80,6 +80,55 @@ def out_of_fold_scores(
     teacher: Teacher, folds: pa.Table, score: ScoreConfig, *, sub_prototypes: int, seed: int
 ) -> pa.Table:
     """Score rows (`scores_schema` plus `label`) of the labeled faces, in the order of the bank."""
+    logits = np.stack(folds["logits"].to_numpy(zero_copy_only=False))
+    ids = np.array(folds["id"].to_pylist(), dtype=object)
+    order, tables = [], []
+    for one in members_alone(teacher, folds, sub_prototypes=sub_prototypes, seed=seed):
+        held = np.flatnonzero(one.unseen)
+        tables.append(one.scores(ids[held], one.labeled[held], logits[held], score))
+        order.append(held)
+    scores = pa.concat_tables(tables).take(np.argsort(np.concatenate(order)))
+    return scores.append_column("label", folds["label"])
+
+
+@dataclass(frozen=True)
+class Alone:
+    """One member of a teacher and nothing that it has not seen."""
+
+    number: int
+    teacher: Teacher
+    """The member with its own prototypes and bank, of the faces that it was trained on."""
+    labeled: np.ndarray
+    """Unit embeddings (N, d) float32 of all labeled faces, in the order of the whole bank."""
+    unseen: np.ndarray
+    """Which of them (N,) it was not trained on."""
+    columns: slice
+    """Its part of an embedding of all members."""
+
+    def part(self, embedding: np.ndarray) -> np.ndarray:
+        """Its own unit embeddings (n, d) of faces that all members represent as (n, D)."""
+        return unit(embedding[:, self.columns].astype(np.float32))
+
+    def scores(
+        self, ids: np.ndarray, embedding: np.ndarray, logits: np.ndarray, score: ScoreConfig
+    ) -> pa.Table:
+        """Score rows of faces by this member alone.
+
+        Args:
+            ids: (n,) of the faces.
+            embedding: (n, d) its own, see :meth:`part`.
+            logits: (n, K) its own, not calibrated.
+            score: how faces are compared.
+        """
+        near = Neighbors(self.teacher.bank.numpy(), self.teacher.bank_ids)
+        rows = _embeddings(ids, embedding, logits)
+        return score_table(rows, self.teacher, near, score.neighbors, score.neighbor_tau)
+
+
+def members_alone(
+    teacher: Teacher, folds: pa.Table, *, sub_prototypes: int, seed: int
+) -> Iterator[Alone]:
+    """Each member of a cross-fitted teacher by itself; `folds` is its FOLDS table."""
     names = teacher.label_names
     fold = folds["fold"].to_numpy()
     labels = label_codes(folds["label"].to_pylist(), names)
@@ -88,19 +137,12 @@ def out_of_fold_scores(
     ids = np.array(folds["id"].to_pylist(), dtype=object)
     bank = teacher.bank.numpy() * np.float32(len(teacher.members) ** 0.5)
     widths = np.cumsum([0, *(member.embed_dim for member in teacher.members)])
-
-    order, tables = [], []
     for number, member in enumerate(teacher.members):
-        part = bank[:, widths[number] : widths[number + 1]]
-        held, seen = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
+        columns = slice(int(widths[number]), int(widths[number + 1]))
+        part, seen = bank[:, columns], np.flatnonzero(fold != number)
         known = _Known(part[seen], labels[seen], ids[seen].tolist(), correct[seen])
         alone = _teacher([member], names, teacher.temperature, known, sub_prototypes, seed)
-        near = Neighbors(alone.bank.numpy(), alone.bank_ids)
-        rows = _embeddings(ids[held], part[held], logits[held])
-        tables.append(score_table(rows, alone, near, score.neighbors, score.neighbor_tau))
-        order.append(held)
-    scores = pa.concat_tables(tables).take(np.argsort(np.concatenate(order)))
-    return scores.append_column("label", folds["label"])
+        yield Alone(number, alone, part, fold == number, columns)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from pipeline.config import digest
 from pipeline.job import SCHEMA_VERSION, SETTINGS, settings
 from pipeline.recipe import Recipe, load
 from pipeline.run import Run
+from pipeline.spaces import HeadConfig
 from pipeline.stages import METRICS_FILE, PREDICTIONS_FILE
 from pipeline.storage import location, read_table
 from pipeline.training.worker import precision
@@ -54,6 +55,9 @@ BESIDE = ("active", "annotated", "clusters", "experts", "rounds", "tuned")
 """Stages that no figure of these cells depends on."""
 LATER = (
     ("search", "adaptive", []),
+    ("search", "batch", 1),
+    ("search", "sampler", "tpe"),
+    ("search", "head", HeadConfig().model_dump(mode="json")),
     ("select", "adaptive", None),
     ("select", "clusters", None),
     ("student", "beside", "mined"),

@@ -14,6 +14,7 @@ from tests.bench import (
     distill_tables,
     ferplus10,
     gains,
+    search_tables,
     semi_tables,
     stream_tables,
     weak_tables,
@@ -59,6 +60,7 @@ def render() -> str:
         semi_tables.lines(),
         weak_tables.lines(),
         active_tables.lines(),
+        search_tables.lines(),
         stream_tables.lines(),
     )
     return "\n".join([HEAD, *(line for part in parts for line in part)]).rstrip() + "\n"

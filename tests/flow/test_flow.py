@@ -128,9 +128,15 @@ def test_run_all__one_tracked_child_per_stage(tiny_run: Path) -> None:
             "SELECT MAX(step) FROM metrics JOIN runs USING (run_uuid) "
             "WHERE name = 'student' AND key = 'mined_loss'"
         ).fetchone()
+        points = tuple(step for (step,) in db.execute(
+            "SELECT step FROM metrics JOIN runs USING (run_uuid) "
+            "WHERE name LIKE 'search %' AND key = 'objective' ORDER BY step"
+        ))  # fmt: skip
     assert steps == (20,)  # the history of the training, step by step
-    assert children == set(stages.STAGES)
-    assert everyone == len(stages.STAGES) + 1
+    trials = {f"search {number}" for number in range(4)}
+    assert children == set(stages.STAGES) | trials
+    assert everyone == len(children) + 1
+    assert points == tuple(range(8))  # each trial has its two
     assert unfinished == (0,)
 
 
