@@ -11,6 +11,7 @@ import numpy as np
 
 from tests.bench import (
     active_tables,
+    cluster_tables,
     distill_tables,
     ferplus10,
     gains,
@@ -60,6 +61,7 @@ def render() -> str:
         weak_tables.lines(),
         active_tables.lines(),
         stream_tables.lines(),
+        cluster_tables.lines(),
     )
     return "\n".join([HEAD, *(line for part in parts for line in part)]).rstrip() + "\n"
 

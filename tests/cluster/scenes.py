@@ -13,14 +13,19 @@ import os
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.run import Run
+from pipeline.stages import STAGES
 from tests.bench.resume import PASS, digests, scored
-from tests.helpers import flow, nodes
+from tests.helpers import flow, nodes, servers
+from tests.helpers.s3 import s3_bucket
 
 RECIPE = "jobs/recipes/demo.yaml"
 SETS = (*flow.TINY, "pool.0.count=1216", "teach.steps=20", flow.UNTRACKED)
@@ -178,6 +183,61 @@ def commits(root: Path) -> dict[str, int]:
     """When each score was committed, in ns."""
     found = root.glob("score/g*/commits/*/*.json")
     return {at.name: at.stat().st_mtime_ns for at in found}
+
+
+def submission(work: Path) -> dict[str, Any]:
+    """`ray job submit` of the demo, shrunk: a head with a token, runs on S3, MLflow on PostgreSQL.
+
+    Where it is done, S3 is a server in this process, and the others are processes of their own.
+    """
+    with ExitStack() as stack:
+        bucket = stack.enter_context(s3_bucket())
+        store = stack.enter_context(servers.postgres())
+        tracking = stack.enter_context(servers.mlflow(store, work))
+        port = nodes.free_port()
+        options = {"include-dashboard": "true", "dashboard-host": "127.0.0.1"}
+        options["dashboard-port"] = str(port)
+        head = stack.enter_context(nodes.head(work, cpus=2, options=options, store=300_000_000))
+        address, root = f"http://127.0.0.1:{port}", bucket / "demo"
+        seen = _refused(address)
+        given = [*flow.TINY, f"tracking.uri={tracking}"]
+        job = ["python", "jobs/run.py", RECIPE, "--run", root.uri]
+        job += [part for item in given for part in ("--set", item)]
+        submit = [str(nodes.RAY), "job", "submit", "--address", address, "--working-dir", "."]
+        log = work / "submit.log"
+        end = time.monotonic() + PATIENCE
+        while True:  # the server answers some seconds before the agent that runs jobs is there
+            with running([*submit, "--", *job], log, head) as submitted:
+                code = submitted.code(2 * PATIENCE)
+            if "No available agent" not in log.read_text() or time.monotonic() > end:
+                break
+            log.unlink()
+            time.sleep(2)
+        said = log.read_text(errors="replace")
+        stages = [name for name in STAGES if Run(root).latest(name) is not None]
+        return {
+            "without_token": seen,
+            "exit_code": code,
+            "said": " | ".join(said.strip().splitlines()[-3:]) if code else "",
+            "table": "student" in said and "control_b" in said,
+            "stages": stages,
+            "report": (root / "report.html").exists(),
+            "tracked": servers.statuses(store),
+        }
+
+
+def _refused(address: str) -> int | None:
+    """What the job server answers who shows no token."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        try:
+            with urllib.request.urlopen(f"{address}/api/version", timeout=10) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            time.sleep(0.5)
+    return None
 
 
 def autoscaling(work: Path, whole: Path, *, idle_minutes: float = 0.2) -> dict[str, Any]:

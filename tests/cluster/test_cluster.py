@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import scenes
-from tests.helpers import nodes
+from tests.helpers import nodes, servers
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(1800)]
 
@@ -31,6 +31,18 @@ def work() -> Iterator[Path]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of one node."""
     return scenes.single_node(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.skipif(servers.missing() is not None, reason=str(servers.missing()))
+def test_submission__finishes_on_s3_and_mlflow_on_postgresql(work: Path) -> None:
+    found = scenes.submission(work)
+    assert found["without_token"] == 401
+    assert found["exit_code"] == 0, found["said"]
+    assert found["table"]
+    assert {"survey", "score", "select", "mine", "student", "evaluate"} <= set(found["stages"])
+    assert found["report"]
+    assert set(found["tracked"]) == {"FINISHED"}
+    assert found["tracked"]["FINISHED"] > 10
 
 
 def test_node_loss__two_of_three_die_and_the_manifest_is_that_of_one_node(
