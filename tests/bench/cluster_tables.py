@@ -101,7 +101,8 @@ def _replay(found: Record) -> list[str]:
     pools = sorted({row["faces"] for row in found["grid"]})
     lines = [
         f"Replayed with slices of {scale_model.SLICE_FACES:,} faces, {found['work_seconds']} s "
-        f"each on a GPU node (assumed), {1000 * scale_model.LATENCY:.0f} ms until S3 answers (assumed), "
+        f"each on a GPU node (assumed), {1000 * scale_model.LATENCY:.0f} ms until S3 answers "
+        f"(assumed), "
         f"{100 * chance.straggler_share:.0f} % of the slices {chance.straggler_factor:g} times as "
         f"slow, a node taken away every {chance.lifetime / 3600:g} h and back after "
         f"{chance.away:.0f} s. A commit takes a node {found['commit_unhidden']:.2f} s, behind the "

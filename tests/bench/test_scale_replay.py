@@ -8,6 +8,7 @@ import random
 import pytest
 
 from pipeline.planning.forecast import Machine, Part, Spent, Step, stream_time
+from tests.bench import scale_model
 from tests.bench.scale_replay import Chance, Costs, replay, shares
 
 CALM, FREE = Chance(), Costs()
@@ -99,3 +100,53 @@ def test_shares__a_cost_that_is_all_of_the_surroundings() -> None:
     assert found["sealing"] == pytest.approx(10 / 30)
     assert found["commits"] == pytest.approx(10 / 30)
     assert found["listing"] == found["dispatch"] == found["store rates"] == 0
+
+
+def _found(driver_ms: float = 10.0) -> dict[str, object]:
+    """Measurements that are easy to add up."""
+    cpu = dict.fromkeys(("commit", "seal", "sweep", "manifest", "pending"), 1000.0)
+    asked = {
+        "slice": {"PUT": 5.0, "GET": 4.0, "HEAD": 1.0},
+        "seal": {"GET": 2.0, "HEAD": 1.0},
+        "sweep": {"HEAD": 7.0},
+        "manifest": {},
+        "pending": {"LIST": 0.002},
+    }
+    both = {}
+    for name, slices, grown in (("slices-10k", 10_000, 2.0), ("slices-100k", 100_000, 3.8)):
+        memory = {"plan": 20.0, "pending": grown, "committed": 3.0, "account": 1.0}
+        disk = {"slices": slices, "cpu_microseconds": cpu, "memory_mb": memory}
+        both[name] = {"disk": disk, "s3": {"requests": asked}}
+    return {**both, "dispatch": {"driver_ms": driver_ms}}
+
+
+def test_costs__are_core_seconds_by_faces_and_waits_by_requests() -> None:
+    found = scale_model.costs(_found(), 8 * 1024)
+    assert found.listing == pytest.approx(0.001 + 0.002 * 0.05)
+    assert found.dispatch == pytest.approx(0.01)
+    # embed and score: 8 ms for the rows, two for sweep and manifest, two reads that wait for each
+    # other, and one record and seven removals that wait sixteen at a time
+    assert found.sealing == pytest.approx(2 * (0.008 + 0.002 + 0.05 * (2 + 8 / 16)))
+    assert (found.writes, found.reads) == (5, 5)
+    assert found.commit == 0.0  # half a second, behind the forward of the other slice
+
+
+def test_costs__a_commit_longer_than_the_forward_shows() -> None:
+    few = 64
+    work, commit = scale_model.work_seconds(few), 2 * 0.001 * few / 1024 + 10 * 0.05
+    assert work < commit
+    assert scale_model.costs(_found(), few).commit == pytest.approx((work + commit) / 2 - work)
+
+
+def test_memory_per_slice__is_what_grows() -> None:
+    assert scale_model.memory_per_slice(_found()) == {
+        "plan": 0.0, "pending": 20.0, "committed": 0.0, "account": 0.0,
+    }  # fmt: skip
+
+
+def test_first__names_the_fewest_nodes_above_a_tenth() -> None:
+    rows = [
+        {"faces": 10, "nodes": nodes, "shares": {"listing": 0.0, "sealing": share}}
+        for nodes, share in ((1, 0.05), (3, 0.1), (10, 0.2), (30, 0.4))
+    ]
+    assert scale_model.first(rows) == {"listing": {"10": None}, "sealing": {"10": 10}}

@@ -162,7 +162,11 @@ def embeds(node: nodes.Node) -> bool:
 def head_restart(work: Path, whole: Path, target: int = 3) -> dict[str, Any]:
     """The head is killed while faces are scored; `omnifer run` goes on at another head."""
     root = open_run(whole, work / "run")
-    with nodes.head(_folder(work / "a"), cpus=2) as head, slow_driver(root, work, head) as driver:
+    soon = {"RAY_gcs_rpc_server_reconnect_timeout_s": "20"}  # that a driver waits for a dead head
+    with (
+        nodes.head(_folder(work / "a"), cpus=2, extra=soon) as head,
+        slow_driver(root, work, head) as driver,
+    ):
         driver.until(lambda: scored(root) >= target, f"{target} slices scored")
         head.kill()
         code = driver.code(120)

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +31,10 @@ WATCHFUL = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "8000",  # a busy machine is slow to answer and not dead
     "RAY_health_check_failure_threshold": "4",
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
 }
-"""A dead node is missed after seconds, and a dead head too."""
+"""A dead node is missed after seconds."""
+STARTS = 4
+"""Attempts to start a node."""
 FAKE_HEAD = "f" * 51 + "00000"
 """What Ray's provider of nodes that are processes calls the head."""
 
@@ -126,13 +127,12 @@ def head(
         **(options or {}),
     }
     with _started(["--head", *_options(asked)], env, address, folder / "head.log") as node:
-        _until(lambda: _answers(port), node)
         yield node
 
 
 @contextmanager
 def worker(of: Node, *, cpus: int = 1) -> Iterator[Node]:
-    """A node that joins a head; it may be there only a while after the block has begun."""
+    """A node that has joined a head."""
     asked = {
         "address": of.address,
         "node-ip-address": "127.0.0.1",
@@ -210,38 +210,46 @@ def free_port() -> int:
 
 @contextmanager
 def _started(options: list[str], env: dict[str, str], address: str, log: Path) -> Iterator[Node]:
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [str(RAY), "start", "--block", *options],
-            env=env,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
-    node = Node(process, address, env)
-    try:
-        yield node
-    finally:
-        node.end()
+    """A node that stands.
+
+    Ray gives its own processes half a minute, which a busy machine may not have: then again.
+    """
+    for attempt in range(1, STARTS + 1):
+        log.unlink(missing_ok=True)
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [str(RAY), "start", "--block", *options],
+                env=env,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        node = Node(process, address, env)
+        try:
+            if _stands(node, log):
+                yield node
+                return
+        finally:
+            node.end()
+        if attempt == STARTS:
+            end = " | ".join(log.read_text(errors="replace").strip().splitlines()[-2:])
+            raise RuntimeError(f"no Ray node after {STARTS} attempts: {end}")
+
+
+def _stands(node: Node, log: Path, seconds: float = 300) -> bool:
+    """Wait until the node says so; False if it has ended."""
+    until = time.monotonic() + seconds
+    while "Ray runtime started" not in log.read_text(errors="replace"):
+        if node.process.poll() is not None:
+            return False
+        if time.monotonic() > until:
+            raise TimeoutError(f"a node of {node.address} does not stand after {seconds:.0f} s")
+        time.sleep(0.1)
+    return True
 
 
 def _options(asked: Mapping[str, object]) -> list[str]:
     return [f"--{name}={value}" for name, value in asked.items()]
-
-
-def _until(met: Callable[[], bool], node: Node, seconds: float = 300) -> None:
-    until = time.monotonic() + seconds
-    while not met():
-        if node.process.poll() is not None:
-            raise RuntimeError(f"the head at {node.address} ended with {node.process.poll()}")
-        if time.monotonic() > until:
-            raise TimeoutError(f"no head at {node.address} in {seconds:.0f} s")
-        time.sleep(0.2)
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _signal(pid: int, number: int) -> None:
