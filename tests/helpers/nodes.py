@@ -113,7 +113,7 @@ def head(
         "RAY_TMPDIR": str(folder),
         **(extra or {}),
     }
-    env.pop("RAY_ADDRESS", None)
+    env["RAY_ADDRESS"] = address  # some of Ray's own actors look for it, and find other heads
     asked = {
         "node-ip-address": "127.0.0.1",
         "port": port,
