@@ -90,6 +90,7 @@ def head(
     extra: Mapping[str, str] | None = None,
     options: Mapping[str, object] | None = None,
     store: int = STORE,
+    port: int | None = None,
 ) -> Iterator[Node]:
     """A head with token authentication and without dashboard.
 
@@ -99,8 +100,9 @@ def head(
         extra: environment of its processes.
         options: further options of `ray start`.
         store: bytes of its object store.
+        port: that it listens on; None: a free one.
     """
-    port = free_port()
+    port = port or free_port()
     address = f"127.0.0.1:{port}"
     env = {
         **os.environ,
@@ -153,8 +155,29 @@ def autoscaling(folder: Path, *, most: int, idle_minutes: float) -> Iterator[Nod
     wheels lack; its provider of nodes that are processes works as an external one.
     """
     port = free_port()
+    at = folder / "autoscaling.json"
+    at.write_text(json.dumps(_autoscaled(f"127.0.0.1:{port}", most, idle_minutes)))
+    extra = {
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD,
+    }
+    options = {"autoscaling-config": at}
+    with head(folder, cpus=0, extra=extra, options=options, port=port) as node:
+        yield node
+
+
+def _autoscaled(address: str, most: int, idle_minutes: float) -> dict[str, object]:
+    """What the autoscaler of a head reads; keys that only say nothing are those it insists on."""
     worker = {"resources": {"CPU": 1, "object_store_memory": STORE}, "node_config": {}}
-    config = {
+    kinds = ("setup", "head_setup", "worker_setup", "initialization")
+    commands = [*kinds, "head_start_ray", "worker_start_ray"]
+    return {
+        **{f"{kind}_commands": [] for kind in commands},
+        "file_mounts": {},
+        "cluster_synced_files": [],
         "cluster_name": "local",
         "max_workers": most,
         "idle_timeout_minutes": idle_minutes,
@@ -162,7 +185,7 @@ def autoscaling(folder: Path, *, most: int, idle_minutes: float) -> Iterator[Nod
         "provider": {
             "type": "external",
             "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
-            "gcs_address": f"127.0.0.1:{port}",
+            "gcs_address": address,
             "head_node_id": FAKE_HEAD,
             "launch_multiple": True,
         },
@@ -173,18 +196,6 @@ def autoscaling(folder: Path, *, most: int, idle_minutes: float) -> Iterator[Nod
         },
         "head_node_type": "ray.head.default",
     }
-    at = folder / "autoscaling.json"
-    at.write_text(json.dumps(config))
-    extra = {
-        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-        "RAY_FAKE_CLUSTER": "1",
-        "RAY_enable_autoscaler_v2": "1",
-        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD,
-        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD,
-    }
-    options = {"autoscaling-config": at, "port": port}
-    with head(folder, cpus=0, extra=extra, options=options) as node:
-        yield Node(node.process, f"127.0.0.1:{port}", node.env)
 
 
 def session(number: int) -> dict[int, str]:
