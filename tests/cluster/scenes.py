@@ -149,7 +149,7 @@ def node_loss(work: Path, whole: Path, targets: Sequence[int] = (2, 7)) -> dict[
         "slices": scored(whole),
         "scored_at_death": killed,
         "exit_code": code,
-        "said": end if code else "",
+        "said": end if code != 0 else "",
         "manifest_equal": code == 0 and digests(root) == digests(whole),
     }
 
@@ -222,7 +222,7 @@ def submission(work: Path) -> dict[str, Any]:
         return {
             "without_token": seen,
             "exit_code": code,
-            "said": " | ".join(said.strip().splitlines()[-3:]) if code else "",
+            "said": " | ".join(said.strip().splitlines()[-3:]) if code != 0 else "",
             "table": "student" in said and "control_b" in said,
             "stages": stages,
             "report": (root / "report.html").exists(),
@@ -250,12 +250,13 @@ def autoscaling(work: Path, whole: Path, *, idle_minutes: float = 0.2) -> dict[s
     with nodes.autoscaling(work, most=NODES, idle_minutes=idle_minutes) as head:
         before = most = head.raylets() - 1
         with slow_driver(root, work, head, *SPREAD) as driver:
-            while driver.process.poll() is None:
+            end = time.monotonic() + PATIENCE
+            while driver.process.poll() is None and time.monotonic() < end:
                 most = max(most, head.raylets() - 1)
                 time.sleep(0.2)
-            code, end = driver.code(), driver.end()
+            code, said = driver.code(1), driver.end()
         began = time.monotonic()
-        while (left := head.raylets() - 1) and time.monotonic() - began < PATIENCE / 2:
+        while (left := head.raylets() - 1) > 0 and time.monotonic() - began < PATIENCE / 2:
             time.sleep(0.2)
         gone = time.monotonic() - began
     return {
@@ -264,7 +265,7 @@ def autoscaling(work: Path, whole: Path, *, idle_minutes: float = 0.2) -> dict[s
         "nodes_after": left,
         "gone_seconds": round(gone, 1),
         "exit_code": code,
-        "said": end if code else "",
+        "said": said if code != 0 else "",
         "manifest_equal": code == 0 and digests(root) == digests(whole),
     }
 
@@ -290,7 +291,7 @@ def train_node_loss(work: Path, steps: int = 24, target: int = 8) -> dict[str, A
         "steps": steps,
         "steps_at_death": died_at,
         "exit_code": code,
-        "said": end if code else "",
+        "said": end if code != 0 else "",
         "starts": lost.get("starts"),
         "loss": [whole["loss"], lost.get("loss")],
         "largest_difference": _apart(whole["weights"], lost.get("weights")),
