@@ -108,12 +108,20 @@ def _replay(found: Record) -> list[str]:
         f"{chance.away:.0f} s. A commit takes a node {found['commit_unhidden']:.2f} s, behind the "
         f"forward of its other slice.",
         "",
-        "Fewest nodes at which a cost takes more than a tenth of the run time:",
+        "Fewest nodes at which a cost takes more than a tenth of the run time; after the slash, if "
+        "nodes and not the driver sealed the groups:",
         "",
         *table(
             ("cost", *(f"{faces:,} faces" for faces in pools)),
             [
-                [name, *(str(at.get(str(faces)) or "never up to 1,000") for faces in pools)]
+                [
+                    name,
+                    *(
+                        f"{at.get(str(n)) or '-'} / "
+                        f"{found['first_if_nodes_seal'][name].get(str(n)) or '-'}"
+                        for n in pools
+                    ),
+                ]
                 for name, at in found["first"].items()
             ],
         ),

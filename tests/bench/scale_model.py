@@ -79,7 +79,7 @@ def cells(options: argparse.Namespace) -> list[Cell]:
     made.append(Cell("dispatch", "dispatch", 0, {"slices": streamed, "version": 1}, NAME))
     pools, nodes = (QUICK_POOLS, QUICK_NODES) if options.quick else (POOLS, NODES)
     grid = {"pools": pools, "nodes": nodes, "chance": asdict(CHANCE), "latency": LATENCY}
-    made.append(Cell("replay", "replay", CHANCE.seed, {**grid, "version": 1}, NAME))
+    made.append(Cell("replay", "replay", CHANCE.seed, {**grid, "version": 2}, NAME))
     return made
 
 
@@ -193,7 +193,10 @@ def replayed(cell: Cell, found: Mapping[str, Any]) -> dict[str, Any]:
     """All passes of the grid, and the largest again with something changed."""
     one, work = costs(found, SLICE_FACES), work_seconds(SLICE_FACES)
     pools, nodes = cell.identity["pools"], cell.identity["nodes"]
-    grid = [_pass(faces, SLICE_FACES, count, one) for faces in pools for count in nodes]
+    grid, spread = (
+        [_pass(faces, SLICE_FACES, count, of(count)) for faces in pools for count in nodes]
+        for of in (lambda count: one, lambda count: replace(one, sealing=one.sealing / count))
+    )
     memory = memory_per_slice(found)
     most = max(*memory.values(), 1.0)  # the byte that the pass keeps, at the least
     largest, many = max(pools), max(nodes)
@@ -206,6 +209,7 @@ def replayed(cell: Cell, found: Mapping[str, Any]) -> dict[str, Any]:
         "faces_at_much_memory": round(MUCH * HEAD_MEMORY / most) * SLICE_FACES,
         "grid": grid,
         "first": first(grid),
+        "first_if_nodes_seal": first(spread),
         "changed": {
             name: _pass(largest, faces, many, changed)
             for name, (faces, changed) in changes(found, many).items()

@@ -18,6 +18,7 @@ import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 
 @dataclass(frozen=True)
@@ -185,9 +186,16 @@ def shares(
     slices: int, seconds: float, nodes: int, per_node: int, costs: Costs, chance: Chance
 ) -> tuple[Replayed, dict[str, float]]:
     """A pass, and the share of its time that would not be there without each of the costs."""
-    whole = replay(slices, seconds, nodes, per_node, costs, chance)
-    found = {}
-    for name, none in WITHOUT.items():
-        less = replay(slices, seconds, nodes, per_node, replace(costs, **none), chance)
-        found[name] = 1 - less.seconds / whole.seconds
-    return whole, found
+
+    def run(now: Costs) -> Replayed:
+        bare = replace(now, listing=0.0, sealing=0.0)
+        found = _replayed(slices, seconds, nodes, per_node, bare, chance)
+        return replace(found, seconds=found.streamed + slices * (now.listing + now.sealing))
+
+    whole = run(costs)
+    less = {name: run(replace(costs, **none)) for name, none in WITHOUT.items()}
+    return whole, {name: 1 - found.seconds / whole.seconds for name, found in less.items()}
+
+
+_replayed = cache(replay)
+"""Passes that differ in what surrounds the stream are replayed once."""
