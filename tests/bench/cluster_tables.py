@@ -85,12 +85,18 @@ def _measured(records: list[Record]) -> list[str]:
         + [", ".join(f"{kind} {count:g}" for kind, count in each[name].items()) for each in asked]
         for name in asked[0]
     ]
+    largest = [
+        f"{name} {', '.join(format(disk['memory_mb'][name], 'g') for disk in disks)}"
+        for name in disks[0]["memory_mb"]
+    ]
     group = records[0]["metrics"]
     return [
         f"Commits, seals and sweeps: of one group of {group['disk']['group']:,} slices on disk, of "
         f"{group['s3']['slices']} on S3 (moto); `slice` is all that embed and score ask for.",
         "",
         *table(head, rows),
+        "",
+        "Largest memory beyond what was there before, MB: " + "; ".join(largest) + ".",
         "",
     ]
 
@@ -126,9 +132,9 @@ def _replay(found: Record) -> list[str]:
             ],
         ),
         "",
-        "Driver memory per slice: "
-        + ", ".join(f"{name} {size:g} B" for name, size in memory.items())
-        + f"; a tenth of the head's {scale_model.HEAD_MEMORY >> 30} GiB at "
+        f"Between the two sizes the driver's largest memory grows by at most "
+        f"{max(memory.values()):.0f} B per slice ({max(memory, key=lambda name: memory[name])}): a "
+        f"tenth of the head's {scale_model.HEAD_MEMORY >> 30} GiB at "
         f"{found['faces_at_much_memory']:.2g} faces.",
         "",
         "One billion faces on 1,000 nodes:",

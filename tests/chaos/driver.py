@@ -1,6 +1,8 @@
 """A driver to be killed: continues the run folder it is given up to score, with slow reads.
 
-    python tests/chaos/driver.py FOLDER [SETTING ...]      PYTHONPATH=tests
+    python tests/chaos/driver.py FOLDER [SETTING ...]
+
+It imports what tests import: PYTHONPATH=tests.
 """
 
 import sys
