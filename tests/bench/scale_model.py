@@ -35,9 +35,9 @@ from tests.bench.selecting import SLICE
 
 NAME = "scale_model"
 FULL = {"slices-10k": 10_000, "slices-100k": 100_000}
-QUICK = {"slices-10k": 1_100, "slices-100k": 2_200}
+QUICK = {"slices-10k": 150, "slices-100k": 300}
 GROUP_ON_S3 = {False: 256, True: 16}
-STREAMED = {False: 1_500, True: 100}
+STREAMED = {False: 1_500, True: 60}
 POOLS = (1_000_000, 10_000_000, 100_000_000, 1_000_000_000)
 NODES = (1, 3, 10, 30, 100, 300, 1000)
 QUICK_POOLS, QUICK_NODES = (1_000_000, 10_000_000), (1, 30, 1000)
