@@ -28,6 +28,8 @@ bench: $(READY)  ## every benchmark, one after the other
 	$(BIN)/python -m tests.bench.formats
 	$(BIN)/python -m tests.bench.selection
 	$(BIN)/python -m tests.bench.memory
+	$(BIN)/python -m tests.bench.scale_model
+	$(BIN)/python -m tests.bench.cluster
 	$(BIN)/python -m tests.bench.scoring_speed
 	$(BIN)/python -m tests.bench.training_speed
 	$(BIN)/python -m tests.bench.ferplus10

@@ -11,6 +11,7 @@ import numpy as np
 
 from tests.bench import (
     active_tables,
+    cluster_tables,
     distill_tables,
     ferplus10,
     gains,
@@ -62,6 +63,7 @@ def render() -> str:
         active_tables.lines(),
         search_tables.lines(),
         stream_tables.lines(),
+        cluster_tables.lines(),
     )
     return "\n".join([HEAD, *(line for part in parts for line in part)]).rstrip() + "\n"
 

@@ -1,4 +1,9 @@
-"""A driver to be killed: continues the run folder it is given up to score, with slow reads."""
+"""A driver to be killed: continues the run folder it is given up to score, with slow reads.
+
+    python tests/chaos/driver.py FOLDER [SETTING ...]
+
+It imports what tests import: PYTHONPATH=tests.
+"""
 
 import sys
 import time
@@ -32,10 +37,10 @@ class SlowJob(flow.LoggedJob):
         return {name: SlowSynthetic(**source.model_dump(), log=log) for name, source in sources}
 
 
-def main(root: str) -> None:
-    job = flow.start(flow.tiny(flow.UNTRACKED), Path(root))
+def main(root: str, *sets: str) -> None:
+    job = flow.start(flow.tiny(flow.UNTRACKED, *sets), Path(root))
     conduct.run_all(SlowJob(job.recipe, job.run, job.tracker), "score")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
