@@ -17,7 +17,7 @@ from pipeline.artifacts import load_teacher
 from pipeline.errors import RunError
 from pipeline.job import Job
 from pipeline.plan import Plan
-from pipeline.policy import OperatingPoint, SelectConfig, codes_of
+from pipeline.policy import OperatingPoint, SelectConfig, codes_of, mask_of
 from pipeline.spaces import Drawn, HeadConfig, Space, spaces_of
 from pipeline.storage import read_table
 from pipeline.training import runs
@@ -70,7 +70,10 @@ def drawn_rows(job: Job, plan: Plan, class_faces: int) -> tuple[np.ndarray, np.n
         SelectConfig(policy="all", duplicates=job.recipe.select.duplicates, weights="one"),
         labeled=annotated.labeled_ids(job),
     )
-    found = draw((codes_of(t["label"], names) for t in usable), class_faces, job.recipe.seed)
+    codes = (
+        np.where(mask_of(rows["selected"]), codes_of(rows["label"], names), -1) for rows in usable
+    )
+    found = draw(codes, class_faces, job.recipe.seed)
     if not len(found[0]):
         raise RunError("search: no pool face is left for the heads; expected at least one")
     return found

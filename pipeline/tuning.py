@@ -29,6 +29,8 @@ from pipeline.storage import Location
 RESTARTS = 2
 """Times that a trial is tried again, be it that it failed or that its process died."""
 
+OTHER_STREAM = 1_000_003
+
 Point = dict[str, Any]
 Trial = list[Point]
 
@@ -123,13 +125,14 @@ def _rounds(
     import optuna
     from ray.tune.search import Searcher
 
-    samplers = optuna.samplers
-    chosen = {"tpe": samplers.TPESampler, "random": samplers.RandomSampler}[plan.sampler]
+    chosen: Any = optuna.samplers.TPESampler(seed=plan.seed)
+    if plan.sampler == "random":  # of a stream of its own: the first points of tpe are random, too
+        chosen = optuna.samplers.RandomSampler(seed=plan.seed + OTHER_STREAM)
 
     class Rounds(Searcher):
         def __init__(self) -> None:
             super().__init__(metric="objective", mode="max")
-            self.study = optuna.create_study(direction="maximize", sampler=chosen(seed=plan.seed))
+            self.study = optuna.create_study(direction="maximize", sampler=chosen)
             self.found: dict[int, Trial] = {}
             self.asked: dict[int, list[Any]] = {}  # of this round: Optuna's trials by number
             self.ready: list[int] = []  # of this round: not begun

@@ -9,8 +9,11 @@ import pytest
 from helpers import flow
 
 from pipeline import drawing, pool, stages
+from pipeline.artifacts import load_teacher
+from pipeline.ledger import Ledger
 from pipeline.spaces import HeadConfig
 from pipeline.storage import location, read_table, write_table
+from pipeline.training import runs
 from pipeline.training.handed import LABELED_FILE
 
 HEADS = "search={objective: head, trials: 3, batch: 2, head: {class_faces: 20}}"
@@ -53,18 +56,41 @@ def test_draw__of_nothing() -> None:
     assert len(place) == len(stands_for) == 0
 
 
-def test_spaces__hold_no_twin_and_one_of_each_duplicate_group(tiny_run: Path) -> None:
-    job = flow.start(flow.tiny(flow.UNTRACKED), tiny_run)
-    plan = pool.pool_plan(job)
-    (space, *_) = drawing.spaces(job, plan, HeadConfig(class_faces=10_000))
-    decided, guarded = (
-        pa.concat_tables(table for _, table in pool.ledger(job, name).tables(plan))
-        for name in ("select", "twins")
-    )
-    reasons = decided["reason"].to_pylist()
-    out = ("quarantined", "twin_of_test", "twin_of_validation", "duplicate")
-    assert len(space.pool) == sum(reason not in out for reason in reasons) < len(reasons)
-    assert guarded["twin_of"].null_count < len(reasons)
+def test_spaces__hold_no_twin_and_one_of_each_duplicate_group(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    root = flow.copy(tiny_run, tmp_path / "run")
+    job = flow.start(flow.tiny(flow.UNTRACKED), root, fresh=True)
+    plan, guarded = pool.pool_plan(job), pool.ledger(job, "twins")
+    teacher = job.run.artifact("teach").dir
+    stage = job.open("twins", {"planted": "three faces of each slice"}, plan=plan.digest)
+    into, ids = Ledger(stage.dir), []
+    for slice, table in guarded.tables(plan):
+        rows = table.to_pylist()
+        rows[3] |= {"twin_of": "test/0", "twin_role": "test", "twin_kind": "pixels"}
+        rows[5]["duplicate_group"] = rows[8]["duplicate_group"] = f"group of {slice.key}"
+        ids += [row["id"] for row in rows]
+        into.commit(slice, pa.Table.from_pylist(rows, schema=table.schema))
+    pool.seal(stage, plan)
+    assert guarded.at != into.at
+
+    place, stands_for = drawing.drawn_rows(job, plan, 10_000)
+    out = sorted(set(range(len(ids))) - set(place.tolist()))
+    firsts = np.cumsum([0, *(len(table) for _, table in guarded.tables(plan))])[:-1]
+    assert len(out) == 2 * len(firsts)
+    for first in firsts:
+        lost = [row - first for row in out if first <= row < first + 9]
+        assert lost in ([3, 5], [3, 8])
+    assert (stands_for == 1).all()
+
+    found = drawing.spaces(job, plan, HeadConfig(class_faces=10_000))
+    embedded = pa.concat_tables(t for _, t in pool.ledger(job, "embed").tables(plan))
+    flat = np.stack(embedded["embedding"].to_numpy(zero_copy_only=False)).astype(np.float32)
+    members = len(load_teacher(teacher / runs.TEACHER).members)
+    parts = np.split(flat[place], members, axis=1)
+    for space, part in zip(found, parts, strict=True):
+        own = part / np.linalg.norm(part, axis=1, keepdims=True)
+        np.testing.assert_allclose(space.pool, own, atol=1e-6)
 
 
 @pytest.mark.cluster
@@ -95,7 +121,7 @@ def test_search__sees_no_test_label_and_goes_on(tiny_run: Path, tmp_path: Path) 
     assert told["accuracy_in_search"] == best["accuracy"]
     assert told["winners_curse"] == pytest.approx(best["objective"] - told["objective"])
 
-    (home,) = (at.parent for at in plain.glob(f"search/g*/{stages.TRIALS}"))
+    home = max(plain.glob("search/g*"))
     kept = sorted((home / stages.TRIALS).iterdir())
     assert len(kept) == 3
     kept[1].unlink()  # as if killed before it

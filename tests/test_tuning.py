@@ -2,16 +2,17 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.errors import RunError
 from pipeline.storage import location
-from pipeline.tuning import Plan, tuned
+from pipeline.tuning import Plan, _rounds, tuned
 
-pytestmark = [pytest.mark.cluster, pytest.mark.ray]
 PLAN = Plan(trials=8, batch=3, concurrency=2, seed=0)
 
 
@@ -55,6 +56,44 @@ def calls(folder: Path) -> int:
     return len((folder / "calls").read_text().split())
 
 
+def by_hand(plan: Plan, latest_first: bool = False) -> list[dict[str, Any]]:
+    """Rounds asked and told as Tune does it, without workers."""
+    from ray.tune.search import Searcher
+
+    rounds = _rounds(space(), plan, None, lambda number, found: None, lambda points: None)
+    running: dict[str, dict[str, Any]] = {}
+    for name in map(str, range(1000)):
+        asked = rounds.suggest(name)
+        if asked == Searcher.FINISHED:
+            break
+        if asked is not None:
+            running[name] = asked
+            continue
+        for trial in sorted(running, reverse=latest_first):
+            found = [{**p, "objective": -((p["x"] - 0.7) ** 2)} for p in running[trial]["points"]]
+            rounds.on_trial_complete(trial, {"found": found, "objective": 0.0})
+        running = {}
+    return [point for number in range(plan.trials) for point in rounds.found[number]]
+
+
+def test_rounds__no_trial_decides_by_its_speed_what_is_asked_next() -> None:
+    plan = replace(PLAN, trials=12)
+    first = by_hand(plan)
+    assert len(first) == 36
+    assert first == by_hand(plan, latest_first=True)
+    assert first != by_hand(replace(plan, seed=1))
+
+
+def test_rounds__optuna_learns_and_random_points_do_not() -> None:
+    plan = replace(PLAN, trials=20)
+    asked = {s: [p["x"] for p in by_hand(replace(plan, sampler=s))] for s in ("tpe", "random")}
+    assert not set(asked["tpe"]) & set(asked["random"])
+    far = {s: np.abs(np.array(x[30:]) - 0.7).mean() for s, x in asked.items()}
+    assert far["tpe"] < 0.75 * far["random"]
+
+
+@pytest.mark.cluster
+@pytest.mark.ray
 @pytest.mark.usefixtures("ray_here")
 def test_tuned__goes_on_after_a_killed_worker_and_after_a_failed_search(tmp_path: Path) -> None:
     folders = {name: tmp_path / name for name in ("calm", "killed", "broken")}
