@@ -50,7 +50,7 @@ def explain(run_dir: str, sample_id: str) -> dict[str, Any]:
     run = Run(location(run_dir))
     survey = run.artifact("survey").dir
     plan = Plan(survey / str((survey / "plan.json").read_json()["file"]))
-    slice, row = _find(Ledger(survey), plan, sample_id)
+    slice, row = find(Ledger(survey), plan, sample_id)
     found: dict[str, Any] = {"source": slice.source, "shard": slice.shard}
     found |= _answered(run, slice, row)
     point = (run.artifact("select").dir / POINT_FILE).read_json()
@@ -145,7 +145,7 @@ def _for(value: float | Mapping[str, float] | None, label: str) -> float | None:
     return value.get(label) if isinstance(value, Mapping) else value
 
 
-def _find(surveyed: Ledger, plan: Plan, sample_id: str) -> tuple[Slice, int]:
+def find(surveyed: Ledger, plan: Plan, sample_id: str) -> tuple[Slice, int]:
     """Where a face is: the one of this id, else the only one whose id begins so."""
     begin: list[tuple[str, Slice, int]] = []
     for slice, faces in surveyed.tables(plan, ["id"]):

@@ -14,7 +14,10 @@ from safetensors.numpy import load_file
 from pipeline import explaining, pool
 from pipeline.errors import RunError, SourceError
 from pipeline.explaining import MEASURED, judged
+from pipeline.ledger import Ledger
+from pipeline.plan import Plan, Slice
 from pipeline.policy import OperatingPoint
+from pipeline.storage import location
 
 NAMES = ("neutral", "fear")
 
@@ -102,27 +105,29 @@ def test_explain__says_that_the_scores_are_newer_than_the_selection(
     assert "note" not in explaining.explain(str(tiny_run), face)
 
 
-def test_explain__the_beginning_of_an_id_is_enough_where_it_is_the_only_one(
-    tiny_run: Path,
-) -> None:
-    job = flow.start(flow.tiny(flow.UNTRACKED), tiny_run)
-    ids = [
-        face
-        for _, t in pool.ledger(job, "survey").tables(pool.pool_plan(job), ["id"])
-        for face in t["id"].to_pylist()
-    ]
-    face = ids[len(ids) // 2]
-    short = next(
-        face[:n]
-        for n in range(1, len(face) + 1)
-        if sum(one.startswith(face[:n]) for one in ids) == 1
-    )
-    assert len(short) < len(face)
-    assert explaining.explain(str(tiny_run), short) == explaining.explain(str(tiny_run), face)
-    with pytest.raises(SourceError, match="several pool faces begin with 'pool"):
-        explaining.explain(str(tiny_run), "pool")
-    with pytest.raises(SourceError, match="no pool face ''"):
-        explaining.explain(str(tiny_run), "")
+def test_find__the_id_else_the_only_one_that_begins_so(tmp_path: Path) -> None:
+    at, names = location(tmp_path), (["a#1", "a#10", "b#7"], ["a#123", "a#124", "c#9"])
+    slices = [Slice(f"s{n:07d}", 0, "pool", "shard", 3 * n, 3 * n + 3, "f", 3) for n in range(2)]
+    plan, ledger = Plan.write(at / "plan.parquet", slices), Ledger(at / "survey")
+    for slice, ids in zip(slices, names, strict=True):
+        ledger.commit(slice, pa.table({"id": ids}), quarantined=0)
+    found = {
+        asked: (slice.key, row)
+        for asked in ("a#1", "a#124", "b", "c#", "a#10")
+        for slice, row in [explaining.find(ledger, plan, asked)]
+    }
+    assert found == {
+        "a#1": ("s0000000", 0),
+        "a#124": ("s0000001", 1),
+        "b": ("s0000000", 2),
+        "c#": ("s0000001", 2),
+        "a#10": ("s0000000", 1),
+    }
+    with pytest.raises(SourceError, match="begin with 'a#12': 'a#123', 'a#124'"):
+        explaining.find(ledger, plan, "a#12")
+    for nobody in ("", "z", "a#1234"):
+        with pytest.raises(SourceError, match=f"no pool face '{nobody}'"):
+            explaining.find(ledger, plan, nobody)
 
 
 def test_explain__a_run_that_has_not_begun(tmp_path: Path) -> None:
