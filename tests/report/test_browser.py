@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from helpers.browser import Browser, chromium
-from invented import explorer, facts
 
 from pipeline.report.page import render
+from report.invented import explorer, facts
 
 PROGRAM = chromium()
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no chromium on PATH to open the page with")

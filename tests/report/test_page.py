@@ -15,7 +15,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from invented import NAMES, explorer, facts, noise, picture, subgroups
 from PIL import Image
 
 from pipeline.report.facts import (
@@ -40,6 +39,7 @@ from pipeline.report.page import (
 )
 from pipeline.schema import REASONS
 from pipeline.storage import location
+from report.invented import NAMES, explorer, facts, noise, picture, subgroups
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
