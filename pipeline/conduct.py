@@ -16,14 +16,15 @@ from rich.table import Table
 from pipeline.claim import WHOLE, Part, claimed
 from pipeline.config import digest, nearest
 from pipeline.errors import ConfigError, ModelError, PartDone, RunError
-from pipeline.evaluation import CONTROLS, STUDENT
+from pipeline.evaluation import STUDENT
 from pipeline.exporting import drawn, facts_of, load_ensemble, to_onnx
-from pipeline.flow import MODEL, TUNED
+from pipeline.flow import MODEL
 from pipeline.job import SETTINGS, Job, settings
 from pipeline.journal import require_whole
 from pipeline.models import PRETRAINED
 from pipeline.progress import console
 from pipeline.recipe import Recipe
+from pipeline.report.collect import TIMED
 from pipeline.run import Artifact, Run
 from pipeline.stages import METRICS_FILE, POINT_FILE, STAGES, Stage
 from pipeline.storage import Location, location, probe
@@ -36,11 +37,6 @@ from pipeline.trials import required
 logger = logging.getLogger(__name__)
 
 SELECTED = "selected"
-SPENT = (
-    *("labeled", "survey", "guard", "pretrain", "teach", "embed", "score", "twins", "search"),
-    *("clusters", "select", "mine", "experts", "distill", STUDENT, *CONTROLS, TUNED, "evaluate"),
-)
-"""Every stage that may have taken time, in the order of the flow."""
 SHARED = ("survey", "embed", "score", "mine")
 BESIDE: Mapping[str, Stage] = {"active": active}
 """Verbs that no run of all stages includes."""
@@ -269,7 +265,7 @@ def _stages(job: Job) -> Table:
     table = Table("stage", title="stages", title_justify="left", box=None, padding=(0, 2))
     for column in ("rows", "quarantined", "image passes", "seconds"):
         table.add_column(column, justify="right")
-    for name in SPENT:
+    for name in TIMED:
         try:
             facts = job.run.artifact(name).facts
         except RunError:

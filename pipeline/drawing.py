@@ -18,6 +18,7 @@ from pipeline.errors import RunError
 from pipeline.job import Job
 from pipeline.plan import Plan
 from pipeline.policy import OperatingPoint, SelectConfig, codes_of, mask_of
+from pipeline.scoring import matrix
 from pipeline.spaces import Drawn, HeadConfig, Space, spaces_of
 from pipeline.storage import read_table
 from pipeline.training import runs
@@ -31,11 +32,11 @@ def spaces(job: Job, plan: Plan, config: HeadConfig) -> list[Space]:
     place, stands_for = drawn_rows(job, plan, config.class_faces)
     embedded = (t for _, t in pool.ledger(job, "embed").tables(plan, ["id", "embedding", "logits"]))
     rows = _rows_at(embedded, place)
-    shape = (len(rows), len(teacher.members), len(teacher.label_names))
+    members, classes = len(teacher.members), len(teacher.label_names)
     drawn = Drawn(
         np.array(rows["id"].to_pylist(), dtype=object),
-        _floats(rows["embedding"]).reshape(len(rows), -1),
-        _floats(rows["logits"]).reshape(shape),
+        matrix(rows["embedding"], teacher.width),
+        matrix(rows["logits"], members * classes).reshape(-1, members, classes),
         stands_for,
     )
     return spaces_of(
@@ -122,8 +123,3 @@ def _rows_at(tables: Iterable[pa.Table], place: np.ndarray) -> pa.Table:
             parts.append(table.take(pa.array(place[low:high] - first)))
         first += len(table)
     return pa.concat_tables(parts)
-
-
-def _floats(column: pa.ChunkedArray) -> np.ndarray:
-    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return flat.astype(np.float32)

@@ -17,6 +17,7 @@ from pipeline.errors import SourceError
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan, Slice
 from pipeline.policy import RULES, OperatingPoint, rows_of
+from pipeline.pool import plan_at
 from pipeline.rounds import HOME, rounds
 from pipeline.run import Run
 from pipeline.similarity import unit
@@ -49,7 +50,7 @@ def explain(run_dir: str, sample_id: str) -> dict[str, Any]:
     """
     run = Run(location(run_dir))
     survey = run.artifact("survey").dir
-    plan = Plan(survey / str((survey / "plan.json").read_json()["file"]))
+    plan = Plan(plan_at(survey))
     slice, row = find(Ledger(survey), plan, sample_id)
     found: dict[str, Any] = {"source": slice.source, "shard": slice.shard}
     found |= _answered(run, slice, row)

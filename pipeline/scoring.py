@@ -61,8 +61,8 @@ def score_table(
     names = np.array(teacher.label_names, dtype=object)
     good = pc.equal(embeddings.column("status"), OK).to_numpy()
     kept = embeddings.filter(pa.array(good))
-    x = unit(_matrix(kept.column("embedding"), teacher.width))
-    logits = _matrix(kept.column("logits"), len(teacher.members) * len(names))
+    x = unit(matrix(kept.column("embedding"), teacher.width))
+    logits = matrix(kept.column("logits"), len(teacher.members) * len(names))
     logits = logits.reshape(len(kept), len(teacher.members), len(names))
 
     each = teacher.member_probs(torch.from_numpy(logits)).numpy()
@@ -96,7 +96,7 @@ def score_table(
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _matrix(column: pa.ChunkedArray, width: int) -> np.ndarray:
+def matrix(column: pa.ChunkedArray, width: int) -> np.ndarray:
     """Lists of `width` values, none null -> (N, width) float32."""
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return flat.astype(np.float32).reshape(-1, width)

@@ -36,6 +36,8 @@ STAGES = (
     "tuned", "evaluate",
 )  # fmt: skip
 """What the page reads, in the order of the flow. The time of experts is in that of distill."""
+TIMED = tuple(name for name in STAGES if name != "test")
+"""Whose times add up: labeled and test are read at once, on one clock."""
 MODELS = ("teacher", "control_a", "control_b", "student", "tuned")
 METRICS_FILE = "metrics.json"  # of evaluate: what pipeline.evaluation.evaluate returns
 POINT_FILE = "operating_point.json"  # of select, or of search where select keeps none
@@ -103,9 +105,9 @@ def collect(
 
 
 def _seconds(done: Mapping[str, Artifact]) -> dict[str, float]:
-    """What each stage took; labeled and test are read at once, on one clock."""
-    timed = {name: a for name, a in done.items() if "seconds" in a.facts and name != "test"}
-    return {name: float(artifact.facts["seconds"]) for name, artifact in timed.items()}
+    """What each stage took."""
+    timed = {name: done[name].facts for name in TIMED if name in done}
+    return {name: float(facts["seconds"]) for name, facts in timed.items() if "seconds" in facts}
 
 
 def _finished(run: Run, stage: str) -> Artifact | None:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from pipeline.errors import RecordError
 from pipeline.images import decode
@@ -72,7 +73,7 @@ def noise(teach: Artifact, homes: Sequence[Artifact], size: int, show_faces: boo
     with open_stored(homes[0].dir / LABELED_FILE) as file:
         names = label_names_of(file.schema)
     logits = np.stack(folds["logits"].to_numpy(zero_copy_only=False)).astype(np.float64)
-    probs = _softmax(logits / float(teach.facts.get("temperature", 1.0)))
+    probs = softmax(logits / float(teach.facts.get("temperature", 1.0)), axis=1)
     labels = label_codes(folds["label"].to_pylist(), names)
     suggested, counts = confident(probs, labels)
     own = probs[np.arange(len(labels)), labels]
@@ -97,11 +98,6 @@ def noise(teach: Artifact, homes: Sequence[Artifact], size: int, show_faces: boo
             if face in pixels
         ),
     )
-
-
-def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
 
 
 def _pictures(

@@ -19,6 +19,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,8 @@ from pipeline.job import SCHEMA_VERSION, settings
 from pipeline.models import ModelConfig
 from pipeline.recipe import Recipe, load
 from pipeline.training.data import LabeledFaces
-from pipeline.training.distill_cost import cost_of
+from pipeline.training.distill_cost import Cost, cost_of
+from pipeline.training.distilling import DistillConfig
 from pipeline.training.loop import local, precision, prepare_cpu
 from pipeline.training.supervised import SupervisedConfig, train_supervised
 from tests.bench import ferplus10
@@ -137,13 +139,23 @@ def _changed(values: Mapping[str, Any], sets: Sequence[str]) -> dict[str, Any]:
     return dict(found)
 
 
+def _cost(config: DistillConfig) -> Cost:
+    return _cost_of(config.model_dump_json())
+
+
+@cache
+def _cost_of(config: str) -> Cost:
+    """Traced once: seeds and sources cost the same."""
+    names = [str(code) for code in range(8)]
+    return cost_of(DistillConfig.model_validate_json(config), names, 2_400)
+
+
 def _passes(identity: Mapping[str, Any]) -> dict[str, float]:
     evaluate = identity["evaluate"]
     each = evaluate["steps"] * evaluate["batch"]
     found = {f"evaluate {digest(dict(identity))}": 3.0 * each}
     if identity["method"] in LEARNED:
-        names = [str(code) for code in range(8)]
-        cost = cost_of(config_of(identity), names, 2_400)
+        cost = _cost(config_of(identity))
         found[f"distill {digest(dict(identity))}"] = cost.passes
         if cost.expert_passes:
             keys = [identity[name] for name in ("labeled", "source", "distill", "width")]

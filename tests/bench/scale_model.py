@@ -16,7 +16,6 @@ all of these are below.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import shutil
@@ -25,13 +24,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from pipeline.planning.costs import Cluster
 from tests.bench.harness import ROOT, Bench, Cell, Context, Gate, Records, call, main, python
 from tests.bench.scale_replay import Chance, Costs, shares
 from tests.bench.selecting import SLICE
+from tests.helpers.sizes import sizes
 
 NAME = "scale_model"
 FULL = {"slices-10k": 10_000, "slices-100k": 100_000}
@@ -132,23 +131,10 @@ def _costs_of(home: Path) -> dict[str, Any]:
 
 
 @cache
-def assumed() -> ModuleType:
-    """infra/sizes.py; by its path, since pytest knows another folder as `infra`."""
-    spec = importlib.util.spec_from_file_location("sizes", ROOT / "infra" / "sizes.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["sizes"] = module  # dataclasses ask for it
-    spec.loader.exec_module(module)
-    return module
-
-
-@cache
 def work_seconds(faces: int) -> float:
     """Seconds of a GPU node for a slice, as infra/sizes.py assumes."""
-    sizes = assumed()
-    plan = sizes.recipe()
-    return faces * plan.teach.folds * (2 if plan.embed.flip else 1) / float(sizes.FORWARD)
+    plan = sizes().recipe()
+    return faces * plan.teach.folds * (2 if plan.embed.flip else 1) / float(sizes().FORWARD)
 
 
 def costs(found: Mapping[str, Any], faces: int) -> Costs:
@@ -161,7 +147,7 @@ def costs(found: Mapping[str, Any], faces: int) -> Costs:
     cpu = {name: 1e-6 * value for name, value in measured["disk"]["cpu_microseconds"].items()}
     asked = {name: sum(each.values()) for name, each in measured["s3"]["requests"].items()}
     each, rows = measured["s3"]["requests"]["slice"], faces / SLICE
-    commit = LEDGERS * cpu["commit"] * rows + LATENCY * asked["slice"]
+    commit = commit_seconds(found, faces)
     work = work_seconds(faces)
     one_by_one = asked["seal"] - 1  # records are read many at a time, tables one by one
     beside = 1 + asked["sweep"]
@@ -204,7 +190,7 @@ def replayed(cell: Cell, found: Mapping[str, Any]) -> dict[str, Any]:
         "n": len(grid),
         "costs": asdict(one) | {"write_rate": WRITES, "read_rate": READS},
         "work_seconds": round(work, 3),
-        "commit_unhidden": round(_unhidden(found), 3),
+        "commit_unhidden": round(commit_seconds(found, SLICE_FACES), 3),
         "memory_bytes_per_slice": memory,
         "faces_at_much_memory": round(MUCH * HEAD_MEMORY / most) * SLICE_FACES,
         "grid": grid,
@@ -217,10 +203,10 @@ def replayed(cell: Cell, found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _unhidden(found: Mapping[str, Any]) -> float:
-    """Seconds of a commit, both ledgers', whatever hides it."""
+def commit_seconds(found: Mapping[str, Any], faces: int) -> float:
+    """Seconds of a commit of so many faces, both ledgers', whatever hides it."""
     measured = found["slices-100k"]
-    cpu = 1e-6 * measured["disk"]["cpu_microseconds"]["commit"] * SLICE_FACES / SLICE
+    cpu = 1e-6 * measured["disk"]["cpu_microseconds"]["commit"] * faces / SLICE
     return LEDGERS * cpu + LATENCY * sum(measured["s3"]["requests"]["slice"].values())
 
 

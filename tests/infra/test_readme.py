@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
+from helpers import sizes as helper
 
 from pipeline.embedding import EmbedConfig
 from pipeline.scoring import ScoreConfig
@@ -18,19 +16,7 @@ from pipeline.training.runs import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 
-
-def _sizes() -> ModuleType:
-    """infra/sizes.py; by its path, since pytest knows this folder as `infra`."""
-    spec = importlib.util.spec_from_file_location("sizes", ROOT / "infra" / "sizes.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["sizes"] = module  # dataclasses ask for it
-    spec.loader.exec_module(module)
-    return module
-
-
-sizes = _sizes()
+sizes = helper.sizes()
 TEXT = (ROOT / "infra" / "README.md").read_text(encoding="utf-8")
 
 
