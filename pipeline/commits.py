@@ -6,6 +6,7 @@ Pure values; the protocol that makes one of them the winner is in :mod:`pipeline
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import socket
 from collections.abc import Iterator, Sequence
@@ -106,3 +107,12 @@ def check_fingerprint(slice: Slice, commit: Commit) -> None:
             f"slice {slice.key} of {slice.shard}: committed from a shard with fingerprint "
             f"{commit.fingerprint}, the plan has {slice.fingerprint}"
         )
+
+
+def fault(step: str) -> None:
+    """Die like a killed process if OMNIFER_FAULT names this step.
+
+    For tests: what holds when a process dies between two lines only one that really does can prove.
+    """
+    if os.environ.get("OMNIFER_FAULT") == step:
+        os._exit(137)

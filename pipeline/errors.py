@@ -82,3 +82,17 @@ class RecordError(OmniferError):
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
+
+
+def told(cause: BaseException, what: str) -> UserError | RunError:
+    """What a worker raised, in one line: ours keep their class, others become a RunError.
+
+    Ray appends advice to our messages in further lines; it is dropped.
+
+    Args:
+        cause: the exception as the worker raised it.
+        what: what failed; in front of a message that is not ours.
+    """
+    if isinstance(cause, UserError | RunError):
+        return type(cause)(str(cause).split("\n")[0])
+    return RunError(f"{what}: {type(cause).__name__}: {' '.join(str(cause).split())}")

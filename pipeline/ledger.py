@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import collections
 import itertools
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -41,6 +40,7 @@ from pipeline.commits import (
     Commit,
     check_fingerprint,
     describe,
+    fault,
     folder_of,
     group_digest,
     noted,
@@ -48,6 +48,7 @@ from pipeline.commits import (
     seal_name,
 )
 from pipeline.errors import LedgerError
+from pipeline.ordered import in_order
 from pipeline.packs import content_digest, row_ranges, write_pack
 from pipeline.plan import GROUP, Plan, Slice, number_of
 from pipeline.storage import Location, open_stored, read_table, to_json, write_table
@@ -55,6 +56,7 @@ from pipeline.storage import Location, open_stored, read_table, to_json, write_t
 __all__ = ["GROUP", "Commit", "Ledger", "Plan", "Slice"]
 
 _REQUESTS = 16  # records read at a time: on S3 each waits 20-100 ms
+_TABLES = 4  # tables read and checked at a time; three times as many may be in memory
 
 
 class Ledger:
@@ -99,32 +101,35 @@ class Ledger:
         mine = describe(slice, table, quarantined, dict(reads or {}), seconds)
         part = self._part(mine)
         write_table(part, table)
-        _fault("part-written")
+        fault("part-written")
         record = self._record(slice.key)
-        _fault("before-commit")
+        fault("before-commit")
         created = record.create(to_json(asdict(mine)))
-        _fault("after-commit")
+        fault("after-commit")
         winner = mine if created else parse_commit(record, record.read_bytes())
         if winner.attempt != mine.attempt:
             part.remove_tree()
         check_fingerprint(slice, winner)
         return winner
 
-    def seal(self, plan: Plan) -> None:
-        """Pack every complete group of the plan that has no seal; safe to repeat and to race.
+    def complete(self, plan: Plan) -> Iterator[list[Slice]]:
+        """The groups of the plan all of whose slices are committed and that have no seal."""
+        sealed = self._sealed()
+        for slices in plan.groups():
+            if seal_name(slices) not in sealed and not self._missing(slices):
+                yield slices
+
+    def close(self, slices: Sequence[Slice]) -> None:
+        """Pack and seal a complete group; safe to repeat and to race.
 
         Each table is checked against the digest that was committed.
 
         Raises:
             LedgerError: a part differs from its commit, or another seal disagrees.
         """
-        sealed = self._sealed()
-        for slices in plan.groups():
-            name = seal_name(slices)
-            if name in sealed or self._missing(slices):
-                continue
-            commits = self._load(slices)
-            self._close_group(name, commits, self._checked(commits))
+        commits = self._load(slices)
+        tables = in_order(self._checked, commits, _TABLES)
+        self._close_group(seal_name(slices), commits, tables)
 
     def pack(self, plan: Plan, tables: Iterable[pa.Table]) -> None:
         """Pack and seal every group of the plan straight from its tables, one per slice in order.
@@ -157,38 +162,42 @@ class Ledger:
         """Write the pack of a group, then its seal; `commits` is complete once `tables` ends."""
         with self._pack(name).replacing() as sink:
             write_pack(sink, tables)
-        _fault("pack-written")
+        fault("pack-written")
         firsts = itertools.accumulate((c.rows for c in commits), initial=0)
         entries = [
             {"commit": asdict(c), "first": first} for c, first in zip(commits, firsts, strict=False)
         ]
         digest = group_digest(commits)
         seal = self.at / "seals" / f"{name}.json"
-        _fault("before-seal")
+        fault("before-seal")
         record = to_json({"digest": digest, "slices": entries})
         if not seal.create(record) and (other := seal.read_json()["digest"]) != digest:
             raise LedgerError(f"{seal}: digest {other}, expected {digest}")
 
-    def sweep(self, plan: Plan) -> None:
-        """Remove parts and noted attempts of a stage all of whose groups are sealed.
-
-        The commit records stay, so an attempt that comes late still loses and cannot commit a
-        part that this removed.
+    def closed(self, plan: Plan) -> Iterator[list[Slice]]:
+        """The groups of the plan.
 
         Raises:
-            LedgerError: a group is not sealed.
+            LedgerError: one of them is not sealed; before the first is given.
         """
         sealed = self._sealed()
         for slices in plan.groups():
             if seal_name(slices) not in sealed:
                 raise LedgerError(f"{self.at}: group {slices[0].group} is not sealed, no sweep")
-        for slices in plan.groups():
-            keys = {s.key for s in slices}
-            homes = [self.at / kind / folder_of(slices[0].group) for kind in ("parts", "attempts")]
-            files = [file for home in homes for file in home.children()]
-            garbage = [file for file in files if file.name.rpartition("-")[0] in keys]
-            with ThreadPoolExecutor(_REQUESTS) as pool:
-                list(pool.map(Location.remove_tree, garbage))
+        yield from plan.groups()
+
+    def clear(self, slices: Sequence[Slice]) -> None:
+        """Remove parts and noted attempts of a sealed group.
+
+        The commit records stay, so an attempt that comes late still loses and cannot commit a
+        part that this removed.
+        """
+        keys = {s.key for s in slices}
+        homes = [self.at / kind / folder_of(slices[0].group) for kind in ("parts", "attempts")]
+        files = [file for home in homes for file in home.children()]
+        garbage = [file for file in files if file.name.rpartition("-")[0] in keys]
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            list(pool.map(Location.remove, garbage))
 
     # -- asking -------------------------------------------------------------------------------
 
@@ -381,20 +390,9 @@ class Ledger:
             commits.append(commit)
         return commits
 
-    def _checked(self, commits: Sequence[Commit]) -> Iterator[pa.Table]:
-        for commit in commits:
-            table = self.read(commit.key)
-            have = content_digest(table)
-            if have != commit.sha256:
-                part = self._part(commit)
-                raise LedgerError(f"{part}: content sha256 {have}, committed {commit.sha256}")
-            yield table
-
-
-def _fault(step: str) -> None:
-    """Die like a killed process if OMNIFER_FAULT names this step.
-
-    What holds when a process dies between two lines only one that really does can prove.
-    """
-    if os.environ.get("OMNIFER_FAULT") == step:
-        os._exit(137)
+    def _checked(self, commit: Commit) -> pa.Table:
+        table = self.read(commit.key)
+        if (have := content_digest(table)) != commit.sha256:
+            part = self._part(commit)
+            raise LedgerError(f"{part}: content sha256 {have}, committed {commit.sha256}")
+        return table

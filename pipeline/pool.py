@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import clustering
+from pipeline import clustering, sealing
 from pipeline.claim import WHOLE
 from pipeline.clustering import Inputs
 from pipeline.config import digest
@@ -190,8 +190,8 @@ def seal(stage: Stage, plan: Plan, *, budget: float | None = None, **facts: Any)
         BudgetError: a larger share of the faces than `budget` is quarantined.
     """
     ledger = Ledger(stage.dir)
-    ledger.seal(plan)
-    ledger.sweep(plan)
+    sealing.seal(ledger, plan)
+    sealing.sweep(ledger, plan)
     manifest = ledger.manifest(plan)
     (stage.dir / "manifest.json").write_json(manifest)
     rows, bad = manifest["rows"], manifest["quarantined"]

@@ -9,10 +9,7 @@ many threads as there are cores.
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +18,7 @@ from pipeline import cuts, thresholds
 from pipeline.errors import ConfigError, LedgerError
 from pipeline.judge import Judge
 from pipeline.ledger import Ledger
+from pipeline.ordered import in_order
 from pipeline.plan import Plan
 from pipeline.policy import (
     CLUSTER_COLUMNS,
@@ -58,7 +56,6 @@ __all__ = [
 ]
 
 THREADS = min(os.cpu_count() or 1, 8)
-Result = TypeVar("Result")
 
 Tables = Callable[[], Iterator[pa.Table]]
 """Opens the chunks again from the start; each is the `join` of one slice or pack."""
@@ -222,10 +219,10 @@ def select(
     """
     judge = Judge(point, config, labeled)
     if judge.must_learn:
-        for lesson in _in_order(judge.study, tables(), threads):
+        for lesson in in_order(judge.study, tables(), threads):
             judge.absorb(lesson)
     judge.close()
-    yield from _in_order(judge.decide, tables(), threads)
+    yield from in_order(judge.decide, tables(), threads)
 
 
 def cut(tables: Iterable[pa.Table], rows: Iterable[int]) -> Iterator[pa.Table]:
@@ -257,20 +254,3 @@ def yield_by_class(selections: Iterable[pa.Table]) -> dict[str, dict[str, int]]:
             own[row["reason"]] = own.get(row["reason"], 0) + row["count_all"]
     order = sorted(counts, key=lambda n: (EMOTIONS.index(n) if n in EMOTIONS else 99, n))
     return {name: {r: counts[name][r] for r in REASONS if r in counts[name]} for name in order}
-
-
-def _in_order(
-    work: Callable[[pa.Table], Result], tables: Iterable[pa.Table], threads: int
-) -> Iterator[Result]:
-    """Results in the order of the tables, which a thread of their own reads a few ahead."""
-    rest = iter(tables)
-    waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(threads) as pool:
-        coming = reader.submit(next, rest, None)
-        while (table := coming.result()) is not None:
-            coming = reader.submit(next, rest, None)
-            waiting.append(pool.submit(work, table))
-            if len(waiting) > 2 * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

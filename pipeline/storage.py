@@ -253,6 +253,14 @@ class Location:
         if self.is_local:
             posix.make_folder(self.uri)
 
+    def remove(self) -> None:
+        """Remove a file; nothing there is fine. One request on S3."""
+        with contextlib.suppress(FileNotFoundError):
+            if self.is_local:
+                os.unlink(self.uri)
+            else:
+                s3.filesystem().rm_file(self._key)
+
     def remove_tree(self) -> None:
         """Remove a file or a folder with all it holds; nothing there is fine."""
         with contextlib.suppress(FileNotFoundError):

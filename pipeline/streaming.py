@@ -29,7 +29,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import ResourceError, RunError, UserError
+from pipeline.errors import ResourceError, RunError, UserError, told
 from pipeline.placement import (
     Capacity,
     Layout,
@@ -202,7 +202,7 @@ def _batches(
         for batch in dataset.iter_batches(batch_size=1, batch_format="pyarrow"):
             yield _unpack(batch)
     except ray.exceptions.RayTaskError as error:
-        raise _translated(error.cause) from error
+        raise told(error.cause, "pass failed") from error
     except ExecutionTimeoutError as error:
         raise Stalled(
             f"nothing moved for {config.no_progress_seconds:g} s: a slice hangs or keeps killing "
@@ -323,12 +323,6 @@ def _naming(slice: Slice, step: str) -> Iterator[None]:
         if isinstance(error, UserError | RunError):
             raise type(error)(where + _line(error)) from error
         raise RunError(f"{where}{type(error).__name__}: {_line(error)}") from error
-
-
-def _translated(cause: BaseException) -> Exception:
-    if isinstance(cause, UserError | RunError):
-        return type(cause)(str(cause).split("\n")[0])  # Ray appends advice in further lines
-    return RunError(f"pass failed: {type(cause).__name__}: {_line(cause)}")
 
 
 def _line(error: BaseException) -> str:

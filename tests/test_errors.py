@@ -8,7 +8,16 @@ import re
 import pytest
 
 from pipeline import errors
-from pipeline.errors import OmniferError, PartDone, RecordError, RunError, UserError
+from pipeline.errors import (
+    LedgerError,
+    OmniferError,
+    PartDone,
+    RecordError,
+    RunError,
+    SourceError,
+    UserError,
+    told,
+)
 
 TREE = [
     kind
@@ -43,3 +52,16 @@ def test_record_error__keeps_reason_and_detail() -> None:
     assert (error.reason, error.detail) == ("truncated", "17 of 90 bytes")
     assert str(error) == "truncated: 17 of 90 bytes"
     assert str(RecordError("blank")) == "blank"
+
+
+@pytest.mark.parametrize("kind", [SourceError, LedgerError])
+def test_told__ours_keeps_its_class_and_first_line(kind: type[OmniferError]) -> None:
+    found = told(kind("a.tar: no such file\nconsider raising the limit"), "embed")
+    assert type(found) is kind
+    assert str(found) == "a.tar: no such file"
+
+
+def test_told__others_become_a_run_error_in_one_line() -> None:
+    found = told(ValueError("a\n  b"), "embed")
+    assert type(found) is RunError
+    assert str(found) == "embed: ValueError: a b"

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from helpers.s3 import s3_bucket
 
-from pipeline import ledger as ledger_module
+from pipeline import commits, sealing
 from pipeline.errors import LedgerError, SourceError
 from pipeline.ledger import GROUP, Commit, Ledger, Plan, Slice
 from pipeline.packs import content_digest
@@ -53,7 +53,7 @@ def _work(root: str) -> None:
     ledger = Ledger(at / "scores")
     for slice in ledger.pending(plan):
         ledger.commit(slice, _table(slice), quarantined=slice.stop % 3)
-    ledger.seal(plan)
+    sealing.seal(ledger, plan)
 
 
 def _open(tmp_path: Path) -> tuple[Ledger, Plan]:
@@ -85,7 +85,7 @@ def test_protocol__killed_anywhere_then_run_again(tmp_path: Path, step: str) -> 
     assert [t for _, t in resumed.tables(plan)] == [t for _, t in calm.tables(plan)]
     orphans = 1 if step in ("part-written", "before-commit") else 0
     assert len(_parts(resumed)) == len(NUMBERS) + orphans
-    resumed.sweep(plan)
+    sealing.sweep(resumed, plan)
     assert _parts(resumed) == []
 
 
@@ -186,8 +186,8 @@ def test_seal__reads_the_same_from_packs(tmp_path: Path) -> None:
     ledger, plan = _open(tmp_path)
     assert list(ledger.pending(plan)) == []
     before = ledger.manifest(plan)
-    ledger.seal(plan)  # nothing left to do
-    ledger.sweep(plan)
+    sealing.seal(ledger, plan)  # nothing left to do
+    sealing.sweep(ledger, plan)
     fresh = Ledger(ledger.at)
     assert fresh.manifest(plan) == before
     assert before["rows"] == sum(_table(s).num_rows for s in plan.slices())
@@ -208,8 +208,8 @@ def test_pack__leaves_what_commits_and_a_seal_leave(tmp_path: Path) -> None:
     ledger, plan = _open(tmp_path / "one")
     for slice in plan:
         ledger.commit(slice, _table(slice))
-    ledger.seal(plan)
-    ledger.sweep(plan)
+    sealing.seal(ledger, plan)
+    sealing.sweep(ledger, plan)
     packed, _ = _open(tmp_path / "two")
     packed.pack(plan, (_table(slice) for slice in plan))
     assert _bytes(packed, "packs") == _bytes(ledger, "packs")
@@ -261,7 +261,7 @@ def test_blocks__rows_of_packs_and_of_open_groups(tmp_path: Path) -> None:
     expected = pa.concat_tables([_table(slice) for slice in slices])
     for slice in slices:
         ledger.commit(slice, _table(slice))
-    ledger.seal(Plan.write(location(tmp_path) / "first.parquet", slices[:4]))
+    sealing.seal(ledger, Plan.write(location(tmp_path) / "first.parquet", slices[:4]))
     blocks = list(ledger.blocks(plan, ["id", "score"]))
     assert [len(block) for block in blocks] == [
         sum(len(_table(s)) for s in slices[:4]),
@@ -277,13 +277,13 @@ def test_seal__leaves_open_groups_alone(tmp_path: Path) -> None:
     ledger, plan = _open(tmp_path)
     for slice in plan.slices()[:5]:
         ledger.commit(slice, _table(slice))
-    ledger.seal(plan)
+    sealing.seal(ledger, plan)
     assert [c.name[:7] for c in (ledger.at / "seals").children()] == ["000000-"]
     assert [s.key for s in ledger.pending(plan)] == ["s0001025"]
     with pytest.raises(LedgerError, match=r"1 of 6 slices are not committed, .*s0001025"):
         ledger.digest(plan)
     with pytest.raises(LedgerError, match="group 1 is not sealed"):
-        ledger.sweep(plan)
+        sealing.sweep(ledger, plan)
     reached = ledger.tables(plan)
     assert [next(reached)[0].key for _ in range(5)] == [s.key for s in plan.slices()[:5]]
     with pytest.raises(LedgerError, match="s0001025 is not committed"):
@@ -296,7 +296,7 @@ def test_seal__refuses_a_part_that_rotted(tmp_path: Path) -> None:
     other = tmp_path / "scores/parts/000000" / commits[3].file
     other.write_bytes((other.parent / commits[1].file).read_bytes())
     with pytest.raises(LedgerError, match=r"s0000003-.*content sha256"):
-        ledger.seal(plan)
+        sealing.seal(ledger, plan)
     assert (ledger.at / "seals").children() == []
     assert (ledger.at / "packs").children() == []
 
@@ -305,7 +305,7 @@ def test_seal__a_changed_group_gets_a_pack_of_its_own(tmp_path: Path) -> None:
     """A grown pool and a removal list: kept slices are not made again, not even once swept."""
     _work(str(tmp_path))
     ledger, plan = _open(tmp_path)
-    ledger.sweep(plan)
+    sealing.sweep(ledger, plan)
     slices = [_slice(0), _slice(1, ".r0011aabb"), *(_slice(n) for n in (2, 3, 4, 1024, 1025))]
     grown = Plan.write(location(tmp_path) / "grown.parquet", slices)
     pending = list(ledger.pending(grown))
@@ -314,8 +314,8 @@ def test_seal__a_changed_group_gets_a_pack_of_its_own(tmp_path: Path) -> None:
     for slice in pending:
         ledger.commit(slice, _table(slice))
     assert [(s, t) for s, t in ledger.tables(grown)] == [(s, _table(s)) for s in slices]
-    ledger.seal(grown)
-    ledger.sweep(grown)
+    sealing.seal(ledger, grown)
+    sealing.sweep(ledger, grown)
     assert _parts(ledger) == []
     for of in (plan, grown):
         assert [(s, t) for s, t in Ledger(ledger.at).tables(of)] == [
@@ -329,7 +329,7 @@ def test_committed__lists_seals_and_open_groups_only(
     ledger, plan = _open(tmp_path)
     for slice in plan.slices()[:5]:
         ledger.commit(slice, _table(slice))
-    ledger.seal(plan)
+    sealing.seal(ledger, plan)
     listed: list[str] = []
     read: list[str] = []
     children, read_bytes = Location.children, Location.read_bytes
@@ -397,7 +397,7 @@ def test_protocol__holds_on_s3() -> None:
 
         _work(root.uri)
         plan = Plan(root / "plan.parquet")
-        ledger.sweep(plan)
+        sealing.sweep(ledger, plan)
         assert _parts(ledger) == []
         assert [s for s, _ in ledger.tables(plan)] == plan.slices()
         assert (
@@ -409,4 +409,4 @@ def test_protocol__holds_on_s3() -> None:
 def test_fault__off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMNIFER_FAULT", raising=False)
     for step in STEPS:
-        ledger_module._fault(step)
+        commits.fault(step)

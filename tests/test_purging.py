@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.tiny import NAMES, tiny_teacher
 
+from pipeline import sealing
 from pipeline.artifacts import load_teacher, save_teacher
 from pipeline.ledger import Ledger
 from pipeline.packs import content_digest
@@ -58,8 +59,8 @@ def filled(at, sealed: bool) -> tuple[Ledger, Plan]:
     for slice, letter in zip(plan.slices(), "abc", strict=True):
         ledger.commit(slice, table(letter), quarantined=1)
     if sealed:
-        ledger.seal(plan)
-        ledger.sweep(plan)
+        sealing.seal(ledger, plan)
+        sealing.sweep(ledger, plan)
     return ledger, plan
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import sealing
 from pipeline.config import parse
 from pipeline.errors import ConfigError, LabelError, LedgerError, SourceError
 from pipeline.ledger import Ledger
@@ -361,7 +362,7 @@ def _ledgers(at: Location, pool: pa.Table, sealed: bool) -> tuple[Plan, list[Led
         for slice in slices:
             ledger.commit(slice, pool.slice(slice.start, 7).select(chosen))
         if sealed or name == "survey":
-            ledger.seal(plan)
+            sealing.seal(ledger, plan)
         ledgers.append(ledger)
     return plan, ledgers
 

@@ -137,6 +137,14 @@ def test_files__sorted_by_path_without_hidden_ones(root: Location) -> None:
     assert [c.name for c in root.children()] == [".hidden.jpg", "a.png", "b", "b.jpg", "c.txt"]
 
 
+def test_remove__one_file_there_or_not(root: Location) -> None:
+    for name in ("a/1", "a/2"):
+        (root / name).write_bytes(b"x")
+    for _ in range(2):
+        (root / "a/1").remove()
+    assert [f.name for f in root.files([""])] == ["2"]
+
+
 def test_remove_tree__takes_all_below_and_nothing_beside(root: Location) -> None:
     for name in ("a/1", "a/b/2", "ab/3"):
         (root / name).write_bytes(b"x")

@@ -6,10 +6,12 @@ stages.py and flow.py; the counting of image passes is that of the stages' own f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.placement import Capacity, Layout, Operator, Transform, lay_out
+from pipeline.plan import GROUP
 from pipeline.planning.forecast import Machine, Part, Span, Spent, Step, stream_time, train_time
 from pipeline.planning.probing import Requests, Sealed
 from pipeline.recipe import Recipe
@@ -101,7 +103,7 @@ def foresee(found: Measured, recipe: Recipe, rented: Rented) -> list[Row]:
         _guard(found, rented),
         *_learned(("pretrain", "teach"), passes, found, recipe, rented),
         _embed(found, recipe, rented),
-        _serial("score", found, rented, _seal(found), "seal"),
+        _serial("score", found, rented, _seal(found, rented), "seal"),
         _mine(found, recipe, rented),
     ]
     trained = ("distill", "student", "control_a", "control_b")
@@ -212,7 +214,7 @@ def _pass(asked: _Pass, found: Measured, recipe: Recipe, rented: Rented, before:
         )
 
     start = _start(found.start_cpu[asked.stage], found.slices, operators, layout, recipe, rented)
-    fixed = before + start + rented.node_start + _seal(found)
+    fixed = before + start + rented.node_start + _seal(found, rented)
     streamed, others = span(found.spent), [span(one).seconds for one in found.variants]
     requests = [found.requests["read"], *(found.requests[name] for name in asked.written)]
     seconds = fixed + streamed.seconds
@@ -264,7 +266,7 @@ def _mine(found: Measured, recipe: Recipe, rented: Rented) -> Row:
         face_bytes=2 * found.read_bytes,
         slice_cpu=2 * SLICE_CPU,
     )
-    seconds = streamed.seconds + _seal(found)
+    seconds = streamed.seconds + _seal(found, rented)
     asked = [found.requests["read"], found.requests["score"], found.sealed.requests]
     return Row(
         "mine",
@@ -286,7 +288,8 @@ def _mine(found: Measured, recipe: Recipe, rented: Rented) -> Row:
 def _guard(found: Measured, rented: Rented) -> Row:
     """One process looks at every face twice; the second time it commits."""
     each = found.spent["guard"].cpu + found.spent["score write"].cpu
-    seconds = found.faces * each / rented.resting.core_speed + _seal(found)
+    seconds = found.faces * each / rented.resting.core_speed
+    seconds += found.slices * found.sealed.seconds
     return _serial("guard", found, rented, seconds, "one core")
 
 
@@ -325,9 +328,11 @@ def _training(stage: str, passes: float, found: Measured, recipe: Recipe, rented
 # -- sums -----------------------------------------------------------------------------------------
 
 
-def _seal(found: Measured) -> float:
-    """Seconds in which the driver packs and seals a stage."""
-    return found.slices * found.sealed.seconds
+def _seal(found: Measured, rented: Rented) -> float:
+    """Seconds until a stage is packed and sealed: every node does so with groups of its own."""
+    nodes = rented.capacity.cpus / rented.capacity.node_cpus
+    groups = math.ceil(found.slices / GROUP)
+    return found.slices * found.sealed.seconds / max(1.0, min(nodes, groups))
 
 
 def _requests(each: Sequence[Requests], slices: int) -> Requests:

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline import guard
+from pipeline import guard, sealing
 from pipeline.artifacts import Teacher
 from pipeline.embedding import Decoder, EmbedConfig, Forward, spread
 from pipeline.images import Color, Crop
@@ -146,8 +146,8 @@ class Prober:
         plan = Plan.write(work / "probed.parquet", sorted(self._done, key=lambda s: s.key))
         ledger = Ledger(self._ledgers["embed"].at)
         with counted() as seen, clock() as took:
-            ledger.seal(plan)
-            ledger.sweep(plan)
+            sealing.seal(ledger, plan)
+            sealing.sweep(ledger, plan)
             ledger.manifest(plan)
         count = len(plan)
         asked = Requests(seen.requests.puts / count, seen.requests.gets / count)

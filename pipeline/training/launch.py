@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from pipeline.config import digest
-from pipeline.errors import ResourceError, RunError, UserError
+from pipeline.errors import ResourceError, told
 from pipeline.progress import meter
 from pipeline.storage import Location
 from pipeline.streaming import StreamConfig, start_ray
@@ -146,10 +146,7 @@ def spread(
             except ray.exceptions.RayTaskError as error:
                 for other in running:
                     ray.cancel(other, force=True)
-                cause = error.cause
-                if isinstance(cause, UserError | RunError):
-                    raise type(cause)(str(cause).split("\n")[0]) from error
-                raise RunError(f"{name}: {_line(cause)}") from error
+                raise told(error.cause, name) from error
             shown.advance(1)
     return found
 
@@ -197,11 +194,5 @@ def _translated(name: str, error: Any) -> Exception:
     """The first worker's own error where it is one of this package, else a RunError."""
     for rank, failure in sorted(getattr(error, "worker_failures", {}).items()):
         cause = getattr(failure, "cause", None) or failure.__cause__ or failure
-        if isinstance(cause, UserError | RunError):
-            return type(cause)(str(cause).split("\n")[0])
-        return RunError(f"{name}: worker {rank}: {_line(cause)}")
-    return RunError(f"{name}: {_line(error)}")
-
-
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return told(cause, f"{name}: worker {rank}")
+    return told(error, name)

@@ -115,7 +115,7 @@ def _replay(found: Record) -> list[str]:
         f"forward of its other slice.",
         "",
         "Fewest nodes at which a cost takes more than a tenth of the run time; after the slash, if "
-        "nodes and not the driver sealed the groups:",
+        "the driver sealed the groups alone:",
         "",
         *table(
             ("cost", *(f"{faces:,} faces" for faces in pools)),
@@ -124,7 +124,7 @@ def _replay(found: Record) -> list[str]:
                     name,
                     *(
                         f"{at.get(str(n)) or '-'} / "
-                        f"{found['first_if_nodes_seal'][name].get(str(n)) or '-'}"
+                        f"{found['first_if_the_driver_seals'][name].get(str(n)) or '-'}"
                         for n in pools
                     ),
                 ]

@@ -25,7 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import streaming
+from pipeline import sealing, streaming
 from pipeline.commits import describe, folder_of
 from pipeline.errors import RunError
 from pipeline.ledger import Ledger
@@ -97,9 +97,9 @@ def disk(at: Location, count: int) -> dict[str, Any]:
         there = sum(1 for _ in fresh.committed(plan))
     one = Plan.write(at / "one.parquet", last)
     with sheet.of("seal"):
-        fresh.seal(one)
+        sealing.seal(fresh, one)
     with sheet.of("sweep"):
-        fresh.sweep(one)
+        sealing.sweep(fresh, one)
     with sheet.of("manifest"):
         Ledger(at / "score").manifest(one)
     with sheet.of("account"), contextlib.suppress(RunError):  # none came out, as it says
@@ -168,9 +168,9 @@ def requests(count: int, listed: int) -> dict[str, Any]:
                 embedded.find(slice.key)
                 score.commit(slice, table)
         with of("seal", count):
-            Ledger(root / "score").seal(plan)
+            sealing.seal(Ledger(root / "score"), plan)
         with of("sweep", count):
-            score.sweep(plan)
+            sealing.sweep(score, plan)
         with of("manifest", count):
             Ledger(root / "score").manifest(plan)
         many = Plan.write(root / "many.parquet", slices(listed * SLICE))

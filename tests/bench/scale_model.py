@@ -26,6 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.plan import GROUP
 from pipeline.planning.costs import Cluster
 from tests.bench.harness import ROOT, Bench, Cell, Context, Gate, Records, call, main, python
 from tests.bench.scale_replay import Chance, Costs, shares
@@ -47,6 +48,8 @@ STREAMS = 2
 """Slices that an actor works on at a time: one is committed while another is computed."""
 AT_A_TIME = 16
 """Requests that the ledger makes at a time where it has many."""
+TABLES = 4
+"""Tables that it reads at a time to pack a group."""
 LEDGERS = 2
 """That a pass fills and seals: embeddings and scores."""
 LATENCY = 0.05
@@ -63,6 +66,7 @@ CHANCE = Chance(
     away=Cluster.model_fields["node_start_seconds"].default,
 )
 """Assumed: one slice in fifty takes three times as long, a spot node lives for six hours."""
+ALONE = "the driver seals alone"
 MUCH = 0.1
 """Share of the run time from which a cost counts as too much."""
 
@@ -72,13 +76,13 @@ def cells(options: argparse.Namespace) -> list[Cell]:
     counts = QUICK if options.quick else FULL
     group, streamed = GROUP_ON_S3[options.quick], STREAMED[options.quick]
     made = [
-        Cell(name, "costs", 0, {"slices": count, "on_s3": group, "version": 1}, NAME)
+        Cell(name, "costs", 0, {"slices": count, "on_s3": group, "version": 2}, NAME)
         for name, count in counts.items()
     ]
     made.append(Cell("dispatch", "dispatch", 0, {"slices": streamed, "version": 1}, NAME))
     pools, nodes = (QUICK_POOLS, QUICK_NODES) if options.quick else (POOLS, NODES)
     grid = {"pools": pools, "nodes": nodes, "chance": asdict(CHANCE), "latency": LATENCY}
-    made.append(Cell("replay", "replay", CHANCE.seed, {**grid, "version": 2}, NAME))
+    made.append(Cell("replay", "replay", CHANCE.seed, {**grid, "version": 3}, NAME))
     return made
 
 
@@ -142,6 +146,7 @@ def costs(found: Mapping[str, Any], faces: int) -> Costs:
 
     Core-seconds of commits and seals were measured with 1,024 faces and grow with them; requests do
     not. A commit is hidden behind the forward of the actor's other slice while it is shorter.
+    Sealing is that of one process; see `spread`.
     """
     measured = found["slices-100k"]
     cpu = {name: 1e-6 * value for name, value in measured["disk"]["cpu_microseconds"].items()}
@@ -149,10 +154,9 @@ def costs(found: Mapping[str, Any], faces: int) -> Costs:
     each, rows = measured["s3"]["requests"]["slice"], faces / SLICE
     commit = commit_seconds(found, faces)
     work = work_seconds(faces)
-    one_by_one = asked["seal"] - 1  # records are read many at a time, tables one by one
-    beside = 1 + asked["sweep"]
+    of_tables, beside = asked["seal"] - 1, 1 + asked["sweep"]
     sealing = rows * cpu["seal"] + cpu["sweep"] + cpu["manifest"]
-    sealing += LATENCY * (one_by_one + asked["manifest"] + beside / AT_A_TIME)
+    sealing += LATENCY * (of_tables / TABLES + beside / AT_A_TIME + asked["manifest"])
     return Costs(
         listing=cpu["pending"] + LATENCY * asked["pending"],
         dispatch=found["dispatch"]["driver_ms"] / 1000,
@@ -163,6 +167,11 @@ def costs(found: Mapping[str, Any], faces: int) -> Costs:
         reads=each["GET"] + each["HEAD"],
         read_rate=READS,
     )
+
+
+def spread(one: Costs, slices: int, nodes: int) -> Costs:
+    """The same where every node seals groups of slices, as many at a time as there are groups."""
+    return replace(one, sealing=one.sealing / min(nodes, math.ceil(slices / GROUP)))
 
 
 def memory_per_slice(found: Mapping[str, Any]) -> dict[str, float]:
@@ -179,10 +188,12 @@ def replayed(cell: Cell, found: Mapping[str, Any]) -> dict[str, Any]:
     """All passes of the grid, and the largest again with something changed."""
     one, work = costs(found, SLICE_FACES), work_seconds(SLICE_FACES)
     pools, nodes = cell.identity["pools"], cell.identity["nodes"]
-    grid, spread = (
-        [_pass(faces, SLICE_FACES, count, of(count)) for faces in pools for count in nodes]
-        for of in (lambda count: one, lambda count: replace(one, sealing=one.sealing / count))
-    )
+    grid = [_pass(faces, SLICE_FACES, count, one) for faces in pools for count in nodes]
+    alone = [
+        _pass(faces, SLICE_FACES, count, one, drivers_seal=True)
+        for faces in pools
+        for count in nodes
+    ]
     memory = memory_per_slice(found)
     most = max(*memory.values(), 1.0)  # the byte that the pass keeps, at the least
     largest, many = max(pools), max(nodes)
@@ -195,10 +206,10 @@ def replayed(cell: Cell, found: Mapping[str, Any]) -> dict[str, Any]:
         "faces_at_much_memory": round(MUCH * HEAD_MEMORY / most) * SLICE_FACES,
         "grid": grid,
         "first": first(grid),
-        "first_if_nodes_seal": first(spread),
+        "first_if_the_driver_seals": first(alone),
         "changed": {
-            name: _pass(largest, faces, many, changed)
-            for name, (faces, changed) in changes(found, many).items()
+            name: _pass(largest, faces, many, changed, drivers_seal=name == ALONE)
+            for name, (faces, changed) in changes(found).items()
         },
     }
 
@@ -210,24 +221,17 @@ def commit_seconds(found: Mapping[str, Any], faces: int) -> float:
     return LEDGERS * cpu + LATENCY * sum(measured["s3"]["requests"]["slice"].values())
 
 
-def changes(found: Mapping[str, Any], nodes: int) -> dict[str, tuple[int, Costs]]:
+def changes(found: Mapping[str, Any]) -> dict[str, tuple[int, Costs]]:
     """What could be changed for a billion faces: faces per slice, and costs."""
-    now = costs(found, SLICE_FACES)
-    large = costs(found, 4 * SLICE_FACES)
-    asked = found["slices-100k"]["s3"]["requests"]["seal"]
-    waits = LEDGERS * LATENCY * (sum(asked.values()) - 1)
-    read_ahead = replace(now, sealing=now.sealing - waits * (1 - 1 / AT_A_TIME))
-    on_nodes = replace(now, sealing=now.sealing / nodes)
-    both = replace(large, sealing=large.sealing / nodes, dispatch=large.dispatch / 4)
+    now, large = costs(found, SLICE_FACES), costs(found, 4 * SLICE_FACES)
     return {
         "as it is": (SLICE_FACES, now),
-        f"seals read {AT_A_TIME} tables at a time": (SLICE_FACES, read_ahead),
-        "nodes seal the groups": (SLICE_FACES, on_nodes),
-        "nodes seal, four drivers (--part i/4)": (
-            SLICE_FACES,
-            replace(on_nodes, dispatch=now.dispatch / 4),
+        ALONE: (SLICE_FACES, now),
+        "four drivers (--part i/4)": (SLICE_FACES, replace(now, dispatch=now.dispatch / 4)),
+        "four drivers, slices of 32,768": (
+            4 * SLICE_FACES,
+            replace(large, dispatch=large.dispatch / 4),
         ),
-        "nodes seal, four drivers, slices of 32,768": (4 * SLICE_FACES, both),
         "slices of 2,048, as cut for small machines": (
             SLICE_FACES // 4,
             costs(found, SLICE_FACES // 4),
@@ -235,8 +239,11 @@ def changes(found: Mapping[str, Any], nodes: int) -> dict[str, tuple[int, Costs]
     }
 
 
-def _pass(faces: int, slice_faces: int, nodes: int, each: Costs) -> dict[str, Any]:
+def _pass(
+    faces: int, slice_faces: int, nodes: int, one: Costs, *, drivers_seal: bool = False
+) -> dict[str, Any]:
     slices, work = math.ceil(faces / slice_faces), work_seconds(slice_faces)
+    each = one if drivers_seal else spread(one, slices, nodes)
     whole, parts = shares(slices, work, nodes, 1, each, CHANCE)
     return {
         "faces": faces,

@@ -124,9 +124,9 @@ def test_costs__are_core_seconds_by_faces_and_waits_by_requests() -> None:
     found = scale_model.costs(_found(), 8 * 1024)
     assert found.listing == pytest.approx(0.001 + 0.002 * 0.05)
     assert found.dispatch == pytest.approx(0.01)
-    # embed and score: 8 ms for the rows, two for sweep and manifest, two reads that wait for each
-    # other, and one record and seven removals that wait sixteen at a time
-    assert found.sealing == pytest.approx(2 * (0.008 + 0.002 + 0.05 * (2 + 8 / 16)))
+    # embed and score: 8 ms for the rows, two for sweep and manifest, two requests for a table, four
+    # tables at a time, and one record and seven removals that wait sixteen at a time
+    assert found.sealing == pytest.approx(2 * (0.008 + 0.002 + 0.05 * (2 / 4 + 8 / 16)))
     assert (found.writes, found.reads) == (5, 5)
     assert found.commit == 0.0  # half a second, behind the forward of the other slice
 
@@ -136,6 +136,13 @@ def test_costs__a_commit_longer_than_the_forward_shows() -> None:
     work, commit = scale_model.work_seconds(few), 2 * 0.001 * few / 1024 + 10 * 0.05
     assert work < commit
     assert scale_model.costs(_found(), few).commit == pytest.approx((work + commit) / 2 - work)
+
+
+def test_spread__no_more_nodes_than_groups() -> None:
+    one = scale_model.costs(_found(), 8 * 1024)
+    assert scale_model.spread(one, 1024, 30).sealing == pytest.approx(one.sealing)
+    assert scale_model.spread(one, 10 * 1024, 3).sealing == pytest.approx(one.sealing / 3)
+    assert scale_model.spread(one, 10 * 1024, 30).sealing == pytest.approx(one.sealing / 10)
 
 
 def test_memory_per_slice__is_what_grows() -> None:

@@ -14,7 +14,7 @@ import pytest
 from helpers.faults import Fault, bad_day
 from helpers.s3 import s3_bucket
 
-from pipeline import s3
+from pipeline import s3, sealing
 from pipeline.errors import SourceError
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan, Slice
@@ -64,7 +64,7 @@ def test_commit__exactly_once_on_a_bad_day(bucket: Location, kinds: tuple[Fault,
     faults = Seeded(1, kinds)
     with bad_day(faults), ThreadPoolExecutor(3) as pool:
         won = list(pool.map(work, slices))
-        Ledger(root / "l").seal(plan)
+        sealing.seal(Ledger(root / "l"), plan)
     assert all(faults.made[kind] > 0 for kind in kinds)
     calm = Ledger(root / "l")
     assert [commit.attempt for commit in calm.committed(plan)] == won

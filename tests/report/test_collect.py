@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from pipeline import sealing
 from pipeline.errors import RunError
 from pipeline.evaluation import evaluate
 from pipeline.ledger import Ledger
@@ -147,7 +148,7 @@ def run(tmp_path: Path) -> Run:
         plan = Plan.write(at / "plan.parquet", slices)
         for slice, parts in zip(slices, tables, strict=True):
             Ledger(at).commit(slice, parts[name])
-        Ledger(at).seal(plan)
+        sealing.seal(Ledger(at), plan)
     survey = run.artifact("survey").dir
     (survey / "plan.json").write_json({"file": "plan.parquet"})
     truth = pa.table({"id": list(TRUE), "label": list(TRUE.values())}, schema=TRUTH)
@@ -334,7 +335,7 @@ def test_collect__twins_found_by_embedding_count(run: Run) -> None:
         if first == 0:
             rows[0] |= {"twin_of": "t#1", "twin_kind": "embedding", "twin_role": "validation"}
         Ledger(at).commit(slice, _tables(rows)["guard"])
-    Ledger(at).seal(plan)
+    sealing.seal(Ledger(at), plan)
     assert collect(run, "demo", "c", False).guard == {
         "embedding": {"validation": 1}, "pixels": {"test": 1}
     }  # fmt: skip

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline import sealing
 from pipeline.boxes import FALLBACK
 from pipeline.errors import ConfigError, SourceError
 from pipeline.images import Crop, face
@@ -195,7 +196,7 @@ def test_open_mined__rows_of_two_sources_stay_together(tmp_path: Path) -> None:
             "box": pa.nulls(2, BOX),
             "landmarks": pa.nulls(2, LANDMARKS),
         }))  # fmt: skip
-    ledger.seal(plan)
+    sealing.seal(ledger, plan)
     handed = Handed(
         labeled=at.uri, guard=None, crop=Crop(), color="gray", scratch=str(tmp_path / "cache"),
         mined=(at / "mine").uri, plan=plan.at.uri,
