@@ -194,29 +194,28 @@ def _scoring_speed(records: Records) -> list[str]:
             said = [seconds(own), f"{np.median(over):.2f} ({min(over):.2f} to {max(over):.2f})"]
             rows.append([name, *said, f"{np.median(busy):.2f}" if busy else "-"])
     lines: list[str] = []
-    for record in records.values():
-        found = record["metrics"]
-        if record["method"] == "long":
-            ours, bare = (
-                found["rows"][n]["rate"] for n in (scoring_speed.OURS, scoring_speed.CEILING)
-            )
-            lines += [
-                f"{record['n']:,} faces (n=1): the pass {ours:.0f} img/s, bare {bare:.0f}, "
-                f"{ours / bare:.2f} of it.",
-                "",
-            ]
+    ours, bare = scoring_speed.OURS, scoring_speed.CEILING
+    if long := scoring_speed.ratios(records, ours, bare, "long"):
+        lines += [
+            f"{scoring_speed.LONG_FACES:,} faces, "
+            f"{f'{len(long)} alternating rounds' if len(long) > 1 else 'n=1'}: {ours} runs at "
+            f"{seconds(scoring_speed.rates(records, ours, 'long'))} img/s, {bare} at "
+            f"{seconds(scoring_speed.rates(records, bare, 'long'))}, {np.median(long):.2f} of it "
+            f"({min(long):.2f} to {max(long):.2f}).",
+            "",
+        ]
     if rows:
         first = next(r for r in records.values() if r["method"] == "rows")
         found = first["metrics"]
         worst = ", ".join(f"{kind} {value:.5f}" for kind, value in found["cosine"].items())
-        ours = found["rows"][scoring_speed.OURS]
+        row = found["rows"][ours]
         lines += [
             f"{found['model']}, {first['n']:,} faces of 112 px a row, {found['dtype']}, medians of "
             f"{len(scoring_speed.rates(records, scoring_speed.CEILING))} alternating rounds "
             f"(smallest to largest); {first['host']}, {found['amx']}. Smallest cosine with "
             f"float32: {worst}. Alone, scoring a slice of 128 faces takes "
-            f"{ours['score_per_slice']:.3f} s and both commits "
-            f"{ours['commit_per_slice']:.3f} s.",
+            f"{row['score_per_slice']:.3f} s and both commits "
+            f"{row['commit_per_slice']:.3f} s.",
             "",
             *table(
                 ("row", "img/s", f"over {scoring_speed.CEILING}", "cores of driver and Ray"), rows
