@@ -30,7 +30,7 @@ from pipeline.pool import TRUTH_FILE, ledger, plan_at, pool_plan
 from pipeline.run import Artifact, Stage
 from pipeline.schema import label_names_of
 from pipeline.storage import Location, read_table, write_table
-from pipeline.streaming import start_ray
+from pipeline.streaming import check_room, start_ray
 from pipeline.survey import describe
 from pipeline.training import distillation, exam, pretrain, runs, student
 from pipeline.training.handed import FACES_FILE, LABELED_FILE, Handed, labeled_rows, usable
@@ -209,13 +209,16 @@ def checkpoints(stage: Stage, model: str = "") -> str:
 
 
 def train(
-    job: Job, name: str, function: Callable[..., dict[str, Any]], settings: Any
+    job: Job, name: str, function: Callable[..., dict[str, Any]], settings: Any, reads: bool = False
 ) -> dict[str, Any]:
-    """Run a training function in this process or on Ray Train workers."""
-    config = job.recipe.train
+    """Run a training function here or on Ray Train workers; with `reads` each reads the pool."""
+    config, stream = job.recipe.train, job.recipe.stream
     workers = config.stage_workers.get(name, config.workers)
-    if workers:
-        start_ray(job.recipe.stream)
+    if workers or reads:
+        start_ray(stream)
+    if reads:
+        reading = max(1, workers) * stream.read_cpus
+        check_room(name, workers * (config.threads or 1) + reading, stream)
     return launch(
         function,
         settings.model_dump(mode="json"),

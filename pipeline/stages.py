@@ -83,11 +83,13 @@ def pretrain(job: Job) -> Artifact | None:
             plan=pool.plan_at(survey).uri,
             survey=survey.uri,
             sources=job.sources,
+            stream=job.recipe.stream,
             out=stage.dir.uri,
             checkpoints=flow.checkpoints(stage),
             seed=job.recipe.seed,
         )
-        facts = flow.train(job, stage.name, pretraining.pretrain, settings)
+        reads = job.recipe.pretrain.read == "streamed"
+        facts = flow.train(job, stage.name, pretraining.pretrain, settings, reads=reads)
         stage.finish(facts.pop("sha256"), **facts)
     return pool.done(stage)
 

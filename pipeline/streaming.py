@@ -42,7 +42,15 @@ from pipeline.placement import (
 from pipeline.plan import Plan, Slice, number_of
 from pipeline.storage import Location
 
-__all__ = ["Operator", "StreamConfig", "Transform", "start_ray", "stream"]
+__all__ = [
+    "Operator",
+    "StreamConfig",
+    "Transform",
+    "check_room",
+    "data_context",
+    "start_ray",
+    "stream",
+]
 
 MOST_TASKS = 4096
 SLICES_PER_TASK = 16
@@ -79,6 +87,13 @@ def start_ray(config: StreamConfig) -> None:
         include_dashboard=False,
         **common,
     )
+
+
+def check_room(what: str, cpus: float, config: StreamConfig) -> None:
+    """ResourceError where CPUs needed at once are more than there are; Ray would wait for ever."""
+    there = _capacity(config).cpus
+    if cpus > there:
+        raise ResourceError(f"{what} would hang: {cpus:g} CPUs needed at once, {there:g} there")
 
 
 def stream(
@@ -189,7 +204,7 @@ def _batches(
     from ray.data.exceptions import ExecutionTimeoutError
 
     ranges = _ranges(len(pending), layout.readers)
-    with ray.data.DataContext.current(_context(config)):
+    with ray.data.DataContext.current(data_context(config)):
         dataset = ray.data.read_datasource(
             _datasource(pending.at, ranges, ray.put(read), layout.largest_payload),
             num_cpus=config.read_cpus,
@@ -263,7 +278,8 @@ def _ranges(count: int, readers: int) -> list[tuple[int, int]]:
     return [(first, min(first + step, count)) for first in range(0, count, step)]
 
 
-def _context(config: StreamConfig) -> Any:
+def data_context(config: StreamConfig) -> Any:
+    """A DataContext for one pass: a row is a block, errors stay what they are, nothing prints."""
     from ray.data import DataContext
 
     context = DataContext.get_current().copy()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline.augment import Geometry, View
 from pipeline.errors import ConfigError
-from pipeline.training.faces import Faces
+from pipeline.training.faces import Faces, Flow
 
 
 @dataclass(frozen=True)
@@ -174,6 +174,8 @@ class Batches:
         return self._thread.submit(self._read, stream, step)
 
     def _read(self, stream: Stream, step: int) -> tuple[np.ndarray, np.ndarray]:
+        if isinstance(stream.faces, Flow):
+            return stream.faces.part(step)
         index = self.draw(stream, step)
         if not stream.shared:
             return index, stream.faces.take(index)

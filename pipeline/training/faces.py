@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -45,6 +45,17 @@ class Faces(Protocol):
 
     def take(self, index: np.ndarray) -> np.ndarray:
         """Pixels of the faces at positions (B,): uint8 (B, C, S, S)."""
+        ...
+
+
+@runtime_checkable
+class Flow(Protocol):
+    """Faces that come in an order of their own, a step's after the step's before."""
+
+    def __len__(self) -> int: ...
+
+    def part(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """This worker's faces of a step: positions (B,) and pixels (B, C, S, S)."""
         ...
 
 

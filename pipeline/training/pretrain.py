@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -21,14 +22,17 @@ from pipeline.plan import Plan, Slice
 from pipeline.schema import OK, label_names_of
 from pipeline.sources.reader import PoolSource, fetch
 from pipeline.storage import Location, location
+from pipeline.streaming import StreamConfig
 from pipeline.training.distilled import grid
 from pipeline.training.faces import Faces, Row
 from pipeline.training.handed import Handed, JoinedFaces, cut_rows, open_labeled, store
 from pipeline.training.loop import Hook, Objective, Step, Worker
 from pipeline.training.pretraining import Masked, PretrainConfig, train_backbone
 from pipeline.training.runs import HISTORY_FILE, PREVIEWS, shown
+from pipeline.training.streamed import Reading, StreamedFaces, cut
 
 BACKBONE = "backbone"
+NONE_LEFT = "pretrain: no face of the pool is left to learn from"
 SHOWN = 8
 """Faces of a picture of reconstructions."""
 
@@ -42,6 +46,7 @@ class PretrainJob(Config):
     survey: str
     """Ledger of survey; that of guard is `handed.guard`."""
     sources: dict[str, PoolSource] = Field(default_factory=dict)
+    stream: StreamConfig = StreamConfig()
     out: str
     checkpoints: str
     seed: int
@@ -55,10 +60,12 @@ def pretrain(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
         sha256 = hashlib.sha256((out / WEIGHTS).read_bytes()).hexdigest()
         return {**read_meta(out), "sha256": sha256}
     config = job.pretrain
-    faces = open_pool(job)
+    faces = stream_pool(job, worker) if config.read == "streamed" else open_pool(job)
     labeled, rows = open_labeled(job.handed, config.model)
     worker = replace(worker, checkpoint=job.checkpoints)
-    with shown("pretrain", config.steps, worker) as hooks:
+    with shown("pretrain", config.steps, worker) as hooks, ExitStack() as stack:
+        if isinstance(faces, StreamedFaces):
+            stack.callback(faces.close)
         made = train_backbone(
             config,
             faces,
@@ -107,8 +114,31 @@ def open_pool(job: PretrainJob) -> JoinedFaces:
                 store(rows, count, f"pool-{key}", crop, color, job.handed, job.pretrain.model)
             )
     if not parts:
-        raise SourceError("pretrain: no face of the pool is left to learn from")
+        raise SourceError(NONE_LEFT)
     return JoinedFaces(parts)
+
+
+def stream_pool(job: PretrainJob, worker: Worker) -> StreamedFaces:
+    """This worker's share of the pool's faces at the network's size, read while it trains.
+
+    Raises:
+        SourceError: none is left.
+        ConfigError: as :class:`pipeline.training.streamed.StreamedFaces`.
+    """
+    config = job.pretrain
+    chunks = cut(_kept(job), config.model)
+    if not chunks:
+        raise SourceError(NONE_LEFT)
+    return StreamedFaces(
+        chunks,
+        Reading(job.sources, job.handed.views, config.model),
+        steps=config.steps,
+        batch=config.batch,
+        seed=job.seed,
+        rank=worker.rank,
+        world=worker.world,
+        stream=job.stream,
+    )
 
 
 def _kept(job: PretrainJob) -> Iterator[tuple[Slice, pa.Array]]:

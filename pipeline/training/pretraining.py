@@ -72,6 +72,9 @@ class PretrainConfig(Schedule):
     ema: float | None = Field(default=None, gt=0, lt=1)
     batch: int = Field(default=256, ge=2)
     """Faces per step, over all workers together."""
+    read: Literal["packed", "streamed"] = "packed"
+    """packed: stored once on every node, drawn from all of them. streamed: for pools that no node
+    can hold, see streamed.py."""
     augment: Augmentation = "strong"
     """Both views of simclr and moco."""
     temperature: float = Field(default=0.2, gt=0)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from pipeline import pool, stages
 from pipeline.artifacts import load_model, load_teacher
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ResourceError
 from pipeline.flow import handed, protocol_card, started
 from pipeline.ledger import Ledger
 from pipeline.training.pretrain import PretrainJob, open_pool
@@ -58,6 +58,24 @@ def test_pretrain__teachers_start_from_it(tiny_run: Path, tmp_path: Path) -> Non
     again = flow.start(job.recipe, tmp_path / "run")
     assert stages.pretrain(again).dir.uri == made.dir.uri
     assert stages.teach(again).dir.uri == teacher.dir.uri
+
+
+def test_pretrain__streamed_from_the_pool(tiny_run: Path, tmp_path: Path, local_ray: None) -> None:
+    job = job_of(tiny_run, tmp_path / "run", "pretrain.read=streamed")
+    made = stages.pretrain(job)
+    assert made is not None
+    assert (made.facts["faces"], made.facts["passes"]) == (600, 6 * 32 * 2)
+    assert np.isfinite(made.facts["last_loss"])
+    assert not list((job.run.root / "scratch").files([".npy"]))
+
+
+def test_pretrain__streamed_needs_room_to_read(
+    tiny_run: Path, tmp_path: Path, local_ray: None
+) -> None:
+    many = "train.stage_workers={pretrain: 2}"
+    job = job_of(tiny_run, tmp_path / "run", "pretrain.read=streamed", many)
+    with pytest.raises(ResourceError, match=r"pretrain would hang: 2\.5 CPUs needed at once, 2"):
+        stages.pretrain(job)
 
 
 def test_pretrain__leaves_out_twins_of_test_faces(tiny_run: Path, tmp_path: Path) -> None:
