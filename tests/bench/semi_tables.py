@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.bench import semi, training_speed
+from tests.bench import semi, streamed, training_speed
 from tests.bench.harness import Records
 from tests.bench.markdown import attempts, seconds, section, spread, table
 from tests.bench.semi_cells import ROWS
@@ -29,8 +29,26 @@ def lines() -> list[str]:
     """All of it."""
     return [
         *section(semi.BENCH, "unlabeled faces at equal compute, judged on PublicTest", _body),
+        *section(streamed.BENCH, "a backbone from a pool that is not stored", _streamed),
         *section(training_speed.BENCH, "the loop against a plain one", _speed),
     ]
+
+
+def _streamed(records: Records) -> list[str]:
+    rows = []
+    for way in streamed.WAYS:
+        if knn := streamed.accuracies(records, way):
+            own = [r["metrics"] for r in records.values() if r["method"] == way]
+            took = [metrics["training_seconds"] for metrics in own]
+            loss = streamed.losses(records, way)
+            said = f"{np.mean(loss):.3f} ({min(loss):.3f} to {max(loss):.3f})"
+            shares = spread([share / 100 for share in knn])
+            rows.append([way, str(len(knn)), shares, said, seconds(took)])
+    if not rows:
+        return []
+    first = next(iter(records.values()))["metrics"]
+    head = ("way", "seeds", "nearest-neighbor accuracy", "loss", "seconds of training")
+    return [f"SimCLR on {first['n']:,} faces, a ConvNet of width 16.", "", *table(head, rows), ""]
 
 
 def _speed(records: Records) -> list[str]:
