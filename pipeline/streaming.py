@@ -62,17 +62,20 @@ class Stalled(RunError):
 
 
 def start_ray(config: StreamConfig) -> None:
-    """Connect to the cluster that RAY_ADDRESS names, else start a local Ray; once per process."""
+    """Connect to the cluster that RAY_ADDRESS names, else start a local Ray; once per process.
+
+    Where Ray runs already, as in a worker of Ray Train, only its chatter is turned off.
+    """
     import ray.data
 
-    if ray.is_initialized():
-        return
     logger = logging.getLogger("ray.data")
     logger.setLevel(logging.ERROR)
     for handler in logger.handlers:  # errors come out as one line; Ray's log file has the traceback
         of_ray = type(handler).__module__.startswith("ray.")  # not a handler of the caller
         if of_ray and isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.CRITICAL)
+    if ray.is_initialized():
+        return
     common: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
     address = os.environ.get("RAY_ADDRESS")
     if address:

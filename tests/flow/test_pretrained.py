@@ -1,4 +1,4 @@
-"""Proves that two Ray Train workers learn the backbone that one process learns."""
+"""Proves that Ray Train workers learn the backbone that one process learns."""
 
 from __future__ import annotations
 
@@ -42,3 +42,17 @@ def test_pretrain__two_ray_workers_learn_what_one_process_does(
         if name.endswith("weight") and value.ndim == 4:
             assert (two[name] - value).abs().mean() < 1e-5, name
             assert (other[name] - value).abs().mean() > 1e-2, name
+
+
+def test_pretrain__a_ray_worker_reads_the_shards_that_this_process_would(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    """A Ray Data pipeline inside a worker of Ray Train, and one beside the training here."""
+    read = "pretrain.read=streamed"
+    here = backbone(tiny_run, tmp_path / "here", read)
+    there = backbone(tiny_run, tmp_path / "there", read, "train.stage_workers={pretrain: 1}")
+    packed = backbone(tiny_run, tmp_path / "packed")
+    for name, value in here.items():
+        if name.endswith("weight") and value.ndim == 4:
+            assert (there[name] - value).abs().mean() < 1e-5, name
+            assert not torch.equal(packed[name], value), name
