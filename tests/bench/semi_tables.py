@@ -46,7 +46,7 @@ def _streamed(records: Records) -> list[str]:
             rows.append([way, str(len(knn)), shares, said, seconds(took)])
     if not rows:
         return []
-    first = next(iter(records.values()))["metrics"]
+    first = next(iter(records.values()))
     head = ("way", "seeds", "nearest-neighbor accuracy", "loss", "seconds of training")
     return [f"SimCLR on {first['n']:,} faces, a ConvNet of width 16.", "", *table(head, rows), ""]
 

@@ -99,7 +99,7 @@ def judge_whole(records: Records) -> list[str] | None:
     for name, record in records.items():
         if not np.isfinite(record["metrics"]["loss"]):
             faults.append(f"{name}: loss {record['metrics']['loss']}")
-    if len({record["metrics"]["n"] for record in records.values()}) > 1:
+    if len({record["n"] for record in records.values()}) > 1:
         faults.append("the pools differ in size")
     return faults if records else None
 
