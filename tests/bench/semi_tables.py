@@ -48,7 +48,11 @@ def _streamed(records: Records) -> list[str]:
         return []
     first = next(iter(records.values()))
     head = ("way", "seeds", "nearest-neighbor accuracy", "loss", "seconds of training")
-    return [f"SimCLR on {first['n']:,} faces, a ConvNet of width 16.", "", *table(head, rows), ""]
+    said = (
+        f"SimCLR on {first['n']:,} faces, a ConvNet of width 16, {first['host']}. Seconds are "
+        f"with other work beside, not to be compared."
+    )
+    return [said, "", *table(head, rows), ""]
 
 
 def _speed(records: Records) -> list[str]:
