@@ -56,7 +56,7 @@ from pipeline.storage import Location, open_stored, read_table, to_json, write_t
 __all__ = ["GROUP", "Commit", "Ledger", "Plan", "Slice"]
 
 _REQUESTS = 16  # records read at a time: on S3 each waits 20-100 ms
-_TABLES = 4  # tables read and checked at a time; three times as many may be in memory
+_TABLES = 4  # tables read and checked at a time; see in_order for how many wait in memory
 
 
 class Ledger:

@@ -23,6 +23,7 @@ def seal(ledger: Ledger, plan: Plan) -> None:
 
     Raises:
         LedgerError: a part differs from its commit, or another seal disagrees.
+        RunError: a task died, and again after Ray's retries.
     """
     _each("seal", Ledger.close, ledger, ledger.complete(plan))
 
@@ -55,10 +56,10 @@ def _each(what: str, work: Work, ledger: Ledger, groups: Iterable[list[Slice]]) 
                 ready, running = ray.wait(running)
                 ray.get(ready)
         ray.get(running)
-    except ray.exceptions.RayTaskError as error:
+    except ray.exceptions.RayError as error:  # a task's own, or a node that died time and again
         for other in running:
             ray.cancel(other)
-        raise told(error.cause, what) from error
+        raise told(getattr(error, "cause", error), what) from error
 
 
 def _apply(work: Work, at: Location, slices: list[Slice]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pytest
 from helpers.s3 import s3_bucket
 
 from pipeline import sealing
-from pipeline.errors import LedgerError
+from pipeline.errors import LedgerError, RunError
 from pipeline.ledger import GROUP, Ledger, Plan, Slice
 from pipeline.storage import Location, location, write_table
 
@@ -79,6 +80,21 @@ def test_seal__a_task_that_fails_says_what_rotted(tmp_path: Path, local_ray: Non
     assert "\n" not in str(caught.value)
     with pytest.raises(LedgerError, match="group 1 is not sealed, no sweep"):
         sealing.sweep(ledger, plan)
+    assert len(_left(ledger)) == 4 * GROUPS
+
+
+def _dies(work: object, at: Location, slices: list[Slice]) -> None:
+    os._exit(1)
+
+
+def test_seal__tasks_that_die_again_and_again_end_in_one_line(
+    tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, plan = _open(location(tmp_path))
+    monkeypatch.setattr(sealing, "_apply", _dies)
+    with pytest.raises(RunError, match=r"^seal: WorkerCrashedError: ") as caught:
+        sealing.seal(ledger, plan)
+    assert "\n" not in str(caught.value)
     assert len(_left(ledger)) == 4 * GROUPS
 
 

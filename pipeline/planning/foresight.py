@@ -288,8 +288,7 @@ def _mine(found: Measured, recipe: Recipe, rented: Rented) -> Row:
 def _guard(found: Measured, rented: Rented) -> Row:
     """One process looks at every face twice; the second time it commits."""
     each = found.spent["guard"].cpu + found.spent["score write"].cpu
-    seconds = found.faces * each / rented.resting.core_speed
-    seconds += found.slices * found.sealed.seconds
+    seconds = found.faces * each / rented.resting.core_speed + _seal(found, rented)
     return _serial("guard", found, rented, seconds, "one core")
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from pipeline.images import Color, Crop
 from pipeline.models import ModelConfig
 from pipeline.plan import Slice
 from pipeline.sources.reader import PoolSource, fetch
-from pipeline.streaming import StreamConfig, data_context, start_ray
+from pipeline.streaming import MOST_TASKS, StreamConfig, data_context, start_ray
 from pipeline.training.data import seed_of
 
 CHUNK_FACES, CHUNK_BYTES = 1024, 32 * 2**20
@@ -37,6 +37,8 @@ MIXED = 8
 READERS = 2
 """Tasks of a worker at a time, where the recipe does not say."""
 _DECODED = 64
+Piece = tuple[np.ndarray, np.ndarray]
+"""Positions (N,) and pixels (N, C, S, S) uint8 of some faces."""
 _MAKING = threading.Lock()  # Ray's current DataContext is one for all threads
 
 
@@ -66,13 +68,14 @@ class Reading:
         crop, color = self.views[chunk.slice.source]
         table = fetch(chunk.slice, chunk.positions.tolist(), self.sources)
         decoder = Decoder(self.model.color, self.model.size, _DECODED, 1)
-        parts = []
-        ids = iter(table["id"].to_pylist())
-        for pixels, reasons in decoder.batches(table, crop, color):
-            for name, reason in zip(itertools.islice(ids, len(reasons)), reasons, strict=True):
-                if reason is not None:
-                    raise SourceError(f"face {name}: {reason}; survey should have kept it out")
-            parts.append(pixels[: len(reasons)])
+        parts: list[np.ndarray] = []
+        reasons: list[str | None] = []
+        for pixels, found in decoder.batches(table, crop, color):
+            parts.append(pixels[: len(found)])
+            reasons += found
+        for name, reason in zip(table["id"].to_pylist(), reasons, strict=True):
+            if reason is not None:
+                raise SourceError(f"face {name}: {reason}; survey should have kept it out")
         return np.concatenate(parts)
 
 
@@ -128,9 +131,9 @@ class StreamedFaces:
         self._own = order[rank::world]
         self._part, self._last = batch // world, steps * (batch // world)
         self._seed, self._rank = seed, rank
-        self._step = -1
-        self._flow: Iterator[tuple[np.ndarray, np.ndarray]] = iter(())
-        self._held: list[tuple[np.ndarray, np.ndarray]] = []
+        self._step = 0
+        self._flow = self._mixtures(0)
+        self._held: Piece | None = None
 
     def __len__(self) -> int:
         """Faces of all workers together."""
@@ -146,7 +149,7 @@ class StreamedFaces:
             faces.append(self._reading(Chunk(chunk.slice, chunk.positions[place : place + 1])))
         return np.concatenate(faces)
 
-    def part(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def part(self, step: int) -> Piece:
         """This worker's faces of a step: positions (B,) and pixels (B, C, S, S).
 
         Steps asked for in order are read ahead; any other starts reading anew.
@@ -158,54 +161,58 @@ class StreamedFaces:
             self.close()
             self._flow = self._mixtures(step * self._part)
         self._step = step + 1
-        while sum(len(index) for index, _ in self._held) < self._part:
-            self._held.append(next(self._flow))
-        index, pixels = (np.concatenate(both) for both in zip(*self._held, strict=True))
-        self._held = [(index[self._part :], pixels[self._part :])]
-        return index[: self._part], pixels[: self._part]
+        pieces, missing = [], self._part
+        while missing:
+            index, pixels = self._held or next(self._flow)
+            pieces.append((index[:missing], pixels[:missing]))
+            rest = (index[missing:], pixels[missing:])
+            missing -= len(pieces[-1][0])
+            self._held = rest if len(rest[0]) else None
+        if len(pieces) == 1:
+            return pieces[0]
+        index, pixels = (np.concatenate(both) for both in zip(*pieces, strict=True))
+        return index, pixels
 
     def close(self) -> None:
         """Stop reading."""
-        flow, self._flow, self._held, self._step = self._flow, iter(()), [], -1
-        if close := getattr(flow, "close", None):
-            close()
+        self._flow.close()
+        self._held, self._step = None, -1
 
-    def _mixtures(self, first: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Positions and pixels of the faces from number `first` of the sequence on, in pieces."""
-        mixtures, skip = self._visits(first)
-        coming = self._read([chunk for _, own in mixtures for chunk in own])
-        for seed, own in mixtures:
-            pixels = np.concatenate(list(itertools.islice(coming, len(own))))
-            index = np.concatenate([np.arange(*self._firsts[i : i + 2]) for i in own])
-            mixed = np.random.default_rng(seed).permutation(len(index))[skip:]
-            skip = 0
-            yield index[mixed], pixels[mixed]
+    def _mixtures(self, first: int) -> Generator[Piece, None, None]:
+        """The faces from number `first` of the sequence on."""
+        visits = self._visits(first)
+        while span := list(itertools.islice(visits, MOST_TASKS // MIXED)):
+            coming = self._read([self._chunks[i] for _, _, own in span for i in own])
+            for seed, skip, own in span:
+                pixels = np.concatenate(list(itertools.islice(coming, len(own))))
+                index = np.concatenate([np.arange(*self._firsts[i : i + 2]) for i in own])
+                mixed = np.random.default_rng(seed).permutation(len(index))[skip:]
+                yield index[mixed], pixels[mixed]
 
-    def _visits(self, first: int) -> tuple[list[tuple[int, np.ndarray]], int]:
-        """Mixtures from that of face `first` to the last step's: seed and chunks of each.
+    def _visits(self, first: int) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Mixtures from that of face `first` to the last step's.
 
-        And how many faces of the first mixture come before it.
+        Yields:
+            seed of the mixture, how many of its faces come before `first`, and its chunks.
         """
         sizes = np.diff(self._firsts)
-        epoch, skip = divmod(first, int(sizes[self._own].sum()))
+        past, skip = divmod(first, int(sizes[self._own].sum()))
         seen = first - skip
-        found: list[tuple[int, np.ndarray]] = []
-        while seen < self._last:
+        for epoch in itertools.count(past):
             said = (self._seed, "chunks", self._rank, epoch)
             order = np.random.default_rng(seed_of(*said)).permutation(self._own)
             for start in range(0, len(order), MIXED):
+                if seen >= self._last:
+                    return
                 own = order[start : start + MIXED]
                 count = int(sizes[own].sum())
-                if not found and skip >= count:
-                    skip -= count
-                elif seen < self._last:
-                    found.append((seed_of(*said, start), own))
+                if skip < count:
+                    yield seed_of(*said, start), skip, own
+                skip = max(0, skip - count)
                 seen += count
-            epoch += 1
-        return found, skip
 
-    def _read(self, order: Sequence[int]) -> Iterator[np.ndarray]:
-        """The faces of chunks in the order given, read ahead by tasks."""
+    def _read(self, chunks: Sequence[Chunk]) -> Iterator[np.ndarray]:
+        """The faces of chunks in the order given, read ahead by tasks, one for each."""
         import ray
         from ray.data import TaskPoolStrategy
 
@@ -214,8 +221,8 @@ class StreamedFaces:
         context.execution_options.preserve_order = True
         channels, size = self._reading.model.channels, self._reading.model.size
         with _MAKING, ray.data.DataContext.current(context):
-            at = ray.put((self._chunks, np.asarray(order), self._reading))
-            found = ray.data.range(len(order), override_num_blocks=len(order)).map_batches(
+            at = ray.put((chunks, self._reading))
+            found = ray.data.range(len(chunks), override_num_blocks=len(chunks)).map_batches(
                 _read_one,
                 fn_args=(at,),
                 batch_size=1,
@@ -240,7 +247,7 @@ def _read_one(batch: pa.Table, at: Any) -> pa.Table:
     """Body of a read task: the faces of one chunk in one cell."""
     import ray
 
-    chunks, order, reading = ray.get(at) if isinstance(at, ray.ObjectRef) else at
+    chunks, reading = ray.get(at) if isinstance(at, ray.ObjectRef) else at
     number = batch["id"][0].as_py()
-    pixels = reading(chunks[order[number]]).tobytes()
+    pixels = reading(chunks[number]).tobytes()
     return pa.table({"number": [number], "pixels": pa.array([pixels], pa.large_binary())})

@@ -66,9 +66,10 @@ CHANCE = Chance(
     away=Cluster.model_fields["node_start_seconds"].default,
 )
 """Assumed: one slice in fifty takes three times as long, a spot node lives for six hours."""
-ALONE = "the driver seals alone"
 MUCH = 0.1
 """Share of the run time from which a cost counts as too much."""
+ALONE = "the driver seals alone"
+"""As it was before tasks sealed the groups."""
 
 
 def cells(options: argparse.Namespace) -> list[Cell]:
@@ -188,12 +189,14 @@ def replayed(cell: Cell, found: Mapping[str, Any]) -> dict[str, Any]:
     """All passes of the grid, and the largest again with something changed."""
     one, work = costs(found, SLICE_FACES), work_seconds(SLICE_FACES)
     pools, nodes = cell.identity["pools"], cell.identity["nodes"]
-    grid = [_pass(faces, SLICE_FACES, count, one) for faces in pools for count in nodes]
-    alone = [
-        _pass(faces, SLICE_FACES, count, one, drivers_seal=True)
-        for faces in pools
-        for count in nodes
-    ]
+    grid, alone = (
+        [
+            _pass(faces, SLICE_FACES, count, one, driver_seals=driver_seals)
+            for faces in pools
+            for count in nodes
+        ]
+        for driver_seals in (False, True)
+    )
     memory = memory_per_slice(found)
     most = max(*memory.values(), 1.0)  # the byte that the pass keeps, at the least
     largest, many = max(pools), max(nodes)
@@ -208,7 +211,7 @@ def replayed(cell: Cell, found: Mapping[str, Any]) -> dict[str, Any]:
         "first": first(grid),
         "first_if_the_driver_seals": first(alone),
         "changed": {
-            name: _pass(largest, faces, many, changed, drivers_seal=name == ALONE)
+            name: _pass(largest, faces, many, changed, driver_seals=name == ALONE)
             for name, (faces, changed) in changes(found).items()
         },
     }
@@ -240,10 +243,10 @@ def changes(found: Mapping[str, Any]) -> dict[str, tuple[int, Costs]]:
 
 
 def _pass(
-    faces: int, slice_faces: int, nodes: int, one: Costs, *, drivers_seal: bool = False
+    faces: int, slice_faces: int, nodes: int, one: Costs, *, driver_seals: bool
 ) -> dict[str, Any]:
     slices, work = math.ceil(faces / slice_faces), work_seconds(slice_faces)
-    each = one if drivers_seal else spread(one, slices, nodes)
+    each = one if driver_seals else spread(one, slices, nodes)
     whole, parts = shares(slices, work, nodes, 1, each, CHANCE)
     return {
         "faces": faces,

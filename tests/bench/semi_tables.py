@@ -38,21 +38,14 @@ def _streamed(records: Records) -> list[str]:
     rows = []
     for way in streamed.WAYS:
         if knn := streamed.accuracies(records, way):
-            own = [r["metrics"] for r in records.values() if r["method"] == way]
-            took = [metrics["training_seconds"] for metrics in own]
             loss = streamed.losses(records, way)
-            said = f"{np.mean(loss):.3f} ({min(loss):.3f} to {max(loss):.3f})"
-            shares = spread([share / 100 for share in knn])
-            rows.append([way, str(len(knn)), shares, said, seconds(took)])
+            told = f"{np.mean(loss):.3f} ({min(loss):.3f} to {max(loss):.3f})"
+            rows.append([way, str(len(knn)), spread(knn), told])
     if not rows:
         return []
-    first = next(iter(records.values()))
-    head = ("way", "seeds", "nearest-neighbor accuracy", "loss", "seconds of training")
-    said = (
-        f"SimCLR on {first['n']:,} faces, a ConvNet of width 16, {first['host']}. Seconds are "
-        f"with other work beside, not to be compared."
-    )
-    return [said, "", *table(head, rows), ""]
+    faces = next(iter(records.values()))["n"]
+    head = ("way", "seeds", "nearest-neighbor accuracy", "loss")
+    return [f"SimCLR on {faces:,} faces, a ConvNet of width 16.", "", *table(head, rows), ""]
 
 
 def _speed(records: Records) -> list[str]:

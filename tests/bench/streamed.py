@@ -84,8 +84,8 @@ def measure(cell: Cell, context: Context) -> dict[str, Any]:
 
 
 def accuracies(records: Records, way: str) -> list[float]:
-    """Nearest-neighbor accuracy of each seed, percent."""
-    return [100 * r["metrics"]["knn"] for r in records.values() if r["method"] == way]
+    """Nearest-neighbor accuracy of each seed, a share."""
+    return [r["metrics"]["knn"] for r in records.values() if r["method"] == way]
 
 
 def losses(records: Records, way: str) -> list[float]:
@@ -115,7 +115,7 @@ def judge_equal(records: Records) -> list[str] | None:
             gap = sign * float(np.mean(found["packed"]) - np.mean(values))
             spread = float(max(np.ptp(values), np.ptp(found["packed"])))
             if gap > spread:
-                faults.append(f"{way}: {name} is {gap:.2f} behind, seeds spread by {spread:.2f}")
+                faults.append(f"{way}: {name} is {gap:.4f} behind, seeds spread by {spread:.4f}")
     return faults
 
 

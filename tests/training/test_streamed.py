@@ -100,8 +100,9 @@ def test_cut__by_faces_and_by_bytes(pool: tuple[list[Chunk], Reading]) -> None:
 
 
 def test_part__every_face_once_a_pass_and_mixed(
-    pool: tuple[list[Chunk], Reading], local_ray: None
+    pool: tuple[list[Chunk], Reading], local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(streamed, "MOST_TASKS", 16)  # two mixtures at a time, so three pipelines
     faces = _streamed(pool)
     assert len(faces) == 207
     seen = _seen(faces, range(20)).ravel()
