@@ -8,7 +8,8 @@ the Training faces. PublicTest is judged in every round and nothing is chosen on
 is four epochs over the labels there are, faces of 32 px as they are: 11,000 to 44,000 image passes,
 13 s of one core on average; rate, batch and views were chosen on 3,000 Training faces. Strategies
 of a seed and start share the first round's model; all seeds share the backbone. DeepFool looks at
-4,000 faces in at most three steps, GLISTER at 5,000. A cell is one strategy, start and seed; a call
+4,000 faces in at most three steps, GLISTER at 5,000. Everything is float32, so that cells of several
+machines stand beside one another. A cell is one strategy, start and seed; a call
 that was stopped continues after the last finished round. The grid takes 2 to 3 core hours.
 
 The paper trains a ResNet-18 of 48 px for 200 epochs, so its column is another size of experiment.
@@ -43,7 +44,7 @@ UNSURE = ("entropy", "margin", "least_confidence")
 EPOCHS, BATCH, PRETRAIN_STEPS = 4, 64, 600
 NET = "{name: compact_resnet, args: {widths: [16, 32, 64, 128]}, size: 32, dropout: %s}"
 SMALL = (
-    "train={}",
+    "train={bf16: false}",
     "stream.object_store_mb=300",
     f"pretrain={{method: simclr, steps: {PRETRAIN_STEPS}, batch: 256, lr: 2e-3, temperature: 0.2, "
     f"probe_every: null, model: {NET % 0}}}",
@@ -105,6 +106,7 @@ def _cell(recipe: Recipe, strategy: str, start: str, seed: int, *, quick: bool) 
     identity: dict[str, Any] = {stage: settings(recipe, stage) for stage in stages}
     ferplus10.drop_later(identity)
     identity |= {"schema": SCHEMA_VERSION, "active": own, "start": start, "seed": seed}
+    identity["bf16"] = recipe.train.bf16
     each = [passes_of(config, number, quick=quick) for number in range(config.rounds)]
     trainings = {digest(identity): each[0]}
     identity |= {"strategy": strategy, "settings": config.settings.get(strategy, {})}
@@ -222,7 +224,8 @@ def judge_start(records: Records) -> list[str] | None:
 
 def speed(threads: int) -> float:
     """img/s of 20 training steps on invented faces."""
-    return rate(config_of(recipe_of(quick=False)).train, threads)
+    recipe = recipe_of(quick=False)
+    return rate(config_of(recipe).train, threads, recipe.train)
 
 
 BENCH = Bench(

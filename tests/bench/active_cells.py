@@ -58,7 +58,7 @@ def measure(cell: Cell, context: Context) -> dict[str, Any]:
         "seconds_training": round(sum(made.seconds for made in found), 1),
         "seconds_asking": round(sum(made.seconds_asking for made in found), 1),
         "continued": before,
-        "trained_in": str(precision(None, "cpu")).removeprefix("torch."),
+        "trained_in": str(precision(job.recipe.train.bf16, "cpu")).removeprefix("torch."),
         "n": len(test_rows(one.handed, location(one.test))),
         "readings": 0 if context.options.quick else len(found) - before,
         "command": f"python -m tests.bench.active --only {cell.name}",
@@ -108,17 +108,18 @@ def _trial(
     return one, job
 
 
-def rate(config: SupervisedConfig, threads: int) -> float:
+def rate(config: SupervisedConfig, threads: int, place: TrainConfig) -> float:
     """img/s of 20 training steps on invented faces."""
     prepare_cpu(threads)
     rng, size = np.random.default_rng(0), config.model.size
     pixels = rng.integers(0, 256, (512, config.model.channels, size, size), np.uint8)
     data = LabeledFaces(ArrayFaces(pixels), np.arange(512) % 7)
     names, seconds = [f"c{i}" for i in range(7)], 0.0
+    dtype = precision(place.bf16, "cpu")
     for steps in (3, 20):  # the first run pays for compilation
         begun = time.perf_counter()
         short = config.model_copy(update={"steps": steps})
-        train_supervised(short, data, names, local("cpu", precision(None, "cpu")), seed=0)
+        train_supervised(short, data, names, local("cpu", dtype), seed=0)
         seconds = time.perf_counter() - begun
     return 20 * config.batch / seconds
 
@@ -133,8 +134,8 @@ def main() -> None:
     parser.add_argument("threads", type=int)
     parser.add_argument("--set", dest="sets", action="append", default=[])
     given = parser.parse_args()
-    one, _ = _trial(given.root, given.strategy, given.start, given.seed, given.sets)
-    worker = worker_of(TrainConfig(threads=given.threads))
+    one, job = _trial(given.root, given.strategy, given.start, given.seed, given.sets)
+    worker = worker_of(job.recipe.train.model_copy(update={"threads": given.threads}))
     trial(one.model_dump(mode="json"), worker)
 
 
