@@ -9,7 +9,7 @@ run: $(READY)  ## the whole job on built-in synthetic faces
 	$(BIN)/omnifer run jobs/recipes/demo.yaml
 
 test: $(READY)  ## all tests that need no data, cluster or GPU
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 20 --durations-min 3
 
 check: $(READY)  ## style, types, import layers
 	$(BIN)/ruff check .
