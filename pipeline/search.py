@@ -50,7 +50,7 @@ from pipeline.policy import (
     with_cuts,
 )
 from pipeline.schema import OK, label_names_of
-from pipeline.spaces import HeadConfig, Space, Study, heads, said, study
+from pipeline.spaces import FinalistsConfig, HeadConfig, Space, Study, heads, said, study
 from pipeline.storage import Location
 from pipeline.tuning import Plan, Trial, tuned
 
@@ -75,6 +75,7 @@ class SearchConfig(Config):
     objective: Literal["balanced", "utilization", "head"] = "balanced"
     """balanced: utilization, and the classes evenly; head: accuracy of a logistic head."""
     head: HeadConfig = HeadConfig()
+    finalists: FinalistsConfig | None = None  # None: the best objective is the best point
     adaptive: tuple[AdaptiveConfig, ...] = ()  # rules whose cuts are looked at as well
     sampler: Literal["tpe", "random"] = "tpe"  # random: what the search is compared with
     concurrency: int = Field(default=1, ge=1)  # trials at once, 1 CPU each; asked in fixed rounds
@@ -115,6 +116,15 @@ class Evidence:
     judges: Mask | None = None  # (N,) which of all labeled faces judge; None: all
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What whole trainings say of finalists."""
+
+    best: int  # place among them
+    accuracy: Sequence[float]  # of each, on faces that the search may see
+    estimates: Mapping[str, float]
+
+
 def search(
     points: pa.Table,
     pool: Iterable[pa.Table],
@@ -124,6 +134,7 @@ def search(
     spaces: Sequence[Space] = (),
     kept: Location | None = None,
     told: Callable[[int, Trial], None] = lambda number, points: None,
+    final: Callable[[Sequence[OperatingPoint], Mask], Verdict] | None = None,
 ) -> OperatingPoint:
     """Search the policy on the run's own labeled faces and the pool's scores.
 
@@ -137,6 +148,7 @@ def search(
         spaces: for the objective `head`, labeled faces in the order of `points`.
         kept: folder of finished trials, from which a search that was stopped continues.
         told: called with the number and points of each trial that finishes.
+        final: judges `config.finalists`, best first; is told which labeled faces (N,) are seen.
 
     Returns:
         The best point, its estimates and all trials. The same seed, batch, concurrency and data
@@ -153,6 +165,13 @@ def search(
         for place, (one, on) in enumerate(zip(found, front, strict=True))
     ]
     best = max(trials, key=lambda trial: trial["objective"])
+    judged: Mapping[str, float] = {}
+    if final is not None and config.finalists is not None and seen.judges is not None:
+        entered = _finalists(trials, seen, config.finalists.count)
+        said = final([point_of(trial, seen) for trial in entered], seen.judges)
+        for trial, value in zip(entered, said.accuracy, strict=True):
+            trial["student_accuracy"] = value
+        best, judged = entered[said.best], said.estimates
     point = point_of(best, seen)
     again = appraise(point, held, config)
     estimates = {
@@ -162,6 +181,7 @@ def search(
         "winners_curse_purity": best["purity"] - again["purity"],
         "labeled_searched": float(len(seen.labels)),
         "labeled_held_out": float(len(held.labels)),
+        **judged,
     }
     if held.study is not None:
         estimates["accuracy_labels_only"] = head_worth(held.study.starts, held)["accuracy"]
@@ -214,6 +234,18 @@ def worth(rules: dict[str, Any], shared: tuple[Evidence, SearchConfig]) -> dict[
     if seen.adaptive:
         found["adaptive"] = by if by in seen.adaptive else None
     return {**found, **appraise(point_of(found, seen), seen, config)}
+
+
+def _finalists(
+    trials: Sequence[dict[str, Any]], seen: Evidence, count: int
+) -> list[dict[str, Any]]:
+    """The trials of the best points that decide differently."""
+    found: dict[str, dict[str, Any]] = {}
+    for trial in sorted(trials, key=lambda trial: -trial["objective"]):
+        found.setdefault(point_of(trial, seen).digest, trial)
+        if len(found) == count:
+            break
+    return list(found.values())
 
 
 def pareto(trials: Sequence[Mapping[str, Any]]) -> Mask:

@@ -28,7 +28,7 @@ from pipeline.artifacts import Teacher
 from pipeline.config import Config
 from pipeline.heads import fit_head, named
 from pipeline.policy import Mask, OperatingPoint, Rows, passes, rows_of
-from pipeline.scoring import ScoreConfig
+from pipeline.scoring import ScoreConfig, matrix
 from pipeline.training.references import members_alone
 
 Codes = NDArray[np.int64]
@@ -41,6 +41,13 @@ class HeadConfig(Config):
     class_faces: int = Field(default=500, ge=1)  # pool faces drawn per pseudo-label, once
     l2: float = Field(default=0.01, ge=0)  # see heads.fit_head
     mined_weight: float = Field(default=2.0, gt=0)  # most that the selected weigh; the labeled: 1
+
+
+class FinalistsConfig(Config):
+    """Whole trainings that choose among the best points; see :mod:`pipeline.finalists`."""
+
+    count: int = Field(default=4, ge=2)  # points that differ, the search's best first
+    steps: int | None = Field(default=None, ge=1)  # of each training; None: the student's
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ class Space:
     pool: NDArray[np.float32]  # (P, d)
     rows: Rows  # of the pool faces, by this member alone
     stands_for: NDArray[np.float64]  # (P,)
+    soft: NDArray[np.float32]  # (P, K) its calibrated probabilities of the pool faces
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,8 @@ def spaces_of(
         own = one.part(drawn.embedding)
         scores = one.scores(drawn.ids, own, drawn.logits[:, one.number], score)
         rows = rows_of(scores, teacher.label_names)
-        found.append(Space(one.labeled, one.unseen, own, rows, drawn.stands_for))
+        soft = matrix(scores["probs"], len(teacher.label_names))
+        found.append(Space(one.labeled, one.unseen, own, rows, drawn.stands_for, soft))
     return found
 
 

@@ -13,7 +13,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from pipeline import annotated, clustering, cuts, drawing, evaluation, flow, pool, selection, twins
+import numpy as np
+
+from pipeline import (
+    annotated,
+    clustering,
+    cuts,
+    drawing,
+    evaluation,
+    finalists,
+    flow,
+    pool,
+    selection,
+    twins,
+)
 from pipeline import search as searching
 from pipeline.config import digest
 from pipeline.embedding import profile
@@ -36,7 +49,8 @@ POINT_FILE = "operating_point.json"
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.parquet"
 TRIALS = "trials"
-"""Folder of a search's finished trials, from which it continues."""
+FINALISTS = "finalists"
+"""Folders of a search's finished trials and trainings, from which it continues."""
 
 
 def survey(job: Job) -> Artifact:
@@ -144,18 +158,21 @@ def score(job: Job) -> Artifact:
 def search(job: Job) -> Artifact | None:
     """Search the operating point over cached scores, judged on out-of-fold labeled faces.
 
-    Where logistic heads judge, pool faces teach them: those that guard lets through.
+    Where logistic heads or finalists judge, pool faces teach them: those that guard lets through.
     """
     if job.recipe.search is None:
         return None
     plan, config = pool.pool_plan(job), job.recipe.search
     config = config.model_copy(update={"seed": job.recipe.seed})
     inputs = {"score": job.run.artifact("score").digest}
-    if config.objective == "head":
+    draws = config.objective == "head" or config.finalists is not None
+    if draws:
         twins.confirm_twins(job, plan)
         inputs |= {name: job.run.artifact(name).digest for name in ("embed", "twins")}
         if (labels := job.run.latest(annotated.STAGE)) is not None:
             inputs["annotated"] = labels.digest
+    if config.finalists is not None:
+        inputs |= finalists.depends(job)
     stage = job.open("search", inputs)
     if stage.done is None:
         start_ray(job.recipe.stream)
@@ -164,7 +181,11 @@ def search(job: Job) -> Artifact | None:
             cuts.look(flow.score_columns(job, cuts.COLUMNS), classes, each.tau)
             for each in config.adaptive
         ]
-        drawn = drawing.spaces(job, plan, config.head) if config.objective == "head" else ()
+        drawn, place = drawing.spaces(job, plan, config.head) if draws else ([], np.zeros(0))
+        final = None
+        if config.finalists is not None:
+            kept = stage.dir / FINALISTS
+            final = finalists.Final(job, plan, config.finalists, drawn, place, kept)
         point = searching.search(
             flow.points(job),
             flow.score_columns(job, SCORE_COLUMNS),
@@ -174,6 +195,7 @@ def search(job: Job) -> Artifact | None:
             drawn,
             stage.dir / TRIALS,
             partial(drawing.track, job),
+            final,
         )
         point.save(stage.dir / POINT_FILE)
         stage.finish(point.digest, **point.estimates)
@@ -272,6 +294,8 @@ def student(job: Job) -> Artifact:
         facts = flow.study(job, stage, "student")
         before = ("teach", "embed", *(("pretrain",) if job.recipe.starts_pretrained else ()))
         spent = sum(job.run.artifact(name).facts["passes"] for name in before)
+        if job.recipe.search is not None:  # of finalists
+            spent += job.run.artifact("search").facts.get("passes", 0)
         stage.finish(facts.pop("sha256"), **{**facts, "passes": spent + facts["passes"]})
     flow.control(job, "control_a", passes=None)
     flow.control(job, "control_b", passes=pool.done(stage).facts["passes"])

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +103,58 @@ def tuned(
                     "those that are finished are kept"
                 )
     return [point for number in range(plan.trials) for point in rounds.found[number]]
+
+
+def grid(
+    trainable: Callable[..., None],
+    items: Sequence[Any],
+    shared: Mapping[str, Any],
+    *,
+    name: str,
+    each: Mapping[str, float],
+    work: Path,
+) -> None:
+    """Run one Tune trial per item, as many at a time as there is room for.
+
+    Args:
+        trainable: called in a worker with `{"item": item}` and `shared`; reports once per unit of
+            work done.
+        items: JSON-able.
+        shared: further arguments; put into the object store once.
+        name: for the meter and for messages.
+        each: CPUs and GPUs of a trial.
+        work: local folder for Tune's own files.
+
+    Raises:
+        RunError: a trial failed, again after every restart; with the first one's error.
+    """
+    if not items:
+        return
+    from ray import tune
+
+    with quiet_tune(), meter(name, len(items), "trainings") as shown:
+
+        class Counting(tune.Callback):
+            def on_trial_complete(
+                self, iteration: int, trials: Any, trial: Any, **info: Any
+            ) -> None:
+                shown.advance(1)
+
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(trainable, **shared), dict(each)),
+            param_space={"item": tune.grid_search(list(items))},
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=str(work.resolve()),
+                failure_config=tune.FailureConfig(max_failures=RESTARTS),
+                callbacks=[Counting()],
+                verbose=0,
+            ),
+        )
+        failed = [result.error for result in tuner.fit() if result.error is not None]
+    if failed:
+        line = str(failed[0]).strip().splitlines()[-1]
+        raise RunError(f"{name}: {len(failed)} of {len(items)} trials failed; first: {line}")
 
 
 def _trial(config: dict[str, Any], evaluate: Callable[[Point, Any], Point], shared: Any) -> None:

@@ -157,7 +157,9 @@ def _spaces(points: pa.Table, pool: pa.Table) -> list[Space]:
             parts.append((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32))
         unseen = np.arange(len(points)) % 2 == number
         rows = rows_of(pool, NAMES)
-        found.append(Space(parts[0], unseen, parts[1], rows, np.full(len(pool), 3.0)))
+        each = np.full(len(pool), 3.0)
+        soft = np.eye(len(NAMES), dtype=np.float32)[rows.predicted]
+        found.append(Space(parts[0], unseen, parts[1], rows, each, soft))
     return found
 
 

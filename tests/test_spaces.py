@@ -64,6 +64,7 @@ def test_spaces_of__pool_is_what_one_member_says_of_it(cross: tuple, spaces: lis
         scaled = np.exp(faces.logits[:, number] / teacher.temperature)
         sure = (scaled / scaled.sum(1, keepdims=True)).max(1)
         np.testing.assert_allclose(space.rows.confidence, sure, atol=1e-5)
+        np.testing.assert_allclose(space.soft, scaled / scaled.sum(1, keepdims=True), atol=1e-5)
 
 
 def test_spaces_of__labels_of_unseen_faces_reach_no_score_of_their_space(cross: tuple) -> None:
@@ -95,7 +96,9 @@ def invented(n: int = 120, seed: int = 1) -> tuple[list[Space], np.ndarray, np.n
         from pipeline.policy import Rows
 
         rows = Rows(codes, sure, codes, codes, sure)
-        found.append(Space(features(labels), fold == number, features(codes), rows, np.ones(60)))
+        soft = np.eye(K, dtype=np.float32)[codes]
+        x, unseen = features(labels), fold == number
+        found.append(Space(x, unseen, features(codes), rows, np.ones(60), soft))
     return found, labels, fold
 
 

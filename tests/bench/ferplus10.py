@@ -57,6 +57,7 @@ LATER = (
     ("search", "adaptive", []),
     ("search", "batch", 1),
     ("search", "sampler", "tpe"),
+    ("search", "finalists", None),
     ("search", "head", HeadConfig().model_dump(mode="json")),
     ("select", "adaptive", None),
     ("select", "clusters", None),

@@ -83,7 +83,7 @@ def measure(cell: Cell, context: Context) -> dict[str, Any]:
     try:
         start = time.perf_counter()
         start_ray(job.recipe.stream)
-        spaces = drawing.spaces(job, plan, config.head)
+        spaces, _ = drawing.spaces(job, plan, config.head)
         prepared = time.perf_counter() - start
 
         def searched(own: SearchConfig) -> tuple[OperatingPoint, float]:
