@@ -48,6 +48,7 @@ __all__ = [
     "Transform",
     "check_room",
     "data_context",
+    "room",
     "start_ray",
     "stream",
 ]
@@ -97,6 +98,17 @@ def check_room(what: str, cpus: float, config: StreamConfig) -> None:
     there = _capacity(config).cpus
     if cpus > there:
         raise ResourceError(f"{what} would hang: {cpus:g} CPUs needed at once, {there:g} there")
+
+
+def room(config: StreamConfig) -> dict[str, float]:
+    """CPUs and GPUs in all: those there are, or those that a cluster we joined can grow to."""
+    import ray
+
+    there, declared = ray.cluster_resources(), _declared(config)
+    return {
+        "CPU": max(there.get("CPU", 0.0), declared.cpus or 0),
+        "GPU": max(there.get("GPU", 0.0), declared.gpus or 0),
+    }
 
 
 def stream(
@@ -300,7 +312,7 @@ def _capacity(config: StreamConfig) -> Capacity:
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    declared = config if os.environ.get("RAY_ADDRESS") else StreamConfig()
+    declared = _declared(config)
     cpus, gpus = ([node.get(name, 0.0) for node in nodes] for name in ("CPU", "GPU"))
     return Capacity(
         cpus=declared.cpus if declared.cpus is not None else sum(cpus),
@@ -309,6 +321,11 @@ def _capacity(config: StreamConfig) -> Capacity:
         node_gpus=declared.gpus if declared.gpus is not None else max(gpus, default=0.0),
         object_store=int(sum(node.get("object_store_memory", 0.0) for node in nodes)),
     )
+
+
+def _declared(config: StreamConfig) -> StreamConfig:
+    """What a recipe says of the cluster that RAY_ADDRESS names; of a local Ray nothing."""
+    return config if os.environ.get("RAY_ADDRESS") else StreamConfig()
 
 
 def _pack(slice: Slice, table: pa.Table, largest: int) -> pa.Table:
