@@ -235,8 +235,8 @@ def _batches(
         raise told(error.cause, "pass failed") from error
     except ExecutionTimeoutError as error:
         raise Stalled(
-            f"nothing moved for {config.no_progress_seconds:g} s: a slice hangs or keeps killing "
-            f"its worker"
+            f"nothing moved for {config.no_progress_seconds:g} s (stream.no_progress_seconds): no "
+            f"node with free CPUs or GPUs came, or a slice hangs or keeps killing its worker"
         ) from error
     except ray.exceptions.RayError as error:
         raise RunError(f"pass failed: {_line(error)}") from error
@@ -317,10 +317,19 @@ def _capacity(config: StreamConfig) -> Capacity:
     return Capacity(
         cpus=declared.cpus if declared.cpus is not None else sum(cpus),
         gpus=declared.gpus if declared.gpus is not None else sum(gpus),
-        node_cpus=declared.cpus if declared.cpus is not None else max(cpus, default=0.0),
-        node_gpus=declared.gpus if declared.gpus is not None else max(gpus, default=0.0),
-        object_store=int(sum(node.get("object_store_memory", 0.0) for node in nodes)),
+        node_cpus=_largest(cpus, declared.cpus, declared.node_cpus),
+        node_gpus=_largest(gpus, declared.gpus, declared.node_gpus),
+        object_store=max(
+            int(sum(node.get("object_store_memory", 0.0) for node in nodes)),
+            (declared.object_store_mb or 0) * 1_000_000,
+        ),
     )
+
+
+def _largest(live: Sequence[float], total: int | None, node: int | None) -> float:
+    """Of the nodes that are there and that will come; where only their sum is known, the sum."""
+    coming = total if node is None else node
+    return max([*live, 0.0]) if coming is None else max([*live, float(coming)])
 
 
 def _declared(config: StreamConfig) -> StreamConfig:

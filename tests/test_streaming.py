@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -358,6 +359,36 @@ def test_lay_out__payloads_of_all_rows_in_flight_fit_half_the_store() -> None:
     assert (layout.readers, layout.workers) == (2, (2, 2))
     rows = 3 * 2 + 3 * 2 + 2 * 4  # two calls at a time want four in flight, not three
     assert layout.largest_payload == 300_000_000 // (2 * rows)
+
+
+HEAD_ALONE = {"Alive": True, "Resources": {"object_store_memory": 4.8e9}}
+
+
+def test_capacity__of_a_cluster_whose_workers_are_still_to_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "nodes", lambda: [HEAD_ALONE])
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.7:6379")
+    grows = StreamConfig(cpus=128, gpus=8, in_flight=4)
+    gpu = Operator(make_broken, (), "embed", pool=(1, 8), num_cpus=8, num_gpus=1)
+    assert lay_out([gpu], grows, streaming._capacity(grows)).largest_payload < 50_000_000
+    said = {"node_cpus": 16, "node_gpus": 1, "object_store_mb": 110_000}
+    grows = grows.model_copy(update=said)
+    have = streaming._capacity(grows)
+    assert have == Capacity(128, 8, 16, 1, 110_000_000_000)
+    assert lay_out([gpu], grows, have).largest_payload > 8_192 * 8_000  # a slice of the recipe
+    for wide in (replace(gpu, num_cpus=17), replace(gpu, num_gpus=2)):
+        with pytest.raises(ResourceError, match=r"embed asks for (17 CPUs|2 GPUs) at a time"):
+            lay_out([wide], grows, have)
+    monkeypatch.setattr(ray, "nodes", lambda: [HEAD_ALONE, {**LARGE, "Alive": True}])
+    assert streaming._capacity(grows) == Capacity(128, 8, 64, 1, 200_000_000_000)
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert streaming._capacity(grows).cpus == 64
+
+
+LARGE = {"Resources": {"CPU": 64.0, "object_store_memory": 195.2e9}}
 
 
 def test_ranges__cover_everything_once_and_stay_few() -> None:

@@ -145,6 +145,8 @@ def test_nodes__grow_to_what_the_recipe_says() -> None:
         for name in ("CPU", "GPU")
     }
     assert (total["CPU"], total["GPU"]) == (recipe.stream.cpus, recipe.stream.gpus)
+    assert (recipe.stream.node_cpus, recipe.stream.node_gpus) == (16, 1)
+    assert recipe.stream.no_progress_seconds >= 3600  # a new node installs torch first
     largest = {name: max(n["resources"].get(name, 0) for n in types.values()) for name in total}
     assert recipe.embed.num_cpus <= largest["CPU"]
     assert recipe.embed.num_gpus <= largest["GPU"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import os
 import shlex
 import shutil
@@ -95,6 +96,11 @@ def test_sizes__are_what_their_patches_say() -> None:
     recipe = yaml.safe_load((ROOT / "jobs/recipes/omni-msceleb.yaml").read_text("utf-8"))
     assert recipe["stream"]["cpus"] == 8 * 8 + 4 * 16
     assert recipe["stream"]["gpus"] == 8
+    assert recipe["stream"]["node_cpus"] == max(
+        int(cpus) for _, cpus, _ in largest("large").values()
+    )
+    assert recipe["stream"]["object_store_mb"] <= 12 * 0.3 * 30 * 2**30 / 1e6  # 12 pods of 30Gi
+    assert recipe["stream"]["no_progress_seconds"] >= 3600
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -160,9 +166,22 @@ def test_job__ends_and_runs_a_recipe_that_loads() -> None:
     assert job["activeDeadlineSeconds"] > job["ttlSecondsAfterFinished"]
     words = shlex.split(job["entrypoint"])
     assert words[:2] == ["omnifer", "run"]
-    assert load(ROOT / Path(words[2]).relative_to("/opt/omnifer")).name == "demo"
+    sets = [after for word, after in itertools.pairwise(words) if word == "--set"]
+    recipe = load(ROOT / Path(words[2]).relative_to("/opt/omnifer"), sets)
+    assert recipe.name == "demo"
+    groups = spec("small")["workerGroupSpecs"]
+    limits = [(g["maxReplicas"], int(_cpus(g))) for g in groups]
+    assert recipe.stream.cpus == sum(count * each for count, each in limits)
+    assert recipe.stream.node_cpus == max(each for _, each in limits)
+    assert recipe.stream.no_progress_seconds >= 3600  # nodes have to come first
+    assert recipe.train.workers >= 1  # the head, where the driver is, trains nothing
     settings = CLUSTERS["small-job"]["ConfigMap", "omnifer"]["data"]
     assert words[words.index("--run") + 1].removeprefix("$") in settings
+
+
+def _cpus(group: Any) -> str:
+    limits: dict[str, str] = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    return limits["cpu"]
 
 
 def test_settings__hold_no_secret() -> None:
