@@ -29,6 +29,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline import access
 from pipeline.errors import ResourceError, RunError, UserError, told
 from pipeline.placement import (
     Capacity,
@@ -40,6 +41,7 @@ from pipeline.placement import (
     lay_out,
 )
 from pipeline.plan import Plan, Slice, number_of
+from pipeline.progress import console
 from pipeline.storage import Location
 
 __all__ = [
@@ -80,6 +82,8 @@ def start_ray(config: StreamConfig) -> None:
     common: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
     address = os.environ.get("RAY_ADDRESS")
     if address:
+        if why := access.stranger(address):
+            console.print(f"warning: joining {why}", markup=False, soft_wrap=True)
         ray.init(address=address, **common)
         return
     store = None if config.object_store_mb is None else config.object_store_mb * 1_000_000

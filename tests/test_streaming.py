@@ -419,19 +419,26 @@ def test_stream__nothing_pending_needs_no_ray(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])
 def test_start_ray__local_unless_ray_address_is_set(
-    monkeypatch: pytest.MonkeyPatch, address: str | None
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    address: str | None,
 ) -> None:
     import ray
 
     started: list[dict[str, object]] = []
     monkeypatch.setattr(ray, "is_initialized", lambda: bool(started))
     monkeypatch.setattr(ray, "init", lambda **how: started.append(how))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
     if address is not None:
         monkeypatch.setenv("RAY_ADDRESS", address)
     for _ in range(2):
         streaming.start_ray(StreamConfig(cpus=3, gpus=0, object_store_mb=200))
     assert len(started) == 1
+    warned = capsys.readouterr().out.count("warning: joining 10.0.0.1:6379, and no token here")
+    assert warned == (address is not None)
     assert started[0]["address"] == (address or "local")
     mine = {name: started[0].get(name) for name in ("num_cpus", "num_gpus", "object_store_memory")}
     if address is None:
