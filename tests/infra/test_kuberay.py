@@ -9,6 +9,7 @@ import copy
 import functools
 import itertools
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -48,10 +49,20 @@ def pods(overlay: str) -> dict[str, Any]:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_overlay__yields_one_cluster_and_what_it_needs(overlay: str) -> None:
     kind = "RayJob" if overlay.endswith("-job") else "RayCluster"
-    beside = {("ConfigMap", "omnifer"), ("ServiceAccount", "omnifer")}
+    beside = {("ConfigMap", "omnifer"), ("ServiceAccount", "omnifer"), ("Namespace", "omnifer")}
     expected = {(kind, "omnifer"), ("NetworkPolicy", "omnifer-ray"), *beside}
     assert CLUSTERS[overlay].keys() == expected
-    assert {one["metadata"]["namespace"] for one in CLUSTERS[overlay].values()} == {"omnifer"}
+    inside = [one for one in CLUSTERS[overlay].values() if one["kind"] != "Namespace"]
+    assert {one["metadata"]["namespace"] for one in inside} == {"omnifer"}
+    assert "namespace" not in CLUSTERS[overlay]["Namespace", "omnifer"]["metadata"]
+
+
+def test_readme__names_the_namespace_in_every_command() -> None:
+    text = (ROOT / "infra" / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"kubectl (?:get|port-forward|delete) [^`\n]*", text)
+    assert len(commands) == 3
+    assert all("-n omnifer" in command for command in commands)
+    assert "kubectl create" not in text  # a second time it meets AlreadyExists
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
