@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: run test check fix bench clean-env
+.PHONY: run test check fix bench audit clean-env
 
 run: $(READY)  ## the whole job on built-in synthetic faces
 	$(BIN)/omnifer run jobs/recipes/demo.yaml
@@ -38,6 +38,11 @@ bench: $(READY)  ## every benchmark, one after the other
 	$(BIN)/python -m tests.bench.weak
 	$(BIN)/python -m tests.bench.active
 	$(BIN)/python -m tests.bench.acquisition_scale
+
+audit:  ## known weaknesses of the pinned packages; asks pypi.org, installs nothing into .venv
+	@at=$$(mktemp -d) && trap 'rm -rf "$$at"' EXIT && $(PYTHON) -m venv "$$at" \
+	&& "$$at/bin/python" -m pip install --quiet --disable-pip-version-check pip-audit \
+	&& "$$at/bin/pip-audit" --strict --no-deps --disable-pip --requirement constraints.txt
 
 clean-env:
 	rm -rf .venv

@@ -7,6 +7,7 @@ we talk to such a one on this machine alone.
 
 from __future__ import annotations
 
+import http.client
 import ipaddress
 import json
 import os
@@ -19,6 +20,8 @@ from urllib.parse import urlsplit
 
 from pipeline.errors import ConfigError
 
+OWN = ("auto", "local")
+"""Addresses by which Ray means this machine."""
 DEFAULT_SERVER = "http://127.0.0.1:8265"
 SOCKETS = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _LISTENING = "0A"
@@ -89,7 +92,7 @@ def refusal(server: str) -> str | None:
     wants = wants_token(server)
     if wants is None:
         return f"no job server answers at {server}"
-    if not wants and not is_loopback(server):
+    if not wants and (not is_loopback(server) or listens_outside(urlsplit(server).port or 80)):
         return (
             f"{server} runs jobs of everybody who reaches it; start the head with "
             "RAY_AUTH_MODE=token and bind its dashboard to 127.0.0.1"
@@ -105,6 +108,20 @@ def refusal(server: str) -> str | None:
             f"{server} does not accept the token; expected the one that its head was started with"
         )
     return None
+
+
+def stranger(address: str) -> str | None:
+    """Why a run should not join the cluster at `address`, in one line; None: it may.
+
+    Args:
+        address: "auto", "local" or host:port, as Ray takes it.
+    """
+    if address in OWN or is_loopback(address) or token() is not None:
+        return None
+    return (
+        f"{address}, and no token here: whoever reaches a head without a token runs code on it; "
+        "start it with RAY_AUTH_MODE=token"
+    )
 
 
 def listens_outside(port: int, tables: Sequence[Path] = SOCKETS) -> bool:
@@ -130,5 +147,5 @@ def _status(url: str, shown: str | None = None) -> int | None:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):  # the last: it speaks no HTTP
         return None

@@ -15,6 +15,7 @@ replaced after `WATCH` seconds, one of this machine at once.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -30,6 +31,8 @@ from typing import Any
 
 from pipeline.errors import ConfigError, RunError
 from pipeline.storage import Location, to_json
+
+_LOG = logging.getLogger(__name__)
 
 BEAT = 10.0
 WATCH = 35.0
@@ -116,7 +119,10 @@ def _beat(at: Location, mine: dict[str, Any], done: threading.Event) -> None:
     count = 0
     while not done.wait(BEAT):
         count += 1
-        at.write_json({**mine, "beat": count})
+        try:
+            at.write_json({**mine, "beat": count})
+        except OSError as error:  # of S3 too; one that is missed must not end all that follow
+            _LOG.warning("claim: heartbeat failed (%s); trying again", error)
 
 
 def _living(at: Location | None) -> dict[str, Any] | None:

@@ -229,6 +229,7 @@ def train(
         bf16=config.bf16,
         threads=config.threads,
         checkpoint_every=config.checkpoint_every,
+        stream=stream,
     )
 
 
@@ -313,6 +314,7 @@ def experts(job: Job, mined: Artifact) -> str | None:
             name="experts",
             bf16=place.bf16,
             threads=place.threads,
+            stream=job.recipe.stream,
         )
         stage.finish(digest([one["sha256"] for one in made]), count=len(made))
     return stage.dir.uri

@@ -74,11 +74,17 @@ class StreamConfig(Config):
     )  # read tasks at a time; None: two per worker after them
     in_flight: int = Field(default=2, ge=1)  # slices sent to an actor, the running one included
     no_progress_seconds: float = Field(default=300, gt=0)  # then the pass fails instead of hanging
-    object_store_mb: int | None = Field(default=None, ge=80)  # of a local Ray; None: Ray decides
+    object_store_mb: int | None = Field(
+        default=None, ge=80
+    )  # of a local Ray, None: Ray decides; cluster: what its nodes will hold in all
     cpus: int | None = Field(
         default=None, ge=1
     )  # local: Ray's logical CPUs; cluster: what it can grow to
     gpus: int | None = Field(default=None, ge=0)  # the same for GPUs
+    node_cpus: int | None = Field(
+        default=None, ge=1
+    )  # cluster: CPUs of the largest node that it can grow by; None: not known
+    node_gpus: int | None = Field(default=None, ge=0)  # the same for GPUs
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline import access
 from pipeline.errors import ResourceError, RunError, UserError, told
 from pipeline.placement import (
     Capacity,
@@ -40,6 +41,7 @@ from pipeline.placement import (
     lay_out,
 )
 from pipeline.plan import Plan, Slice, number_of
+from pipeline.progress import console
 from pipeline.storage import Location
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "Transform",
     "check_room",
     "data_context",
+    "room",
     "start_ray",
     "stream",
 ]
@@ -79,6 +82,8 @@ def start_ray(config: StreamConfig) -> None:
     common: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
     address = os.environ.get("RAY_ADDRESS")
     if address:
+        if why := access.stranger(address):
+            console.print(f"warning: joining {why}", markup=False, soft_wrap=True)
         ray.init(address=address, **common)
         return
     store = None if config.object_store_mb is None else config.object_store_mb * 1_000_000
@@ -97,6 +102,17 @@ def check_room(what: str, cpus: float, config: StreamConfig) -> None:
     there = _capacity(config).cpus
     if cpus > there:
         raise ResourceError(f"{what} would hang: {cpus:g} CPUs needed at once, {there:g} there")
+
+
+def room(config: StreamConfig) -> dict[str, float]:
+    """CPUs and GPUs in all: those there are, or those that a cluster we joined can grow to."""
+    import ray
+
+    there, declared = ray.cluster_resources(), _declared(config)
+    return {
+        "CPU": max(there.get("CPU", 0.0), declared.cpus or 0),
+        "GPU": max(there.get("GPU", 0.0), declared.gpus or 0),
+    }
 
 
 def stream(
@@ -223,8 +239,8 @@ def _batches(
         raise told(error.cause, "pass failed") from error
     except ExecutionTimeoutError as error:
         raise Stalled(
-            f"nothing moved for {config.no_progress_seconds:g} s: a slice hangs or keeps killing "
-            f"its worker"
+            f"nothing moved for {config.no_progress_seconds:g} s (stream.no_progress_seconds): no "
+            f"node with free CPUs or GPUs came, or a slice hangs or keeps killing its worker"
         ) from error
     except ray.exceptions.RayError as error:
         raise RunError(f"pass failed: {_line(error)}") from error
@@ -300,15 +316,29 @@ def _capacity(config: StreamConfig) -> Capacity:
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    declared = config if os.environ.get("RAY_ADDRESS") else StreamConfig()
+    declared = _declared(config)
     cpus, gpus = ([node.get(name, 0.0) for node in nodes] for name in ("CPU", "GPU"))
     return Capacity(
         cpus=declared.cpus if declared.cpus is not None else sum(cpus),
         gpus=declared.gpus if declared.gpus is not None else sum(gpus),
-        node_cpus=declared.cpus if declared.cpus is not None else max(cpus, default=0.0),
-        node_gpus=declared.gpus if declared.gpus is not None else max(gpus, default=0.0),
-        object_store=int(sum(node.get("object_store_memory", 0.0) for node in nodes)),
+        node_cpus=_largest(cpus, declared.cpus, declared.node_cpus),
+        node_gpus=_largest(gpus, declared.gpus, declared.node_gpus),
+        object_store=max(
+            int(sum(node.get("object_store_memory", 0.0) for node in nodes)),
+            (declared.object_store_mb or 0) * 1_000_000,
+        ),
     )
+
+
+def _largest(live: Sequence[float], total: int | None, node: int | None) -> float:
+    """Of the nodes that are there and that will come; where only their sum is known, the sum."""
+    coming = total if node is None else node
+    return max([*live, 0.0]) if coming is None else max([*live, float(coming)])
+
+
+def _declared(config: StreamConfig) -> StreamConfig:
+    """What a recipe says of the cluster that RAY_ADDRESS names; of a local Ray nothing."""
+    return config if os.environ.get("RAY_ADDRESS") else StreamConfig()
 
 
 def _pack(slice: Slice, table: pa.Table, largest: int) -> pa.Table:

@@ -20,7 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ from pipeline.storage import Location, location
 from pipeline.tracking import public
 
 SENT = ("pipeline", "jobs", "pyproject.toml")
+LOST_TIMES = 30
+"""Times in a row that a job server may fail to answer before we stop following, a PAUSE apart."""
+PAUSE = 2.0
 AGENT_SECONDS = 120.0
 """A head answers before the agent that runs its jobs is there."""
 
@@ -159,18 +163,22 @@ def submit(
         wait: follow the job to its end; else return 0 once it is submitted.
 
     Raises:
-        ConfigError: nobody answers, no token, or a server that asks nobody for one.
-        RunError: the server refuses the job.
+        ConfigError: nobody answers, no token, a server that asks nobody for one, or the work is
+            under way with other options.
+        RunError: the server refuses the job, or answers no more.
     """
     server = access.server_address(address)
     if why := access.refusal(server):
         raise ConfigError(why)
     client = _client(server)
-    job, joined = next_id(asked.stem, _jobs(client))
+    with _answering(server):
+        jobs = _jobs(client)
+    job, joined = next_id(asked.stem, [(name, ended) for name, ended, _ in jobs])
     if joined:
+        _same_work(job, asked, next(how for name, _, how in jobs if name == job))
         _say(f"{job}: under way already; its log follows")
     else:
-        with tempfile.TemporaryDirectory(prefix="omnifer-job-") as folder:
+        with tempfile.TemporaryDirectory(prefix="omnifer-job-") as folder, _answering(server):
             job = _send(client, asked, job, Path(folder), variables, cpus, gpus)
     if not wait:
         return 0
@@ -215,17 +223,31 @@ def _send(
             time.sleep(2)
 
 
-def follow(client: Any, job: str, pause: float = 2.0) -> int:
-    """Print a job's log until it ends; its exit code. Connects again where the line breaks."""
-    log = _Log(sys.stdout.write)
+def follow(client: Any, job: str, pause: float = PAUSE) -> int:
+    """Print a job's log until it ends; its exit code. Connects again where the line breaks.
+
+    Raises:
+        RunError: nobody answered `LOST_TIMES` times in a row.
+    """
+    log, lost = _Log(sys.stdout.write), 0
     while True:
         try:
             asyncio.run(log.tail(client, job))
-        except (RuntimeError, OSError) as error:
-            _say(f"{job}: lost the log ({' '.join(str(error).split())[:120]}); trying again")
-        info = client.get_job_info(job)
-        if info.status.is_terminal():
-            break
+        except _broken() as error:
+            if not lost:
+                _say(f"{job}: lost the log ({_line(error)[:120]}); trying again")
+        try:
+            info, lost = client.get_job_info(job), 0
+        except _broken() as error:
+            lost += 1
+            if lost >= LOST_TIMES:
+                raise RunError(
+                    f"{job}: the job server does not answer ({_line(error)[:120]}); the job may go "
+                    "on: submit again to follow it"
+                ) from error
+        else:
+            if info.status.is_terminal():
+                break
         time.sleep(pause)
     if str(info.status) == "SUCCEEDED":
         return 0
@@ -260,13 +282,43 @@ def _client(server: str) -> Any:
     headers = {"Authorization": f"Bearer {shown}"} if shown else {}
     try:
         return JobSubmissionClient(server, headers=headers)
-    except (RuntimeError, OSError) as error:
-        raise ConfigError(f"{server}: {' '.join(str(error).split())}") from error
+    except _broken() as error:
+        raise ConfigError(f"{server}: {_line(error)}") from error
 
 
-def _jobs(client: Any) -> list[tuple[str, bool]]:
-    jobs = client.list_jobs()
-    return [(job.submission_id, job.status.is_terminal()) for job in jobs if job.submission_id]
+def _jobs(client: Any) -> list[tuple[str, bool, str]]:
+    """Submission id, whether it ended, and entry point of all jobs that the cluster knows."""
+    jobs = [job for job in client.list_jobs() if job.submission_id]
+    return [(job.submission_id, job.status.is_terminal(), job.entrypoint) for job in jobs]
+
+
+def _same_work(job: str, asked: Asked, entrypoint: str) -> None:
+    if entrypoint != asked.entrypoint:
+        raise ConfigError(
+            f"{job} is under way with other options: {entrypoint!r}, asked for "
+            f"{asked.entrypoint!r}; submit those to follow it, or end it: ray job stop {job}"
+        )
+
+
+def _broken() -> tuple[type[Exception], ...]:
+    """What a line to a job server breaks with; not all of it is an OSError."""
+    import aiohttp
+    import requests
+
+    return RuntimeError, OSError, requests.RequestException, aiohttp.ClientError
+
+
+@contextmanager
+def _answering(server: str) -> Iterator[None]:
+    """RunError where the line breaks before a job is followed."""
+    try:
+        yield
+    except _broken() as error:
+        raise RunError(f"{server}: {_line(error)}; submit again") from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _say(line: str) -> None:

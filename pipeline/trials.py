@@ -36,7 +36,7 @@ from pipeline.recipe import Recipe
 from pipeline.schema import label_codes, label_names_of
 from pipeline.sources.removals import Removals
 from pipeline.storage import Location, location, read_table, to_json
-from pipeline.streaming import start_ray
+from pipeline.streaming import room, start_ray
 from pipeline.training.exam import faces_of
 from pipeline.training.handed import FACES_FILE, LABELED_FILE, Handed, open_labeled, usable
 from pipeline.training.learner import Networks
@@ -216,17 +216,16 @@ def tuned(trials: Sequence[TrialJob], job: Job) -> None:
     """
     if not trials:
         return
-    import ray
     from ray import tune
 
     start_ray(job.recipe.stream)
     place = job.recipe.train
     each = {"cpu": place.threads or 1, "gpu": int(place.use_gpu)}
-    there = ray.cluster_resources()
-    if each["cpu"] > there.get("CPU", 0) or each["gpu"] > there.get("GPU", 0):
+    there = room(job.recipe.stream)
+    if each["cpu"] > there["CPU"] or each["gpu"] > there["GPU"]:
         raise ResourceError(
             f"active: a trial takes {each['cpu']} CPUs and {each['gpu']} GPUs; there are "
-            f"{there.get('CPU', 0):g} and {there.get('GPU', 0):g}"
+            f"{there['CPU']:g} and {there['GPU']:g}"
         )
     count = sum(1 if t.strategy is None else t.active.rounds - len(kept(t)) for t in trials)
     with quiet_tune(), meter("active", count, "trainings") as shown:

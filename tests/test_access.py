@@ -124,6 +124,30 @@ def test_refusal__nobody_or_somebody_else() -> None:
     assert access.wants_token(server) is None  # it is gone
 
 
+def test_refusal__a_port_that_speaks_no_http() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+
+        def greet() -> None:
+            with other.accept()[0] as line:
+                line.recv(1024)
+                line.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        assert "no job server answers" in str(access.refusal(f"http://127.0.0.1:{port}"))
+        thread.join()
+
+
+def test_refusal__an_open_server_that_others_reach_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(200) as server:
+        port = int(server.rpartition(":")[2])
+        monkeypatch.setattr(access, "listens_outside", lambda asked: asked == port)
+        assert "of everybody who reaches it" in str(access.refusal(server))
+
+
 @pytest.mark.parametrize(
     ("host", "outside"),
     [

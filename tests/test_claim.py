@@ -147,6 +147,27 @@ def test_claimed__beats_while_the_block_runs(
             time.sleep(0.01)
 
 
+def test_claimed__goes_on_beating_after_a_failed_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(claim, "BEAT", 0.02)
+    run, write, failed = location(tmp_path), Location.write_json, threading.Event()
+
+    def fails_once(at: Location, value: object) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise OSError("503 SlowDown")
+        write(at, value)
+
+    monkeypatch.setattr(Location, "write_json", fails_once)
+    with claimed(run, WHOLE):
+        until = time.monotonic() + 20
+        while records(run, "1of1")[0]["beat"] < 2:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    assert "heartbeat failed (503 SlowDown)" in caplog.text
+
+
 def test_claimed__is_given_back_after_an_error(tmp_path: Path) -> None:
     run = location(tmp_path)
     with pytest.raises(ValueError, match="inside"), claimed(run, WHOLE):

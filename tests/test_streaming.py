@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -360,6 +361,36 @@ def test_lay_out__payloads_of_all_rows_in_flight_fit_half_the_store() -> None:
     assert layout.largest_payload == 300_000_000 // (2 * rows)
 
 
+HEAD_ALONE = {"Alive": True, "Resources": {"object_store_memory": 4.8e9}}
+
+
+def test_capacity__of_a_cluster_whose_workers_are_still_to_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "nodes", lambda: [HEAD_ALONE])
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.7:6379")
+    grows = StreamConfig(cpus=128, gpus=8, in_flight=4)
+    gpu = Operator(make_broken, (), "embed", pool=(1, 8), num_cpus=8, num_gpus=1)
+    assert lay_out([gpu], grows, streaming._capacity(grows)).largest_payload < 50_000_000
+    said = {"node_cpus": 16, "node_gpus": 1, "object_store_mb": 110_000}
+    grows = grows.model_copy(update=said)
+    have = streaming._capacity(grows)
+    assert have == Capacity(128, 8, 16, 1, 110_000_000_000)
+    assert lay_out([gpu], grows, have).largest_payload > 8_192 * 8_000  # a slice of the recipe
+    for wide in (replace(gpu, num_cpus=17), replace(gpu, num_gpus=2)):
+        with pytest.raises(ResourceError, match=r"embed asks for (17 CPUs|2 GPUs) at a time"):
+            lay_out([wide], grows, have)
+    monkeypatch.setattr(ray, "nodes", lambda: [HEAD_ALONE, {**LARGE, "Alive": True}])
+    assert streaming._capacity(grows) == Capacity(128, 8, 64, 1, 200_000_000_000)
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert streaming._capacity(grows).cpus == 64
+
+
+LARGE = {"Resources": {"CPU": 64.0, "object_store_memory": 195.2e9}}
+
+
 def test_ranges__cover_everything_once_and_stay_few() -> None:
     for count in (1, 2, 20, 999, 5000, 1_000_000):
         ranges = streaming._ranges(count, readers=2)
@@ -388,19 +419,26 @@ def test_stream__nothing_pending_needs_no_ray(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])
 def test_start_ray__local_unless_ray_address_is_set(
-    monkeypatch: pytest.MonkeyPatch, address: str | None
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    address: str | None,
 ) -> None:
     import ray
 
     started: list[dict[str, object]] = []
     monkeypatch.setattr(ray, "is_initialized", lambda: bool(started))
     monkeypatch.setattr(ray, "init", lambda **how: started.append(how))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
     if address is not None:
         monkeypatch.setenv("RAY_ADDRESS", address)
     for _ in range(2):
         streaming.start_ray(StreamConfig(cpus=3, gpus=0, object_store_mb=200))
     assert len(started) == 1
+    warned = capsys.readouterr().out.count("warning: joining 10.0.0.1:6379, and no token here")
+    assert warned == (address is not None)
     assert started[0]["address"] == (address or "local")
     mine = {name: started[0].get(name) for name in ("num_cpus", "num_gpus", "object_store_memory")}
     if address is None:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
+import aiohttp
 import pytest
+import requests
 from ray.job_submission import JobStatus
 
 from pipeline import submitting
@@ -198,6 +200,59 @@ def test_follow__a_broken_line_repeats_nothing(capsys: pytest.CaptureFixture[str
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if "lost the log" not in line] == ["one", "two", "three"]
     assert sum("lost the log" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    "broken", [requests.ConnectionError("gone"), aiohttp.ServerDisconnectedError()]
+)
+def test_follow__a_server_that_is_away_for_a_while(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], broken: Exception
+) -> None:
+    monkeypatch.setattr(submitting, "LOST_TIMES", 3)
+
+    class Away(Cluster):
+        times = 2
+
+        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+            if self.times:
+                raise broken
+            yield "a\n"
+
+        def get_job_info(self, job: str) -> SimpleNamespace:
+            if self.times:
+                self.times -= 1
+                raise broken
+            return super().get_job_info(job)
+
+    away = Away([], JobStatus.SUCCEEDED)
+    assert submitting.follow(away, "job", pause=0) == 0
+    assert capsys.readouterr().out.count("lost the log") == 1
+    away.times = 3
+    with pytest.raises(RunError, match=r"job: the job server does not answer .* submit again to"):
+        submitting.follow(away, "job", pause=0)
+
+
+def test_submit__what_is_under_way_with_other_options(
+    demo: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = asked(demo)
+
+    class Busy(Cluster):
+        def list_jobs(self) -> list[SimpleNamespace]:
+            if self.refuse:
+                raise requests.ConnectionError("gone")
+            first, status = f"{job.stem}-1", JobStatus.RUNNING
+            return [SimpleNamespace(submission_id=first, status=status, entrypoint=job.entrypoint)]
+
+    busy = Busy(["a\n"], JobStatus.SUCCEEDED)
+    monkeypatch.setattr(submitting, "_client", lambda server: busy)
+    monkeypatch.setattr(submitting.access, "refusal", lambda server: None)
+    assert submitting.submit(job, "http://h:1", {}) == 0
+    with pytest.raises(ConfigError, match=r"-1 is under way with other options: .*; submit those"):
+        submitting.submit(asked(demo, options=("--fresh",)), "http://h:1", {})
+    busy.refuse = ["x"]
+    with pytest.raises(RunError, match=r"^http://h:1: gone; submit again$"):
+        submitting.submit(job, "http://h:1", {})
 
 
 def send(cluster: Cluster, demo: Recipe, folder: Path) -> str:

@@ -9,15 +9,18 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from helpers import flow
 
 from pipeline import conduct, trials
 from pipeline.active import Round
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ResourceError
 from pipeline.flow import read_labels
 from pipeline.job import Job
+from pipeline.placement import StreamConfig
 from pipeline.training.runs import TrainConfig
 from pipeline.trials import TrialJob, finished, kept, trial, trials_of, worker_of
 from pipeline.twins import guard_labeled
@@ -152,6 +155,32 @@ PRETRAINED = (
     "train.threads=1",
     "pool.0.count=100",
 )
+
+
+def test_tuned__a_gpu_that_the_cluster_can_grow_to_is_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    class Started(Exception): ...
+
+    def started() -> None:
+        raise Started
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.7:6379")
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    monkeypatch.setattr(trials, "start_ray", lambda config: None)
+    monkeypatch.setattr(trials, "quiet_tune", started)
+    first: Any = SimpleNamespace(strategy=None)
+
+    def job(**stream: int) -> Any:
+        train = TrainConfig(use_gpu=True)
+        return SimpleNamespace(recipe=SimpleNamespace(train=train, stream=StreamConfig(**stream)))
+
+    with pytest.raises(Started):
+        trials.tuned([first], job(cpus=8, gpus=1))
+    with pytest.raises(ResourceError, match="takes 1 CPUs and 1 GPUs; there are 8 and 0"):
+        trials.tuned([first], job(cpus=8))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ workers, and a group that lost a worker is started again and continues from them
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,13 +21,13 @@ from pipeline.config import digest
 from pipeline.errors import ResourceError, told
 from pipeline.progress import meter
 from pipeline.storage import Location
-from pipeline.streaming import StreamConfig, start_ray
+from pipeline.streaming import StreamConfig, room, start_ray
 from pipeline.training.loop import Worker, distributed, local, precision, prepare_cpu
 
 RESTARTS = 2
 """Times that a group of workers is started again after one of them failed."""
 PATIENCE = 10
-"""Minutes that Ray Train looks for free CPUs or GPUs; by itself it would look for ever."""
+"""Minutes, at the least, that Ray Train looks for free CPUs or GPUs; by itself for ever."""
 
 Training = Callable[[dict[str, Any], Worker], dict[str, Any]]
 """Trains on every worker; what the first worker returns, small and JSON-able, is the result."""
@@ -43,6 +44,7 @@ def launch(
     bf16: bool | None = None,
     threads: int | None = None,
     checkpoint_every: int = 500,
+    stream: StreamConfig | None = None,
 ) -> dict[str, Any]:
     """Train and return what the first worker returns.
 
@@ -58,9 +60,11 @@ def launch(
         threads: torch threads of a worker; None leaves torch's choice: all cores in this process,
             one in a worker.
         checkpoint_every: steps between two checkpoints.
+        stream: what a cluster can grow to, and how long to wait for its nodes.
 
     Raises:
-        ResourceError: more CPUs or GPUs are asked for than there are; Ray would wait for ever.
+        ResourceError: more CPUs or GPUs are asked for than there are or can be; Ray would wait for
+            ever.
         RunError: a worker failed, and again after every restart. Errors of this package keep their
             class.
     """
@@ -81,9 +85,11 @@ def launch(
             _here, train_loop_config=settings, scaling_config=ScalingConfig(num_workers=0)
         )
         return dict(trainer.fit().return_value)
-    start_ray(StreamConfig())
+    stream = stream or StreamConfig()
+    start_ray(stream)
     each = {"CPU": threads or 1, "GPU": int(use_gpu)}
-    _check(name, workers, each)
+    _check(name, workers, each, stream)
+    patience = max(PATIENCE, math.ceil(stream.no_progress_seconds / 60))
     trainer = TorchTrainer(
         _on_worker,
         train_loop_config=settings,
@@ -93,7 +99,7 @@ def launch(
         run_config=RunConfig(
             name=f"{name}-{digest(config)[:8]}",
             storage_path=storage.uri,
-            failure_config=FailureConfig(max_failures=RESTARTS, controller_failure_limit=PATIENCE),
+            failure_config=FailureConfig(max_failures=RESTARTS, controller_failure_limit=patience),
         ),
     )
     try:
@@ -110,6 +116,7 @@ def spread(
     name: str,
     bf16: bool | None = None,
     threads: int | None = None,
+    stream: StreamConfig | None = None,
 ) -> list[dict[str, Any]]:
     """Run independent trainings as Ray tasks, as many at a time as there is room for.
 
@@ -120,6 +127,7 @@ def spread(
         name: of what is trained, for messages.
         bf16: see :func:`launch`.
         threads: torch threads and CPUs of each; None: 1.
+        stream: see :func:`launch`.
 
     Raises:
         ResourceError: not even one fits.
@@ -127,9 +135,10 @@ def spread(
     """
     import ray
 
-    start_ray(StreamConfig())
+    stream = stream or StreamConfig()
+    start_ray(stream)
     each = {"CPU": threads or 1, "GPU": int(use_gpu)}
-    _check(name, 1, each)
+    _check(name, 1, each, stream)
     place = {"use_gpu": use_gpu, "threads": threads or 1, "bf16": bf16}
     task = ray.remote(_here).options(
         num_cpus=each["CPU"], num_gpus=each["GPU"], max_retries=RESTARTS, name=name
@@ -178,15 +187,13 @@ def _on_worker(settings: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _check(name: str, workers: int, each: Mapping[str, int]) -> None:
-    import ray
-
-    there = ray.cluster_resources()
+def _check(name: str, workers: int, each: Mapping[str, int], stream: StreamConfig) -> None:
+    there = room(stream)
     for what, count in each.items():
-        if workers * count > there.get(what, 0):
+        if workers * count > there[what]:
             raise ResourceError(
                 f"{name}: {workers} workers x {count} {what} = {workers * count} needed at once, "
-                f"{there.get(what, 0):g} there"
+                f"{there[what]:g} there; where a cluster grows, stream.{what.lower()}s says how far"
             )
 
 

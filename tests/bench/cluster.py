@@ -25,6 +25,8 @@ from tests.cluster import scenes
 from tests.helpers import servers
 
 NAME = "cluster"
+MOST_SECONDS = 12 * 60.0
+"""That all scenes may take together."""
 CLOSE = 1e-6
 """Largest difference of a weight; float32, the same number of workers."""
 COMPARED: dict[str, Callable[..., dict[str, Any]]] = {
@@ -93,6 +95,9 @@ def judge(records: Records) -> list[str] | None:
                 faults.append(f"{name}: weights differ by {apart}, at most {CLOSE}")
         if name == "submission" and found["without_token"] != 401:
             faults.append(f"{name}: {found['without_token']} without a token, expected 401")
+    seconds = sum(record["metrics"]["scene_seconds"] for record in records.values())
+    if len(records) == len(COMPARED) + len(ALONE) and seconds > MOST_SECONDS:
+        faults.append(f"all scenes took {seconds:.0f} s, at most {MOST_SECONDS:.0f}")
     return faults if records else None
 
 

@@ -66,6 +66,8 @@ CHANCE = Chance(
     away=Cluster.model_fields["node_start_seconds"].default,
 )
 """Assumed: one slice in fifty takes three times as long, a spot node lives for six hours."""
+MOST_BYTES = 100.0
+"""That a slice may cost the driver at its largest, between the two sizes."""
 MUCH = 0.1
 """Share of the run time from which a cost counts as too much."""
 ALONE = "the driver seals alone"
@@ -277,7 +279,7 @@ def first(grid: list[dict[str, Any]]) -> dict[str, dict[str, int | None]]:
 
 
 def judge_flat(records: Records) -> list[str] | None:
-    """Ten times the slices ask for no more requests and no more memory per slice."""
+    """Ten times the slices ask for no more requests per slice, and for few bytes of memory."""
     if any(name not in records for name in FULL):
         return None
     few, many = (records[name]["metrics"]["s3"]["requests"] for name in FULL)
@@ -286,6 +288,9 @@ def judge_flat(records: Records) -> list[str] | None:
         before, after = sum(few[name].values()), sum(many[name].values())
         if after > 1.05 * before + 0.01:
             faults.append(f"{name}: {after:g} requests per slice, {before:g} with fewer slices")
+    for name, bytes_each in memory_per_slice({n: records[n]["metrics"] for n in FULL}).items():
+        if bytes_each > MOST_BYTES:
+            faults.append(f"{name}: memory grows by {bytes_each:g} bytes per slice")
     return faults
 
 

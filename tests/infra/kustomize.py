@@ -39,7 +39,7 @@ def _accumulate(folder: Path, found: list[Resource]) -> list[Resource]:
         for step in yaml.safe_load(patch["patch"]):
             _apply(target, step)
     if "namespace" in asked:
-        for one in found:
+        for one in (one for one in found if one["kind"] != "Namespace"):
             one["metadata"]["namespace"] = asked["namespace"]
     for wanted in asked.get("replacements", ()):
         (source,) = _select(found, wanted["source"])

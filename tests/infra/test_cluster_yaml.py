@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 import os
 import re
+import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,6 +145,8 @@ def test_nodes__grow_to_what_the_recipe_says() -> None:
         for name in ("CPU", "GPU")
     }
     assert (total["CPU"], total["GPU"]) == (recipe.stream.cpus, recipe.stream.gpus)
+    assert (recipe.stream.node_cpus, recipe.stream.node_gpus) == (16, 1)
+    assert recipe.stream.no_progress_seconds >= 3600  # a new node installs torch first
     largest = {name: max(n["resources"].get(name, 0) for n in types.values()) for name in total}
     assert recipe.embed.num_cpus <= largest["CPU"]
     assert recipe.embed.num_gpus <= largest["GPU"]
@@ -180,6 +184,47 @@ def test_setup__is_pinned_and_its_files_are_there() -> None:
     local = [path for path in config["file_mounts"].values() if path.startswith("./")]
     assert local
     assert [path for path in local if not (ROOT / path).exists()] == []
+
+
+def test_setup__runs_in_the_shell_that_ray_wraps_it_in(tmp_path: Path) -> None:
+    """A tilde in quotes stays a tilde, and pip would look for a folder of that name."""
+    from ray.autoscaler._private.command_runner import _with_interactive
+
+    told = tmp_path / "told"
+    for name, body in {
+        "venv/bin/python": f'for word; do echo "$word" >> {told}; done',
+        "omnifer/constraints.txt": "",
+        ".ray/auth_token": "",
+        ".bashrc": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+    (tmp_path / "venv/bin/python").chmod(0o755)
+    commands = nodes_setup(filled())
+    assert "ray start" in commands[-1]
+    for command in commands[:-2]:  # without `ray stop` and `ray start`
+        line = " ".join(_with_interactive(command))  # what ssh is given
+        done = subprocess.run(
+            ["sh", "-c", line],
+            env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            start_new_session=True,
+        )
+        assert done.returncode == 0, (command, done.stderr)
+    words = told.read_text().split()
+    assert f"{tmp_path}/omnifer[cluster]" in words
+    assert words[words.index("-c") + 1] == f"{tmp_path}/omnifer/constraints.txt"
+    assert not any("~" in word for word in words)
+    assert stat.S_IMODE((tmp_path / ".ray/auth_token").stat().st_mode) == 0o600
+    assert "export PATH=$HOME/venv/bin:$PATH" in (tmp_path / ".bashrc").read_text()
+
+
+def nodes_setup(config: dict[str, Any]) -> list[str]:
+    """What `ray up` runs on a worker, in this order."""
+    setup: list[str] = config["setup_commands"] + config["worker_setup_commands"]
+    return setup + list(config["worker_start_ray_commands"])
 
 
 @pytest.fixture

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -47,10 +49,20 @@ def pods(overlay: str) -> dict[str, Any]:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_overlay__yields_one_cluster_and_what_it_needs(overlay: str) -> None:
     kind = "RayJob" if overlay.endswith("-job") else "RayCluster"
-    beside = {("ConfigMap", "omnifer"), ("ServiceAccount", "omnifer")}
+    beside = {("ConfigMap", "omnifer"), ("ServiceAccount", "omnifer"), ("Namespace", "omnifer")}
     expected = {(kind, "omnifer"), ("NetworkPolicy", "omnifer-ray"), *beside}
     assert CLUSTERS[overlay].keys() == expected
-    assert {one["metadata"]["namespace"] for one in CLUSTERS[overlay].values()} == {"omnifer"}
+    inside = [one for one in CLUSTERS[overlay].values() if one["kind"] != "Namespace"]
+    assert {one["metadata"]["namespace"] for one in inside} == {"omnifer"}
+    assert "namespace" not in CLUSTERS[overlay]["Namespace", "omnifer"]["metadata"]
+
+
+def test_readme__names_the_namespace_in_every_command() -> None:
+    text = (ROOT / "infra" / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"kubectl (?:get|port-forward|delete) [^`\n]*", text)
+    assert len(commands) == 3
+    assert all("-n omnifer" in command for command in commands)
+    assert "kubectl create" not in text  # a second time it meets AlreadyExists
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -95,6 +107,11 @@ def test_sizes__are_what_their_patches_say() -> None:
     recipe = yaml.safe_load((ROOT / "jobs/recipes/omni-msceleb.yaml").read_text("utf-8"))
     assert recipe["stream"]["cpus"] == 8 * 8 + 4 * 16
     assert recipe["stream"]["gpus"] == 8
+    assert recipe["stream"]["node_cpus"] == max(
+        int(cpus) for _, cpus, _ in largest("large").values()
+    )
+    assert recipe["stream"]["object_store_mb"] <= 12 * 0.3 * 30 * 2**30 / 1e6  # 12 pods of 30Gi
+    assert recipe["stream"]["no_progress_seconds"] >= 3600
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -160,9 +177,22 @@ def test_job__ends_and_runs_a_recipe_that_loads() -> None:
     assert job["activeDeadlineSeconds"] > job["ttlSecondsAfterFinished"]
     words = shlex.split(job["entrypoint"])
     assert words[:2] == ["omnifer", "run"]
-    assert load(ROOT / Path(words[2]).relative_to("/opt/omnifer")).name == "demo"
+    sets = [after for word, after in itertools.pairwise(words) if word == "--set"]
+    recipe = load(ROOT / Path(words[2]).relative_to("/opt/omnifer"), sets)
+    assert recipe.name == "demo"
+    groups = spec("small")["workerGroupSpecs"]
+    limits = [(g["maxReplicas"], int(_cpus(g))) for g in groups]
+    assert recipe.stream.cpus == sum(count * each for count, each in limits)
+    assert recipe.stream.node_cpus == max(each for _, each in limits)
+    assert recipe.stream.no_progress_seconds >= 3600  # nodes have to come first
+    assert recipe.train.workers >= 1  # the head, where the driver is, trains nothing
     settings = CLUSTERS["small-job"]["ConfigMap", "omnifer"]["data"]
     assert words[words.index("--run") + 1].removeprefix("$") in settings
+
+
+def _cpus(group: Any) -> str:
+    limits: dict[str, str] = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    return limits["cpu"]
 
 
 def test_settings__hold_no_secret() -> None:

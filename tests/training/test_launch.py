@@ -7,15 +7,18 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from pipeline import streaming
 from pipeline.errors import ModelError, ResourceError, RunError
 from pipeline.storage import location
+from pipeline.streaming import StreamConfig
 from pipeline.training import launch as launching
-from pipeline.training.launch import launch
+from pipeline.training.launch import launch, spread
 from pipeline.training.loop import Worker
 
 pytestmark = pytest.mark.ray
@@ -82,6 +85,72 @@ def test_launch__here_errors_are_what_they_are(tmp_path: Path) -> None:
 def test_launch__a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="use_gpu is set, but torch sees no GPU"):
         launch(add, {}, workers=0, use_gpu=True, storage=location(tmp_path), name="try")
+
+
+class Trainer:
+    """Stands for Ray's: keeps what it is asked for."""
+
+    asked: dict[str, Any]
+
+    def __init__(self, loop: Any, **asked: Any) -> None:
+        Trainer.asked = asked
+
+    def fit(self) -> SimpleNamespace:
+        return SimpleNamespace(return_value={"trained": True})
+
+
+@pytest.fixture
+def cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster that we joined, of a head without CPUs."""
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.7:6379")
+    monkeypatch.setattr(launching, "start_ray", lambda config: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"memory": 1e9})
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", Trainer)
+
+
+def on_a_gpu(at: Path, stream: StreamConfig, workers: int = 1) -> dict[str, Any]:
+    place = {"use_gpu": True, "storage": location(at), "name": "teach"}
+    return launch(add, {}, workers=workers, stream=stream, **place)  # type: ignore[arg-type]
+
+
+def test_launch__workers_that_a_cluster_can_grow_to_are_waited_for(
+    cold: None, tmp_path: Path
+) -> None:
+    grows = StreamConfig(cpus=128, gpus=8, no_progress_seconds=3600)
+    assert on_a_gpu(tmp_path, grows, workers=8) == {"trained": True}
+    assert Trainer.asked["scaling_config"].num_workers == 8
+    assert Trainer.asked["run_config"].failure_config.controller_failure_limit == 60  # minutes
+    on_a_gpu(tmp_path, StreamConfig(cpus=1, gpus=1))
+    kept = Trainer.asked["run_config"].failure_config.controller_failure_limit
+    assert kept == launching.PATIENCE
+    assert spread(add, [], use_gpu=True, name="experts", stream=grows) == []
+
+
+def test_launch__workers_that_will_never_be_there_are_refused(
+    cold: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grows = StreamConfig(cpus=128, gpus=8)
+    with pytest.raises(ResourceError, match=r"9 workers x 1 GPU = 9 needed at once, 8 there"):
+        on_a_gpu(tmp_path, grows, workers=9)
+    with pytest.raises(ResourceError, match=r"1 CPU = 1 needed at once, 0 there; .* stream\.cpus"):
+        on_a_gpu(tmp_path, StreamConfig())
+    with pytest.raises(ResourceError, match="experts: 1 workers x 1 GPU = 1 needed at once, 0"):
+        spread(add, [], use_gpu=True, name="experts", stream=StreamConfig(cpus=4))
+    monkeypatch.delenv("RAY_ADDRESS")  # a local Ray has what it has
+    with pytest.raises(ResourceError, match="0 there"):
+        on_a_gpu(tmp_path, grows)
+
+
+def test_room__is_the_larger_of_what_is_there_and_what_is_declared(
+    cold: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 1.0})
+    assert streaming.room(StreamConfig(cpus=8, gpus=4)) == {"CPU": 16, "GPU": 4}
+    assert streaming.room(StreamConfig()) == {"CPU": 16, "GPU": 1}
 
 
 @pytest.fixture(scope="module")
