@@ -15,10 +15,11 @@ import pyarrow as pa
 import pytest
 from helpers.s3 import s3_bucket
 
-from pipeline import commits, sealing
+from pipeline import commits, packs, sealing
 from pipeline.errors import LedgerError, SourceError
 from pipeline.ledger import GROUP, Commit, Ledger, Plan, Slice
 from pipeline.packs import content_digest
+from pipeline.parquet import Reader
 from pipeline.storage import Location, location
 
 NUMBERS = (0, 1, 2, 3, 1024, 1025)
@@ -198,6 +199,47 @@ def test_seal__reads_the_same_from_packs(tmp_path: Path) -> None:
     late = fresh.commit(plan.slices()[1], _table(plan.slices()[1], 0.5))
     assert late == fresh.find("s0000001")  # swept, and still the first one wins
     assert _parts(fresh) == []
+
+
+def test_read__slice_after_slice_decodes_a_row_group_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As mine and score do: a ledger made anew for every slice, in one process."""
+    monkeypatch.setattr(packs, "ROW_GROUP", 4)
+    root = location(tmp_path)
+    plan = Plan.write(root / "plan.parquet", [_slice(n) for n in range(8)])
+    for slice in plan:
+        Ledger(root / "l").commit(slice, _table(slice))
+    sealing.seal(Ledger(root / "l"), plan)
+    sealing.sweep(Ledger(root / "l"), plan)
+    decoded: list[int | None] = []
+    read = Reader.read
+
+    def counted(file: Reader, columns: object = None, row_group: int | None = None) -> pa.Table:
+        decoded.append(row_group)
+        return read(file, columns, row_group=row_group)  # type: ignore[arg-type]
+
+    slices = plan.slices()
+    monkeypatch.setattr(Reader, "read", counted)
+    assert all(Ledger(root / "l").read(s.key) == _table(s) for s in slices)
+    groups = range(-(-sum(len(_table(s)) for s in slices) // 4))
+    assert decoded == list(groups)
+
+    (pack,) = (root / "l" / "packs").children()
+    pack.write_bytes(pack.read_bytes())  # as forget does
+    Ledger(root / "l").read(slices[-1].key, ["id"])
+    assert len(decoded) > len(groups)
+
+
+def test_read__few_row_groups_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packs, "ROW_GROUP", 1)
+    monkeypatch.setattr(packs, "_HELD", 100)
+    at = location(tmp_path) / "pack.parquet"
+    with at.replacing() as sink:
+        packs.write_pack(sink, [pa.table({"a": [i, i]}) for i in range(20)])
+    rows = packs.row_ranges(packs.Pack(at), [(i, i + 1) for i in range(40)])
+    assert [row["a"][0].as_py() for row in rows] == [i // 2 for i in range(40)]
+    assert sum(table.nbytes for table in packs.Pack._decoded.values()) <= 100
 
 
 def _bytes(ledger: Ledger, folder: str) -> dict[str, bytes]:
