@@ -14,7 +14,7 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -89,7 +89,7 @@ class Pack:
         bounds: first row of every row group, and the number of rows.
     """
 
-    _decoded: OrderedDict[tuple[Any, ...], pa.Table] = OrderedDict()
+    _decoded: ClassVar[OrderedDict[tuple[Any, ...], pa.Table]] = OrderedDict()
     _lock = threading.Lock()
 
     def __init__(self, at: Location) -> None:

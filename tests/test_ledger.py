@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -11,12 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from helpers.s3 import s3_bucket
 
 from pipeline import commits, packs, sealing
-from pipeline.errors import LedgerError, SourceError
+from pipeline.errors import LedgerError, RunError, SourceError
 from pipeline.ledger import GROUP, Commit, Ledger, Plan, Slice
 from pipeline.packs import content_digest
 from pipeline.parquet import Reader
@@ -165,6 +168,31 @@ def test_commit__changed_shard_is_an_error(tmp_path: Path) -> None:
     plan = Plan.write(location(tmp_path) / "changed.parquet", [changed])
     with pytest.raises(LedgerError, match=message):
         list(ledger.committed(plan))
+
+
+def test_commit__full_disk_is_one_line_and_goes_on_once_there_is_room(tmp_path: Path) -> None:
+    """Files may not grow beyond a limit, as on a disk that is full."""
+    ledger, plan = _open(tmp_path)
+    first, second = plan.slices()[:2]
+    ledger.commit(first, _table(first))
+    wide = pa.table({"id": [np.random.default_rng(0).bytes(30_000).hex()]})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(
+            RunError, match=r"^/\S*s0000001\S*: File too large; make room"
+        ) as caught:
+            ledger.commit(second, wide)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert "\n" not in str(caught.value)
+    assert _parts(ledger) == ["s0000000"]
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert Ledger(ledger.at).find(second.key) is None
+    assert ledger.commit(second, wide).rows == 1
+    assert Ledger(ledger.at).read(second.key) == wide
 
 
 def test_find__torn_files_are_not_commits(tmp_path: Path) -> None:

@@ -64,7 +64,9 @@ def test_plan_pool__a_changed_pool_or_decoder_is_refused(
     first = planned()
     assert planned() == first
     os.utime(shards[1], ns=(1, 1))
-    said = r"inputs\.pool: .*\n.*--fresh.*\nthe pool changed, first at slice s0000001: web, .*b\.parq"
+    said = (
+        r"inputs\.pool: .*\n.*--fresh.*\nthe pool changed, first at slice s0000001: web, .*b\.parq"
+    )
     with pytest.raises(IdentityError, match=said):
         planned()
     assert planned(fresh=True).startswith("g002-")
@@ -75,7 +77,7 @@ def test_plan_pool__a_changed_pool_or_decoder_is_refused(
 
 def test_embed__another_compute_profile_is_refused(tiny_run: Path, tmp_path: Path) -> None:
     root = flow.copy(tiny_run, tmp_path / "run")
-    with pytest.raises(IdentityError, match=r"inputs\.profile\.batch: 64 -> 32\nuse --fresh"):
+    with pytest.raises(IdentityError, match=r"inputs\.profile\.batch: 128 -> 32\nuse --fresh"):
         stages.embed(flow.start(flow.tiny(flow.UNTRACKED, "embed.batch=32"), root))
     assert stages.embed(flow.start(flow.tiny(flow.UNTRACKED, "embed.num_cpus=2"), root))
 

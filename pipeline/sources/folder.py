@@ -16,7 +16,7 @@ from typing import Literal
 import pyarrow as pa
 
 from pipeline.config import Config
-from pipeline.errors import SourceError
+from pipeline.errors import RunError, SourceError
 from pipeline.images import Color, Crop
 from pipeline.labeled.files import IMAGE_SUFFIXES
 from pipeline.sources.extents import Extent, name_below
@@ -83,5 +83,8 @@ def _load(file: Location, stamp: str) -> bytes | None:
     require_unchanged(file, file.stamp(), stamp)
     try:
         return file.read_bytes()
-    except (OSError, SourceError):
-        return None
+    except (SourceError, RunError) as err:
+        # A disk may fail on one file; a store that does not answer says nothing about the file.
+        if file.is_local or isinstance(err.__cause__, PermissionError | FileNotFoundError):
+            return None
+        raise
