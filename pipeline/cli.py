@@ -15,7 +15,7 @@ import typer
 from rich.table import Table
 
 from pipeline import __version__
-from pipeline.errors import ConfigError, OmniferError
+from pipeline.errors import ConfigError, OmniferError, RunError
 from pipeline.progress import console
 from pipeline.verbs import VERBS
 
@@ -280,7 +280,11 @@ def main() -> None:
     """Entry point: one clear line for what a person can mend, a traceback for our own faults."""
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     try:
-        app()
+        try:
+            app()
+        except OSError as err:
+            place = f"{err.filename}: " if err.filename else ""
+            raise RunError(place + (err.strerror or " ".join(str(err).split()))) from err
     except OmniferError as err:
         for line in str(err).splitlines():
             print(f"omnifer: {line}", file=sys.stderr if err.exit_code else None)

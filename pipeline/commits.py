@@ -5,6 +5,7 @@ Pure values; the protocol that makes one of them the winner is in :mod:`pipeline
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import secrets
@@ -98,6 +99,16 @@ def parse_commit(record: Location, data: bytes) -> Commit:
         return Commit(**json.loads(data))
     except (ValueError, TypeError) as err:
         raise LedgerError(f"{record}: expected a commit record: {err}") from err
+
+
+@functools.lru_cache(maxsize=8)
+def sealed_commits(seal: Location, stamp: str) -> list[tuple[Commit, int]]:
+    """Commits of a seal and the first row of each in the pack; read once per process and `stamp`.
+
+    The stamp of the file tells a seal that `omnifer forget` wrote again.
+    """
+    del stamp
+    return [(Commit(**e["commit"]), e["first"]) for e in seal.read_json()["slices"]]
 
 
 def check_fingerprint(slice: Slice, commit: Commit) -> None:

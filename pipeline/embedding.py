@@ -167,7 +167,10 @@ class Forward:
 
     def __call__(self, pixels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, C, S, S) uint8 -> unit embedding (B, D) and logits (B, M, K), on the device."""
-        x = torch.from_numpy(pixels).to(self.device, non_blocking=True)
+        x = torch.from_numpy(pixels)
+        if self.device.type == "cuda":
+            x = x.pin_memory()  # from pageable memory a copy waits
+        x = x.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
             return self._teacher.represent(x, flip=self._flip)
 

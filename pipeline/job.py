@@ -94,15 +94,18 @@ class Job:
         hide: Collection[str] = (),
         retarget: Collection[str] = (),
         plan: str | None = None,
+        firm: Collection[str] = (),
     ) -> Stage:
         """Open a stage under its identity: settings, inputs' digests, schema version.
 
         Changed settings need --fresh; changed inputs do not, since whatever changed them had to
-        pass here before. `hide` names dotted settings that do not change what the stage writes,
-        `retarget` settings that may change without --fresh.
+        pass here before; those of `firm`, which come from outside the run, need it as well. `hide`
+        names dotted settings that do not change what the stage writes, `retarget` settings that
+        may change without --fresh.
         """
         identity = self.identity(stage, inputs, hide=hide)
-        return self.run.open(stage, identity, retarget=("inputs", *retarget), plan=plan)
+        kept = [f"inputs.{name}" for name in firm]
+        return self.run.open(stage, identity, ("inputs", *retarget), plan, firm=kept)
 
     def identity(
         self, stage: str, inputs: Mapping[str, Any], *, hide: Collection[str] = ()

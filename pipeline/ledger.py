@@ -46,10 +46,11 @@ from pipeline.commits import (
     noted,
     parse_commit,
     seal_name,
+    sealed_commits,
 )
 from pipeline.errors import LedgerError
 from pipeline.ordered import in_order
-from pipeline.packs import content_digest, row_ranges, write_pack
+from pipeline.packs import Pack, content_digest, row_ranges, write_pack
 from pipeline.plan import GROUP, Plan, Slice, number_of
 from pipeline.storage import Location, open_stored, read_table, to_json, write_table
 
@@ -232,7 +233,7 @@ class Ledger:
     def read(self, key: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The committed table of one slice, from its part or, once that is swept, its pack.
 
-        From a pack this decodes a whole row group; :meth:`tables` does so once for all.
+        From a pack this decodes a row group, and once for the slices read after it in a process.
 
         Raises:
             LedgerError: the slice is not committed.
@@ -243,8 +244,8 @@ class Ledger:
             return read_table(part, columns)
         name, sealed, first = self._in_seals(key)
         if sealed is not None:
-            with open_stored(self._pack(name)) as file:
-                return next(row_ranges(file, [(first, first + sealed.rows)], columns))
+            rows = [(first, first + sealed.rows)]
+            return next(row_ranges(Pack(self._pack(name)), rows, columns))
         if part is None:
             raise LedgerError(f"{self.at}: slice {key} is not committed")
         raise LedgerError(f"{part}: committed, but neither this part nor a pack of it is there")
@@ -367,9 +368,8 @@ class Ledger:
     def _seal(self, name: str) -> list[tuple[Commit, int]]:
         known = self._seals.get(name)
         if known is None:
-            entries = (self.at / "seals" / f"{name}.json").read_json()["slices"]
-            known = [(Commit(**e["commit"]), e["first"]) for e in entries]
-            self._seals = {name: known}
+            seal = self.at / "seals" / f"{name}.json"
+            self._seals = {name: (known := sealed_commits(seal, seal.stamp()))}
         return known
 
     def _missing(self, slices: Sequence[Slice]) -> list[Slice]:

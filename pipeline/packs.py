@@ -1,16 +1,20 @@
 """Tables of many slices in one Parquet file, and the digest of what a table says.
 
 A pack is written and read a row group at a time: memory is one row group however large the pack
-is. Cost of the digest: about three CPU seconds per gigabyte, in one thread.
+is. Cost of the digest: about three CPU seconds per gigabyte, in one thread. Who reads slice after
+slice (:class:`Pack`) decodes a row group once, and for 64 MB of them per process.
 """
 
 from __future__ import annotations
 
 import bisect
+import functools
 import hashlib
 import itertools
+import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +22,10 @@ import pyarrow as pa
 from pipeline import config
 from pipeline.errors import LedgerError
 from pipeline.parquet import ROW_GROUP, Reader, Writer
+from pipeline.storage import Location, open_stored
 
-_MOST_BYTES = 256 * 2**20  # a row group ends here too, so that wide rows do not fill the memory
+_MOST_BYTES = 16 * 2**20  # a row group ends here too: who reads one slice decodes all of it
+_HELD = 64 * 2**20  # bytes of decoded row groups that a process keeps, and always the last one
 
 _FLAT = "sha256 of a table: type {} has no canonical bytes; expected numbers, text, lists, structs"
 
@@ -74,8 +80,55 @@ def write_pack(sink: IO[bytes], tables: Iterable[pa.Table]) -> None:
         writer.write(pa.concat_tables(held))
 
 
+class Pack:
+    """A stored pack to read slices from, one by one and by many instances in a process.
+
+    The row groups decoded last stay in the process; a pack that is written again is another one.
+
+    Attributes:
+        bounds: first row of every row group, and the number of rows.
+    """
+
+    _decoded: ClassVar[OrderedDict[tuple[Any, ...], pa.Table]] = OrderedDict()
+    _lock = threading.Lock()
+
+    def __init__(self, at: Location) -> None:
+        self._at, self._stamp = at, at.stamp()
+        self.bounds, self._schema = _layout(at, self._stamp)
+
+    def empty(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """As :meth:`pipeline.parquet.Reader.empty`."""
+        table = self._schema.empty_table()
+        return table if columns is None else table.select(list(columns))
+
+    def read(self, columns: Sequence[str] | None = None, row_group: int | None = None) -> pa.Table:
+        """As :meth:`pipeline.parquet.Reader.read`."""
+        named = None if columns is None else tuple(columns)
+        key = (self._at, self._stamp, row_group, named)
+        with self._lock:
+            if (known := self._decoded.get(key)) is not None:
+                self._decoded.move_to_end(key)
+                return known
+        with open_stored(self._at) as file:
+            table = file.read(columns, row_group=row_group)
+        with self._lock:
+            self._decoded[key] = table
+            held = sum(kept.nbytes for kept in self._decoded.values())
+            while held > _HELD and len(self._decoded) > 1:
+                held -= self._decoded.popitem(last=False)[1].nbytes
+        return table
+
+
+@functools.lru_cache(maxsize=16)
+def _layout(at: Location, stamp: str) -> tuple[list[int], pa.Schema]:
+    """Bounds and schema of a pack; `stamp` makes the cache forget one that was written again."""
+    del stamp
+    with open_stored(at) as file:
+        return file.bounds, file.schema
+
+
 def row_ranges(
-    file: Reader, ranges: Iterable[tuple[int, int]], columns: Sequence[str] | None = None
+    file: Reader | Pack, ranges: Iterable[tuple[int, int]], columns: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
     """One table per [first, last) of rows; ranges that rise decode each row group once."""
     bounds = file.bounds

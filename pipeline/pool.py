@@ -6,8 +6,10 @@ only the slices it touches have a new key; what is committed under the other key
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +19,7 @@ from pipeline import clustering, sealing
 from pipeline.claim import WHOLE
 from pipeline.clustering import Inputs
 from pipeline.config import digest
-from pipeline.errors import BudgetError, PartDone
+from pipeline.errors import BudgetError, IdentityError, PartDone
 from pipeline.images import DECODER
 from pipeline.job import Job
 from pipeline.ledger import Ledger
@@ -52,6 +54,10 @@ def plan_pool(job: Job) -> tuple[Stage, Plan]:
 
     A changed removal list makes another plan of the same stage, in which only the slices it
     touches have a new key.
+
+    Raises:
+        IdentityError: the pool's files, or the decoder, are not those of the survey that was begun;
+            the message names the first shard that changed.
     """
     labeled = job.run.artifact("labeled").dir / LABELED_FILE
     home = job.run.root / "plan"
@@ -62,7 +68,10 @@ def plan_pool(job: Job) -> tuple[Stage, Plan]:
     if job.removals or (earlier is not None and earlier.removals):
         keyed_slices = (keyed(slice, job.removals, earlier) for slice in base)
         base = Plan.write(home / "keyed.parquet", keyed_slices)
-    stage = job.open("survey", identity, plan=base.digest)
+    try:
+        stage = job.open("survey", identity, plan=base.digest, firm=["pool", "decoder"])
+    except IdentityError as err:
+        raise IdentityError(f"{err}{_changed(job, base)}") from err
     name = f"plan-{base.digest[:8]}.parquet"
     plan = Plan.write(stage.dir / name, base)
     (stage.dir / PLAN_FILE).write_json(
@@ -108,6 +117,17 @@ def _earlier(at: Location | None) -> Earlier | None:
         return slice, ledger.read(slice.key, ["id", "sha256", "group"])
 
     return Earlier(removals, surveyed)
+
+
+def _changed(job: Job, base: Plan) -> str:
+    """A line that says where the pool is not the one of the last plan; "" if it is."""
+    planned = [at for at in job.run.folders("survey") if (at / PLAN_FILE).exists()]
+    before = Plan(plan_at(planned[-1])) if planned else base
+    for old, new in itertools.zip_longest(before, base):
+        if old is None or new is None or replace(old, key=new.key) != new:
+            slice = new or old
+            return f"\nthe pool changed, first at slice {slice.key}: {slice.source}, {slice.shard}"
+    return ""
 
 
 def removed_by(plan: dict[str, Any]) -> Removals:

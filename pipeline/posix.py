@@ -8,16 +8,41 @@ fsynced. A kill in between leaves a hidden file that nobody reads.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
 from collections.abc import Iterator
 from typing import IO
 
-from pipeline.errors import SourceError
+from pipeline.errors import RunError, SourceError
 
 TEMP = re.compile(r"\..*\.[0-9a-f]{16}\.tmp")
 """Names of staged files."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """What a disk or a store raises, as one line that names the place."""
+    try:
+        yield
+    except FileNotFoundError as err:
+        raise SourceError(f"{uri}: no such file") from err
+    except IsADirectoryError as err:
+        raise SourceError(f"{uri}: expected a file, found a folder") from err
+    except PermissionError as err:
+        raise SourceError(f"{uri}: access denied") from err
+    except OSError as err:
+        said = err.strerror or " ".join(str(err).split())
+        if err.errno in _FULL:
+            said += "; make room and start again: what is committed stays"
+        raise RunError(f"{uri}: {said}") from err
+    except Exception as err:
+        if not type(err).__module__.startswith("botocore."):
+            raise
+        said = " ".join(str(err).split())
+        raise SourceError(f"{uri}: {said}; check the AWS environment") from err
 
 
 @contextlib.contextmanager

@@ -110,6 +110,7 @@ class Run:
         identity: Mapping[str, Any],
         retarget: Collection[str] = (),
         plan: str | None = None,
+        firm: Collection[str] = (),
     ) -> Stage:
         """The generation of stage `name` that `identity` belongs to, finished or to be continued.
 
@@ -119,6 +120,7 @@ class Run:
             retarget: dotted fields that may change without --fresh, such as another test set.
                 Such a change leads back to an older generation if one has this very identity.
             plan: digest of the plan that a streaming stage is to cover.
+            firm: dotted fields below those of `retarget` that may not change all the same.
 
         Raises:
             IdentityError: the stage was made from other things; each is named on its own line.
@@ -137,7 +139,8 @@ class Run:
                 f"{name}: {current} has learned from {json.loads(mark)['faces']} faces that were "
                 "forgotten since, and is not trained again unasked; use --fresh (the old one stays)"
             )
-        if not self.fresh and not all(_below(field, retarget) for field, _, _ in changes):
+        free = (_below(field, retarget) and not _below(field, firm) for field, _, _ in changes)
+        if not self.fresh and not all(free):
             lines = [f"  {field}: {old} -> {new}" for field, old, new in changes]
             raise IdentityError(
                 "\n".join(

@@ -130,8 +130,9 @@ def embed(job: Job) -> Artifact:
     """Run the teachers over the pool; scoring is chained, so that the pool is read once."""
     plan, teacher = pool.pool_plan(job), job.run.artifact("teach")
     config = job.recipe.embed
-    inputs = {"pool": pool.pool_digest(job), "weights": teacher.facts["weights_sha256"]}
-    stage = job.open("embed", {**inputs, "profile": profile(config)}, plan=plan.digest)
+    weights = teacher.facts["weights_sha256"]
+    inputs = {"pool": pool.pool_digest(job), "weights": weights, "profile": profile(config)}
+    stage = job.open("embed", inputs, plan=plan.digest, firm=["profile"])
     if stage.done is None:
         ledger = Ledger(stage.dir)
         scores = flow.open_scores(job, stage.dir, teacher, plan)

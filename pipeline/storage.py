@@ -16,7 +16,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -90,17 +90,20 @@ class Location:
 
     def exists(self) -> bool:
         """True for a file, a folder or a prefix that holds keys."""
-        return (
-            os.path.exists(self.uri) if self.is_local else bool(s3.filesystem().exists(self._key))
-        )
+        with posix.explained(self.uri):
+            if self.is_local:
+                return os.path.exists(self.uri)
+            return bool(s3.filesystem().exists(self._key))
 
     def is_dir(self) -> bool:
         """True for a folder or a prefix that holds keys."""
-        return os.path.isdir(self.uri) if self.is_local else bool(s3.filesystem().isdir(self._key))
+        with posix.explained(self.uri):
+            is_local = self.is_local
+            return os.path.isdir(self.uri) if is_local else bool(s3.filesystem().isdir(self._key))
 
     def size(self) -> int:
         """Bytes; SourceError if there is no such file."""
-        with _explained(self.uri):
+        with posix.explained(self.uri):
             return (
                 os.stat(self.uri).st_size if self.is_local else int(s3.filesystem().size(self._key))
             )
@@ -110,7 +113,7 @@ class Location:
 
         A folder's: on disk of the names right in it, on S3 of all objects below.
         """
-        with _explained(self.uri):
+        with posix.explained(self.uri):
             if self.is_local:
                 stat = os.stat(self.uri)
                 return f"{stat.st_size}-{stat.st_mtime_ns}"
@@ -118,14 +121,12 @@ class Location:
 
     def children(self) -> list[Location]:
         """Files and folders right below, sorted by name; [] if missing. Unfinished writes hide."""
-        try:
-            paths = (
-                os.listdir(self.uri)
-                if self.is_local
-                else s3.filesystem().ls(self._key, detail=False)
-            )
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        paths: list[str] = []
+        with posix.explained(self.uri), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if self.is_local:
+                paths = os.listdir(self.uri)
+            else:
+                paths = s3.filesystem().ls(self._key, detail=False)
         names = sorted(path.rstrip("/").rpartition("/")[2] for path in paths if path != self._key)
         return [self / name for name in names if not posix.TEMP.fullmatch(name)]
 
@@ -135,11 +136,23 @@ class Location:
         Sorted by relative path, the same on disk and on S3; names with a leading dot are skipped,
         links are followed. Memory: one folder listing per level on disk, every key on S3.
         """
+        found = posix.walk(self.uri) if self.is_local else sorted(self._below())
+        yield from self._ending(found, suffixes)
+
+    def listed(self, suffixes: Sequence[str]) -> Iterator[tuple[Location, str, int]]:
+        """As :meth:`files`, with stamp and size; on S3 from the listing, no request per file."""
+        below = {} if self.is_local else self._below()
+        for at in self._ending(sorted(below), suffixes) if below else self.files(suffixes):
+            yield (at, *below[at._key]) if below else (at, at.stamp(), at.size())
+
+    def _below(self) -> dict[str, tuple[str, int]]:
+        with posix.explained(self.uri):
+            return s3.below(self._key)
+
+    def _ending(self, paths: Iterable[str], suffixes: Sequence[str]) -> Iterator[Location]:
         ends = tuple(suffix.lower() for suffix in suffixes)
-        local = self.is_local
-        found = posix.walk(self.uri) if local else sorted(s3.filesystem().find(self._key))
-        for path in found:
-            uri = path if local else _S3 + path
+        for path in paths:
+            uri = path if self.is_local else _S3 + path
             if uri.lower().endswith(ends) and "/." not in uri[len(self.uri) :]:
                 yield Location(uri)
 
@@ -147,7 +160,7 @@ class Location:
 
     def open(self, mode: str = "rb") -> IO[bytes]:
         """A binary file object. "wb" is not atomic on disk: see :meth:`replacing`."""
-        with _explained(self.uri):
+        with posix.explained(self.uri):
             if not self.is_local:
                 return s3.filesystem().open(self._key, mode)
             if "r" not in mode:
@@ -156,7 +169,7 @@ class Location:
 
     def read_bytes(self) -> bytes:
         """The whole file; SourceError if there is none."""
-        with _explained(self.uri):
+        with posix.explained(self.uri):
             if not self.is_local:
                 # one GET; more would ask for the size first, and most files read whole are small
                 return bytes(s3.filesystem().cat_file(self._key, max_concurrency=1))
@@ -187,7 +200,7 @@ class Location:
         """Bytes [start, stop); shorter, or empty, where the file ends before."""
         if stop <= start:
             return b""
-        with _explained(self.uri):
+        with posix.explained(self.uri):
             if self.is_local:
                 with open(self.uri, "rb") as file:
                     file.seek(start)
@@ -207,6 +220,11 @@ class Location:
 
         On an error, or if the process dies, whatever was here before stays.
         """
+        with posix.explained(self.uri), self._replacing() as file:
+            yield file
+
+    @contextlib.contextmanager
+    def _replacing(self) -> Iterator[IO[bytes]]:
         if self.is_local:
             with posix.replacing(self.uri) as file:
                 yield file
@@ -246,16 +264,18 @@ class Location:
         Raises:
             SourceError: the file system has no hard links.
         """
-        return posix.create(self.uri, data) if self.is_local else s3.create(self._key, data)
+        with posix.explained(self.uri):
+            return posix.create(self.uri, data) if self.is_local else s3.create(self._key, data)
 
     def mkdir(self) -> None:
         """Make the folder and its parents; nothing to do on S3."""
-        if self.is_local:
-            posix.make_folder(self.uri)
+        with posix.explained(self.uri):
+            if self.is_local:
+                posix.make_folder(self.uri)
 
     def remove(self) -> None:
         """Remove a file; nothing there is fine. One request on S3."""
-        with contextlib.suppress(FileNotFoundError):
+        with posix.explained(self.uri), contextlib.suppress(FileNotFoundError):
             if self.is_local:
                 os.unlink(self.uri)
             else:
@@ -263,7 +283,7 @@ class Location:
 
     def remove_tree(self) -> None:
         """Remove a file or a folder with all it holds; nothing there is fine."""
-        with contextlib.suppress(FileNotFoundError):
+        with posix.explained(self.uri), contextlib.suppress(FileNotFoundError):
             if not self.is_local:
                 s3.filesystem().rm(self._key, recursive=True)
             elif os.path.isdir(self.uri) and not os.path.islink(self.uri):
@@ -378,15 +398,3 @@ def probe(root: Location) -> None:
             f"{root}: two writers both created one file; the store ignores If-None-Match, which "
             f"commits rest on"
         )
-
-
-@contextlib.contextmanager
-def _explained(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as err:
-        raise SourceError(f"{uri}: no such file") from err
-    except IsADirectoryError as err:
-        raise SourceError(f"{uri}: expected a file, found a folder") from err
-    except PermissionError as err:
-        raise SourceError(f"{uri}: access denied") from err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,8 @@ from pipeline.similarity import Neighbors, unit
 from pipeline.storage import Location, read_table, write_table
 from pipeline.training import exam, runs
 from pipeline.training.handed import FACES_FILE, LABELED_FILE
+
+Row = TypeVar("Row", bound=tuple[Any, ...])
 
 LATER = ("guard.copies",)
 """Settings of guard that only the stage `twins` reads."""
@@ -43,7 +46,7 @@ def guard_pool(job: Job, stage: Stage, plan: Plan) -> None:
         duplicates.add(faces)
     groups = duplicates.groups()
     with meter("guard", plan.faces) as shown:
-        for slice, faces in surveyed.tables(plan):
+        for slice, faces in _open(into, plan, surveyed.tables(plan)):
             found = guarding.find_twins(known, faces, config)
             into.commit(slice, guarding.with_duplicates(found, groups))
             shown.advance(faces.num_rows)
@@ -68,7 +71,7 @@ def _confirm(job: Job, stage: Stage, plan: Plan) -> None:
     index = Neighbors(embedding, [known.ids[row] for row in rows])
     into = Ledger(stage.dir)
     groups = None if config.copies is None else _duplicates(job, plan)
-    for slice, first, faces, x in _side_by_side(job, plan):
+    for slice, first, faces, x in _open(into, plan, _side_by_side(job, plan)):
         good = np.flatnonzero(x.any(1))
         near = np.full((faces.num_rows, config.neighbors), -1, np.int64)
         if len(good):
@@ -77,6 +80,18 @@ def _confirm(job: Job, stage: Stage, plan: Plan) -> None:
         second = guarding.find_twins_by_embedding(known, faces, near, config)
         merged = guarding.merge(first, second)
         into.commit(slice, merged if groups is None else guarding.with_duplicates(merged, groups))
+
+
+def _open(into: Ledger, plan: Plan, rows: Iterator[Row]) -> Iterator[Row]:
+    """Of what there is for each slice, in plan order, that of slices without a commit."""
+    pending = into.pending(plan)
+    wanted = next(pending, None)
+    for row in rows:
+        if wanted is None:
+            return
+        if row[0] == wanted:
+            yield row
+            wanted = next(pending, None)
 
 
 def _duplicates(job: Job, plan: Plan) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,20 @@ def test_exit_code__of_the_process_itself(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr == f"omnifer: {gone}: no such recipe (No such file or directory)\n"
+
+
+def test_exit_code__what_the_disk_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = omnifer("run", DEMO, "--run", "/proc/omnifer/run")
+    assert ended.code in (1, 2)
+    assert ended.err.startswith("omnifer: /proc/")
+    assert ended.err.count("\n") == 1
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/dev/full")
+
+    monkeypatch.setattr(cli, "app", full)
+    ended = omnifer("doctor")
+    assert (ended.code, ended.err) == (1, "omnifer: /dev/full: No space left on device\n")
 
 
 @pytest.mark.parametrize("verb", ["run", "survey", "report"])

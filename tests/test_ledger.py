@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -11,14 +13,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from helpers.s3 import s3_bucket
 
-from pipeline import commits, sealing
-from pipeline.errors import LedgerError, SourceError
+from pipeline import commits, packs, sealing
+from pipeline.errors import LedgerError, RunError, SourceError
 from pipeline.ledger import GROUP, Commit, Ledger, Plan, Slice
 from pipeline.packs import content_digest
+from pipeline.parquet import Reader
 from pipeline.storage import Location, location
 
 NUMBERS = (0, 1, 2, 3, 1024, 1025)
@@ -166,6 +170,31 @@ def test_commit__changed_shard_is_an_error(tmp_path: Path) -> None:
         list(ledger.committed(plan))
 
 
+def test_commit__full_disk_is_one_line_and_goes_on_once_there_is_room(tmp_path: Path) -> None:
+    """Files may not grow beyond a limit, as on a disk that is full."""
+    ledger, plan = _open(tmp_path)
+    first, second = plan.slices()[:2]
+    ledger.commit(first, _table(first))
+    wide = pa.table({"id": [np.random.default_rng(0).bytes(30_000).hex()]})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(
+            RunError, match=r"^/\S*s0000001\S*: File too large; make room"
+        ) as caught:
+            ledger.commit(second, wide)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert "\n" not in str(caught.value)
+    assert _parts(ledger) == ["s0000000"]
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert Ledger(ledger.at).find(second.key) is None
+    assert ledger.commit(second, wide).rows == 1
+    assert Ledger(ledger.at).read(second.key) == wide
+
+
 def test_find__torn_files_are_not_commits(tmp_path: Path) -> None:
     ledger, plan = _open(tmp_path)
     slice = plan.slices()[0]
@@ -198,6 +227,47 @@ def test_seal__reads_the_same_from_packs(tmp_path: Path) -> None:
     late = fresh.commit(plan.slices()[1], _table(plan.slices()[1], 0.5))
     assert late == fresh.find("s0000001")  # swept, and still the first one wins
     assert _parts(fresh) == []
+
+
+def test_read__slice_after_slice_decodes_a_row_group_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As mine and score do: a ledger made anew for every slice, in one process."""
+    monkeypatch.setattr(packs, "ROW_GROUP", 4)
+    root = location(tmp_path)
+    plan = Plan.write(root / "plan.parquet", [_slice(n) for n in range(8)])
+    for slice in plan:
+        Ledger(root / "l").commit(slice, _table(slice))
+    sealing.seal(Ledger(root / "l"), plan)
+    sealing.sweep(Ledger(root / "l"), plan)
+    decoded: list[int | None] = []
+    read = Reader.read
+
+    def counted(file: Reader, columns: object = None, row_group: int | None = None) -> pa.Table:
+        decoded.append(row_group)
+        return read(file, columns, row_group=row_group)  # type: ignore[arg-type]
+
+    slices = plan.slices()
+    monkeypatch.setattr(Reader, "read", counted)
+    assert all(Ledger(root / "l").read(s.key) == _table(s) for s in slices)
+    groups = range(-(-sum(len(_table(s)) for s in slices) // 4))
+    assert decoded == list(groups)
+
+    (pack,) = (root / "l" / "packs").children()
+    pack.write_bytes(pack.read_bytes())  # as forget does
+    Ledger(root / "l").read(slices[-1].key, ["id"])
+    assert len(decoded) > len(groups)
+
+
+def test_read__few_row_groups_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packs, "ROW_GROUP", 1)
+    monkeypatch.setattr(packs, "_HELD", 100)
+    at = location(tmp_path) / "pack.parquet"
+    with at.replacing() as sink:
+        packs.write_pack(sink, [pa.table({"a": [i, i]}) for i in range(20)])
+    rows = packs.row_ranges(packs.Pack(at), [(i, i + 1) for i in range(40)])
+    assert [row["a"][0].as_py() for row in rows] == [i // 2 for i in range(40)]
+    assert sum(table.nbytes for table in packs.Pack._decoded.values()) <= 100
 
 
 def _bytes(ledger: Ledger, folder: str) -> dict[str, bytes]:

@@ -1,13 +1,15 @@
 """Proves what a run keeps about its pool: the plan, the hidden truth, the budget of bad faces."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers import flow
 
-from pipeline import pool, synthetic
-from pipeline.errors import BudgetError
+from pipeline import pool, stages, synthetic
+from pipeline.errors import BudgetError, IdentityError
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan, Slice
 from pipeline.run import Run
@@ -42,6 +44,42 @@ def test_plan_pool__removed_face_renames_its_slice_and_no_other(
     assert [i for i in range(10) if now[i] != keys[i]] == [4]
     assert now[4] == f"{keys[4]}.r{job.removals.digest[:8]}"
     assert [s.key for s in Ledger(stage.dir).pending(plan)] == [now[4]]
+
+
+def test_plan_pool__a_changed_pool_or_decoder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = [tmp_path / f"web/{name}.parquet" for name in "ab"]
+    shards[0].parent.mkdir()
+    for at in shards:
+        pq.write_table(pa.table({"image": pa.array([b"face"] * 3, pa.binary())}), at)
+    web = f"pool=[{{kind: parquet, name: web, path: {shards[0].parent}}}]"
+
+    def planned(*, fresh: bool = False) -> str:
+        job = flow.start(flow.tiny(flow.UNTRACKED, web), tmp_path / "run", fresh=fresh)
+        if job.run.latest("labeled") is None:
+            job.run.open("labeled", {}).finish("faces")
+        return pool.plan_pool(job)[0].dir.name
+
+    first = planned()
+    assert planned() == first
+    os.utime(shards[1], ns=(1, 1))
+    said = (
+        r"inputs\.pool: .*\n.*--fresh.*\nthe pool changed, first at slice s0000001: web, .*b\.parq"
+    )
+    with pytest.raises(IdentityError, match=said):
+        planned()
+    assert planned(fresh=True).startswith("g002-")
+    monkeypatch.setattr(pool, "DECODER", "another")
+    with pytest.raises(IdentityError, match=r'inputs\.decoder: ".*" -> "another"'):
+        planned()
+
+
+def test_embed__another_compute_profile_is_refused(tiny_run: Path, tmp_path: Path) -> None:
+    root = flow.copy(tiny_run, tmp_path / "run")
+    with pytest.raises(IdentityError, match=r"inputs\.profile\.batch: 128 -> 32\nuse --fresh"):
+        stages.embed(flow.start(flow.tiny(flow.UNTRACKED, "embed.batch=32"), root))
+    assert stages.embed(flow.start(flow.tiny(flow.UNTRACKED, "embed.num_cpus=2"), root))
 
 
 def test_write_truth__labels_of_the_drawn_faces(tiny_run: Path) -> None:

@@ -95,6 +95,17 @@ def test_open__retarget_covers_named_fields_only(tmp_path: Path, retarget: list[
         run.open("guard", {"tests": {"path": "b"}, "pool": 2, "cut": 2}, retarget=retarget)
 
 
+def test_open__firm_fields_stay_below_what_may_change(tmp_path: Path) -> None:
+    run = _run(tmp_path)
+    run.open("embed", {"inputs": {"weights": "a", "profile": {"batch": 64}}})
+    other = {"inputs": {"weights": "b", "profile": {"batch": 64}}}
+    moved = run.open("embed", other, retarget=["inputs"], firm=["inputs.profile"])
+    assert moved.dir.name.startswith("g002-")
+    other = {"inputs": {"weights": "b", "profile": {"batch": 32}}}
+    with pytest.raises(IdentityError, match=r"inputs\.profile\.batch: 64 -> 32\nuse --fresh"):
+        run.open("embed", other, retarget=["inputs"], firm=["inputs.profile"])
+
+
 def test_open__killed_before_current_was_written(tmp_path: Path) -> None:
     stage = _run(tmp_path).open("embed", IDENTITY)
     (tmp_path / "embed/current.json").unlink()

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from helpers.s3 import s3_bucket
 
+from pipeline import s3
 from pipeline.errors import SourceError
 from pipeline.storage import Location, location, read_table, write_table
 
@@ -62,6 +63,21 @@ def test_missing__is_one_line_naming_the_place(root: Location) -> None:
     assert (root / "nowhere").children() == []
     assert list((root / "nowhere").files([""])) == []
     at.remove_tree()
+
+
+def test_no_credentials__is_one_line_whatever_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    from botocore.exceptions import NoCredentialsError
+
+    def refuse() -> None:
+        raise NoCredentialsError
+
+    at = location("s3://bucket/key")
+    monkeypatch.setattr(s3, "filesystem", refuse)
+    asks = (at.exists, at.is_dir, at.size, at.stamp, at.children, at.read_bytes, at.remove)
+    writes = (at.remove_tree, lambda: at.create(b"x"), lambda: at.write_bytes(b"x"), at.open)
+    for ask in (*asks, *writes, lambda: list(at.files([""]))):
+        with pytest.raises(SourceError, match=r"^s3://bucket/key: Unable to locate cred.*AWS env"):
+            ask()  # type: ignore[operator]
 
 
 def test_stamp__of_a_folder_changes_with_what_is_in_it(root: Location) -> None:

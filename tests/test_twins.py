@@ -9,7 +9,8 @@ from helpers import flow
 
 from pipeline import pool, twins
 from pipeline.ledger import Ledger
-from pipeline.storage import read_table, write_table
+from pipeline.plan import Plan, Slice
+from pipeline.storage import location, read_table, write_table
 from pipeline.training.handed import FACES_FILE, LABELED_FILE
 
 PLANTED = (3, 64, 599)
@@ -54,6 +55,20 @@ def test_guard_labeled__same_pixels_are_a_twin(planted: flow.LoggedJob) -> None:
         "pixels",
         "test",
     )
+
+
+def test_open__committed_slices_are_not_made_again(tmp_path: Path) -> None:
+    slices = [Slice(f"s{i:07d}", i // 1024, "web", "m", i, i + 1, "f", 1) for i in (0, 1, 2, 1024)]
+    plan, into = Plan.write(location(tmp_path) / "p.parquet", slices), Ledger(location(tmp_path))
+    for slice in (slices[0], slices[2]):
+        into.commit(slice, pa.table({"a": [1]}))
+    rows = ((slice, "faces") for slice in slices)
+    made = []
+    for slice, _ in twins._open(into, plan, rows):
+        into.commit(slice, pa.table({"a": [1]}))
+        made.append(slice.key)
+    assert made == ["s0000001", "s0001024"]
+    assert list(twins._open(into, plan, iter([(slices[0], "faces")]))) == []
 
 
 def test_guard_pool__planted_faces_are_found_where_they_lie(planted: flow.LoggedJob) -> None:

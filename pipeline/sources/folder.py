@@ -4,8 +4,8 @@ The folder is listed once, into an index beside the plan (relative path, size an
 per file). So millions of files cost one listing and a few bytes each, and memory for one row group
 of the index.
 
-Cost: one stat per file to plan and one to read; on S3 these are requests, which makes single files
-the wrong container for a large pool there.
+Cost: one stat per file to plan and one to read; on S3 one request per thousand to plan and
+two per file to read, which makes single files the wrong container for a large pool there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Literal
 import pyarrow as pa
 
 from pipeline.config import Config
-from pipeline.errors import SourceError
+from pipeline.errors import RunError, SourceError
 from pipeline.images import Color, Crop
 from pipeline.labeled.files import IMAGE_SUFFIXES
 from pipeline.sources.extents import Extent, name_below
@@ -51,8 +51,8 @@ class FolderPool(Config):
         root = location(self.path)
         if not root.is_dir():
             raise SourceError(f"{root}: no such folder")
-        files = root.files(IMAGE_SUFFIXES)
-        entries = (Entry(name_below(root, at), at.stamp(), at.size()) for at in files)
+        files = root.listed(IMAGE_SUFFIXES)
+        entries = (Entry(name_below(root, at), stamp, size) for at, stamp, size in files)
         build(index, entries, f"{root}: no image in it ({' '.join(IMAGE_SUFFIXES)})")
         yield from extents(index, faces)
 
@@ -83,5 +83,8 @@ def _load(file: Location, stamp: str) -> bytes | None:
     require_unchanged(file, file.stamp(), stamp)
     try:
         return file.read_bytes()
-    except (OSError, SourceError):
-        return None
+    except (SourceError, RunError) as err:
+        # A disk may fail on one file; a store that does not answer says nothing about the file.
+        if file.is_local or isinstance(err.__cause__, PermissionError | FileNotFoundError):
+            return None
+        raise

@@ -171,8 +171,12 @@ def read_faces(
     """
     rows, entries = read_entries(extent, positions)
     runs = list(_runs(zip(rows, entries, strict=True)))
-    for path, mark in dict.fromkeys((entry.path, entry.mark) for entry in entries):
-        require_unchanged(root / path, fingerprint(root / path), mark)
+
+    def check() -> None:
+        for path, mark in dict.fromkeys((entry.path, entry.mark) for entry in entries):
+            require_unchanged(root / path, fingerprint(root / path), mark)
+
+    check()
 
     def read(run: list[tuple[int, Entry]]) -> list[Face]:
         first, last = run[0][1], run[-1][1]
@@ -180,7 +184,9 @@ def read_faces(
         data = at.read_range(first.offset, last.offset + last.size)
         return [_face(at, row, entry, _cut_out(data, first, entry), load) for row, entry in run]
 
-    return read_table(itertools.chain.from_iterable(read_each(read, runs, root.is_local)))
+    table = read_table(itertools.chain.from_iterable(read_each(read, runs, root.is_local)))
+    check()  # a file replaced meanwhile would be a mixture
+    return table
 
 
 def read_each(read: Callable[[A], B], items: Sequence[A], is_local: bool) -> list[B]:

@@ -79,6 +79,7 @@ class ParquetPool(Config):
         at = Location(extent.shard)
         require_fingerprint(extent, fingerprint(at))
         rows, table = read_rows(at, self._columns().named, extent, positions)
+        require_fingerprint(extent, fingerprint(at))  # a file replaced meanwhile would be a mixture
         shard = name_below(root_of(self.path), at)
         return column_table(shard, rows, table, self._columns(), at.uri)
 

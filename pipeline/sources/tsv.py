@@ -87,11 +87,13 @@ class MsCelebPool(Config):
             start, stop = min(positions, default=0), max(positions, default=-1) + 1
         wanted = None if positions is None else set(positions)
         name = name_below(root_of(self.path), at)
-        return read_table(
+        table = read_table(
             _face(name, offset, line)
             for offset, line in _lines(at, start, stop)
             if wanted is None or offset in wanted
         )
+        require_fingerprint(extent, fingerprint(at))  # a file replaced meanwhile would be a mixture
+        return table
 
 
 def _line_bytes(at: Location) -> int:

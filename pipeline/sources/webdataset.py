@@ -99,7 +99,9 @@ class WebDatasetPool(Config):
         wanted = None if positions is None else set(positions)
         with at.open() as file, gzip.GzipFile(fileobj=file) as unpacked:
             members = self._members(at, _opened(at, _Piecewise(unpacked), "r|"), wanted)
-            return read_table(_faces(at, name_below(root, at), members, wanted))
+            table = read_table(_faces(at, name_below(root, at), members, wanted))
+        require_fingerprint(extent, fingerprint(at))  # a file replaced meanwhile would be a mixture
+        return table
 
     def _scan(self, at: Location, path: str, mark: str) -> Iterator[Entry]:
         with at.open() as file:

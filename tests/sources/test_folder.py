@@ -4,6 +4,7 @@ import os
 
 import pyarrow as pa
 import pytest
+from helpers.s3 import s3_bucket
 
 from pipeline.errors import SourceError
 from pipeline.schema import READ
@@ -94,3 +95,16 @@ def test_slices__faults(root, index, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match="empty: no image in it"):
         list(FolderPool(path=str(tmp_path / "empty")).slices(5, index))
+
+
+def test_listed__stamps_and_sizes_without_a_request_per_file() -> None:
+    asked: list[str] = []
+    with s3_bucket(lambda method, path: asked.append(method)) as bucket:
+        root = bucket / "listed"
+        for i in range(5):
+            (root / f"a/{i}.jpg").write_bytes(b"x" * i)
+        before = [(at, at.stamp(), at.size()) for at in root.files([".jpg"])]
+        asked.clear()
+        assert list(root.listed([".jpg"])) == before
+        assert len(before) == 5
+        assert len(asked) <= 2, asked

@@ -198,6 +198,15 @@ def test_read__changed_file(tmp_path):
         pool.read(extent)
 
 
+def test_read__file_replaced_while_it_is_read(tmp_path, monkeypatch):
+    pool = ParquetPool(path=write(tmp_path / "a.parquet"))
+    extent = next(pool.slices(10))
+    marks = iter([extent.fingerprint, "0" * 32])
+    monkeypatch.setattr(parquet, "fingerprint", lambda at: next(marks))
+    with pytest.raises(SourceError, match=r"a.parquet: changed since it was planned"):
+        pool.read(extent)
+
+
 @pytest.mark.real
 def test_real__pool():
     if "OMNIFER_DATA" not in os.environ:

@@ -195,3 +195,13 @@ def test_read__from_s3(tmp_path):
     with s3_bucket() as bucket:
         (bucket / "a.tsv").write_bytes((tmp_path / "a.tsv").read_bytes())
         assert whole(MsCelebPool(path=f"{bucket}/a.tsv"), 6).equals(ours)
+
+
+def test_read__file_replaced_while_it_is_read(tmp_path, monkeypatch):
+    write(tmp_path / "a.tsv", random_images(10))
+    pool = MsCelebPool(path=str(tmp_path / "a.tsv"))
+    extent = next(pool.slices(5))
+    marks = iter([extent.fingerprint, "0" * 32])
+    monkeypatch.setattr(tsv, "fingerprint", lambda at: next(marks))
+    with pytest.raises(SourceError, match=r"a.tsv: changed since it was planned"):
+        pool.read(extent)

@@ -263,6 +263,17 @@ def test_read__changed_file(tmp_path, index, suffix):
         pool.read(extent)
 
 
+def test_read__packed_tar_replaced_while_it_is_read(tmp_path, index, monkeypatch):
+    at = tmp_path / "a.tgz"
+    write(at, samples(random_images(5)))
+    pool = WebDatasetPool(path=str(at))
+    extent = next(pool.slices(5, index))
+    marks = iter([extent.fingerprint, "0" * 32])
+    monkeypatch.setattr(webdataset, "fingerprint", lambda at: next(marks))
+    with pytest.raises(SourceError, match=r"a.tgz: changed since it was planned"):
+        pool.read(extent)
+
+
 def test_read__from_s3(tmp_path, index):
     write(tmp_path / "f" / "a.tar", samples(random_images(20)))
     write(tmp_path / "f" / "b.tgz", samples(random_images(20, seed=1)))

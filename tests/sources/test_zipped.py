@@ -12,6 +12,7 @@ from helpers.s3 import s3_bucket
 from pipeline.errors import SourceError
 from pipeline.schema import READ
 from pipeline.sources import zipped
+from pipeline.sources.extents import fingerprint
 from pipeline.sources.reader import fetch, plan_slices, read_slice
 from pipeline.sources.zipped import ZipPool
 from pipeline.storage import location
@@ -195,3 +196,14 @@ def test_read__from_s3(tmp_path, index):
         (bucket / "a.zip").write_bytes((tmp_path / "a.zip").read_bytes())
         theirs = whole(f"{bucket}/a.zip", bucket / "plan.parquet")
     assert theirs.equals(whole(at, index))
+
+
+def test_read__file_replaced_while_it_is_read(tmp_path, index, monkeypatch):
+    at = tmp_path / "a.zip"
+    write(at, numbered(random_images(5)))
+    pool = ZipPool(path=str(at))
+    extent = next(pool.slices(5, index))
+    marks = iter([fingerprint(location(at)), "0" * 32])
+    monkeypatch.setattr("pipeline.sources.index.fingerprint", lambda at: next(marks))
+    with pytest.raises(SourceError, match=r"a.zip: changed since it was planned"):
+        pool.read(extent)
