@@ -24,12 +24,13 @@ from pipeline.journal import require_whole
 from pipeline.models import PRETRAINED
 from pipeline.progress import console
 from pipeline.recipe import Recipe
+from pipeline.registering import Graph
 from pipeline.report.collect import TIMED
 from pipeline.run import Artifact, Run
 from pipeline.stages import METRICS_FILE, POINT_FILE, STAGES, Stage
 from pipeline.storage import Location, location, probe
 from pipeline.strategies import CURVE_FILE, PICTURE, active
-from pipeline.tracking import Child, Graph, connect
+from pipeline.tracking import Child, Input, connect
 from pipeline.training.distilled import GRID
 from pipeline.training.runs import HISTORY_FILE, PREVIEWS
 from pipeline.trials import required
@@ -40,6 +41,12 @@ SELECTED = "selected"
 SHARED = ("survey", "embed", "score", "mine")
 BESIDE: Mapping[str, Stage] = {"active": active}
 """Verbs that no run of all stages includes."""
+READERS: Mapping[str, tuple[str, ...]] = {
+    "labeled": ("guard", "teach", "experts", "student", "control_a", "control_b", "active"),
+    "test": ("guard", "evaluate", "active"),
+    "pool": ("survey", "pretrain", "embed", "mine"),
+}
+"""Stages that read faces of a data set, for their tracked runs."""
 MODELS = {
     "teacher": "teacher",
     "control_a": "control A",
@@ -144,6 +151,7 @@ def _run(job: Job, name: str) -> None:
         artifact = {**STAGES, **BESIDE}[name](job)
         if artifact is not None:
             _track(child, artifact)
+            child.inputs(_read_by(job, name))
             if name == STUDENT:
                 _keep_student(job, child, artifact)
     if artifact is not None:
@@ -171,6 +179,24 @@ def _track(child: Child, artifact: Artifact) -> None:
     for at in pictures:
         if at.is_local and at.exists():
             child.file(at.local_path())
+
+
+def _read_by(job: Job, name: str) -> list[Input]:
+    """The data sets that a stage read, with the digests that the run knows them by."""
+    found = []
+    labeled = job.recipe.labeled
+    place = str(getattr(labeled, "path", labeled.kind))
+    for stage in ("labeled", "test"):
+        made = job.run.latest(stage) if name in READERS[stage] else None
+        if made is not None:
+            role = "training" if stage == "labeled" else "test"
+            found.append(Input(f"{labeled.kind} {role}", made.digest, place, role))
+    made = job.run.latest("survey") if name in READERS["pool"] else None
+    if made is not None:
+        for source, pool in job.sources.items():
+            at = str(getattr(pool, "path", pool.kind))
+            found.append(Input(f"pool {source}", made.digest, at, "pool"))
+    return found
 
 
 def _keep_student(job: Job, child: Child, artifact: Artifact) -> None:
