@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, ModelError, PartDone, RunError
 from pipeline.evaluation import STUDENT
 from pipeline.exporting import drawn, facts_of, load_ensemble, to_onnx
 from pipeline.flow import MODEL
-from pipeline.job import SETTINGS, Job, settings
+from pipeline.job import COMMAND_FILE, SETTINGS, Job, settings
 from pipeline.journal import require_whole
 from pipeline.models import PRETRAINED
 from pipeline.progress import console
@@ -98,6 +98,8 @@ def start(
 def run_all(job: Job, until: str | None) -> None:
     """Every stage up to and including `until`; ends with the results table."""
     names = list(STAGES)
+    if until in (None, "report") or not (job.run.root / COMMAND_FILE).exists():
+        job.note_command()
     _conduct(job, names if until is None else names[: names.index(until) + 1])
     if until in (None, "evaluate", "report"):
         show_results(job)

@@ -27,9 +27,9 @@ import pyarrow as pa
 
 from pipeline.artifacts import is_teacher
 from pipeline.claim import DRIVERS, WHOLE, claimed
-from pipeline.config import digest
+from pipeline.config import digest, parse
 from pipeline.errors import RunError
-from pipeline.job import FORGOTTEN_LIST, forgotten
+from pipeline.job import COMMAND_FILE, FORGOTTEN_LIST, command_of, forgotten
 from pipeline.journal import HOME, Rewrite, apply, close, interrupted
 from pipeline.made import Made, finished
 from pipeline.packs import content_digest
@@ -50,7 +50,7 @@ from pipeline.purging import (
     purge_teacher,
     roles_without,
 )
-from pipeline.report import collect, write_report
+from pipeline.report import ReportConfig, collect, write_report
 from pipeline.rounds import LABELS_FILE, learnable
 from pipeline.run import FORGOTTEN, Artifact, Run
 from pipeline.schema import label_codes
@@ -390,5 +390,9 @@ def _apply(run: Run) -> None:
 def _report(run: Run) -> None:
     """The page again, blurred: nobody asks here whether faces may be shown."""
     newest = [c for c in run.root.children() if c.name.startswith("recipe-")][-1]
-    name = str(newest.read_json()["name"])
-    write_report(run.root / REPORT, collect(run, name, "omnifer report RECIPE", False))
+    recipe = newest.read_json()
+    command = "omnifer run RECIPE"
+    if (run.root / COMMAND_FILE).exists():
+        command = command_of(run.root)
+    config = parse(ReportConfig, recipe.get("report", {}), where=newest.uri)
+    write_report(run.root / REPORT, collect(run, str(recipe["name"]), command, False, config))

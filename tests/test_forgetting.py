@@ -1,9 +1,11 @@
 """Forgotten faces are nowhere in the run, the rest is as it was, and nothing learns them again."""
 
 import json
+import shlex
 import shutil
 import sqlite3
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -154,8 +156,11 @@ def test_forget__leaves_no_trace_and_the_rest_as_it_was(root, tmp_path, monkeypa
     before = {stage: rows(opened(root), stage) for stage in SLICED}
     page = (root / "report.html").read_bytes()
 
+    command = ["run", "r.yaml", "--set", "pool=[{kind: synthetic}]"]
+    location(root / "command.json").write_json(command)
     told = forget(location(root), listed(tmp_path, *faces.values()))
     assert (told.faces, told.same_bytes) == (4, 0)
+    assert shlex.join(["omnifer", *command]) in unescape((root / "report.html").read_text())
     assert where(root, secrets) == set()
     assert not (root / "forgetting").exists()
     assert (root / "report.html").read_bytes() != page
