@@ -38,6 +38,8 @@ from pipeline.trials import required
 logger = logging.getLogger(__name__)
 
 SELECTED = "selected"
+IN_A_LINE = 5
+"""Facts of a stage that a terminal shows in a line."""
 SHARED = ("survey", "embed", "score", "mine")
 BESIDE: Mapping[str, Stage] = {"active": active}
 """Verbs that no run of all stages includes."""
@@ -157,11 +159,7 @@ def _run(job: Job, name: str) -> None:
             if name == STUDENT:
                 _keep_student(job, child, artifact)
     if artifact is not None:
-        console.print(
-            f"{name:<9} {artifact.digest[:12]}  {_said(artifact.facts)}",
-            markup=False,
-            soft_wrap=True,
-        )
+        show_facts(f"{name:<9} {artifact.digest[:12]}", artifact.facts)
         if name == "select":
             console.print(_yield(artifact.facts["per_class"]))
 
@@ -225,10 +223,23 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     return found
 
 
-def _said(facts: dict[str, Any]) -> str:
-    numbers = {k: v for k, v in facts.items() if isinstance(v, int | float) and k != "seconds"}
-    said = [f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v:,}" for k, v in numbers.items()]
-    return ", ".join([*said[:5], f"{facts.get('seconds', 0.0):.1f} s"])
+def show_facts(title: str, facts: Mapping[str, Any]) -> None:
+    """What a stage came to: a line, or on a terminal a table where the facts are many."""
+    said = {
+        name: f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+        for name, value in facts.items()
+        if isinstance(value, int | float) and name != "seconds"
+    }
+    seconds = f"{facts.get('seconds', 0.0):.1f} s"
+    if not console.is_terminal or len(said) <= IN_A_LINE:
+        line = ", ".join([*(f"{name} {value}" for name, value in said.items()), seconds])
+        console.print(f"{title}  {line}", markup=False, soft_wrap=True)
+        return
+    table = Table("fact", title=f"{title}  {seconds}", title_justify="left", box=None)
+    table.add_column("value", justify="right")
+    for name, value in said.items():
+        table.add_row(name.replace("_", " "), value)
+    console.print(table)
 
 
 def _yield(per_class: Mapping[str, Any]) -> Table:
