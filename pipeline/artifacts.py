@@ -33,7 +33,10 @@ from pipeline.storage import Location, location
 
 WEIGHTS = "model.safetensors"
 CALIBRATION = "calibration.json"
-_PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt")
+_PICKLES = (
+    *(".pkl", ".pickle", ".pt", ".pth", ".pt2", ".bin", ".ckpt", ".pth.tar"),
+    *(".joblib", ".dill", ".cloudpickle", ".pkl.gz", ".npy"),
+)
 
 # -- one model ------------------------------------------------------------------------------------
 
@@ -119,15 +122,8 @@ def read_meta(at: Location) -> dict[str, Any]:
 
 
 def _about(at: Location) -> dict[str, Any]:
-    """The `omnifer` block of a model folder; a folder that holds a pickle is refused whole.
-
-    Another tool might open the pickle, and think that it is the same model.
-    """
-    pickled = [c.name for c in at.children() if c.name.lower().endswith(_PICKLES)]
-    if pickled:
-        raise ModelError(
-            f"{at.uri}: holds {pickled[0]}, a pickle, which is never opened; remove it"
-        )
+    """The `omnifer` block of a model folder."""
+    refuse_pickles(at)
     if not (at / WEIGHTS).exists():
         raise ModelError(f"{at.uri}: expected {WEIGHTS}; not there")
     if not (at / "config.json").exists():
@@ -136,6 +132,16 @@ def _about(at: Location) -> dict[str, Any]:
     if about is None:
         raise ModelError(f"{at.uri}/config.json: no block 'omnifer'; expected one of our models")
     return dict(about)
+
+
+def refuse_pickles(at: Location) -> None:
+    """ModelError where a folder holds a pickle at any depth, whatever else it holds.
+
+    Another tool might open the pickle, and think that it is the same model.
+    """
+    for found in at.files(_PICKLES):
+        name = found.uri.removeprefix(at.uri).lstrip("/")
+        raise ModelError(f"{at.uri}: holds {name}, a pickle, which is never opened; remove it")
 
 
 def _read(at: Location, sha256: str) -> bytes:
@@ -251,7 +257,12 @@ def save_teacher(teacher: Teacher, at: Location, meta: Mapping[str, Any] | None 
 
 
 def load_teacher(at: Location) -> Teacher:
-    """The teacher of a folder, on the CPU; ModelError where a file is missing or was changed."""
+    """The teacher of a folder, on the CPU.
+
+    Raises:
+        ModelError: a file is missing or was changed, or the folder holds a pickle.
+    """
+    refuse_pickles(at)
     if not is_teacher(at):
         raise ModelError(f"{at.uri}: expected a teacher folder with {CALIBRATION}; not there")
     stored = (at / CALIBRATION).read_json()
@@ -307,7 +318,11 @@ def on_node(at: Location) -> Location:
 
     The copy is named by the files' stamps, so a changed folder is fetched again; actors that start
     together wait for the first one.
+
+    Raises:
+        ModelError: no such folder, or one that holds a pickle, which no copy would show.
     """
+    refuse_pickles(at)
     if at.is_local:
         return at
     files = list(at.files((".json", ".safetensors")))

@@ -34,6 +34,8 @@ from pipeline.storage import Location, to_json
 
 _LOG = logging.getLogger(__name__)
 
+DRIVERS = "drivers"
+"""Folder of the claims in a run."""
 BEAT = 10.0
 WATCH = 35.0
 """Longer than three beats: a write may be slow."""
@@ -86,7 +88,7 @@ def claimed(run: Location, part: Part) -> Iterator[None]:
     Raises:
         RunError: a living driver holds it, or a part that overlaps; with host, process and start.
     """
-    home = run / "drivers"
+    home = run / DRIVERS
     at, mine = _take(home / part.name, part)
     done = threading.Event()
     beating = threading.Thread(target=_beat, args=(at, mine, done), daemon=True, name="claim")

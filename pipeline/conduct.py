@@ -19,17 +19,18 @@ from pipeline.errors import ConfigError, ModelError, PartDone, RunError
 from pipeline.evaluation import STUDENT
 from pipeline.exporting import drawn, facts_of, load_ensemble, to_onnx
 from pipeline.flow import MODEL
-from pipeline.job import SETTINGS, Job, settings
+from pipeline.job import COMMAND_FILE, SETTINGS, Job, settings
 from pipeline.journal import require_whole
 from pipeline.models import PRETRAINED
 from pipeline.progress import console
 from pipeline.recipe import Recipe
+from pipeline.registering import Graph
 from pipeline.report.collect import TIMED
 from pipeline.run import Artifact, Run
 from pipeline.stages import METRICS_FILE, POINT_FILE, STAGES, Stage
 from pipeline.storage import Location, location, probe
 from pipeline.strategies import CURVE_FILE, PICTURE, active
-from pipeline.tracking import Child, Graph, connect
+from pipeline.tracking import Child, Input, connect
 from pipeline.training.distilled import GRID
 from pipeline.training.runs import HISTORY_FILE, PREVIEWS
 from pipeline.trials import required
@@ -37,9 +38,17 @@ from pipeline.trials import required
 logger = logging.getLogger(__name__)
 
 SELECTED = "selected"
+IN_A_LINE = 5
+"""Facts of a stage that a terminal shows in a line."""
 SHARED = ("survey", "embed", "score", "mine")
 BESIDE: Mapping[str, Stage] = {"active": active}
 """Verbs that no run of all stages includes."""
+READERS: Mapping[str, tuple[str, ...]] = {
+    "labeled": ("guard", "teach", "experts", "student", "control_a", "control_b", "active"),
+    "test": ("guard", "evaluate", "active"),
+    "pool": ("survey", "pretrain", "embed", "mine"),
+}
+"""Stages that read faces of a data set, for their tracked runs."""
 MODELS = {
     "teacher": "teacher",
     "control_a": "control A",
@@ -91,6 +100,8 @@ def start(
 def run_all(job: Job, until: str | None) -> None:
     """Every stage up to and including `until`; ends with the results table."""
     names = list(STAGES)
+    if until in (None, "report") or not (job.run.root / COMMAND_FILE).exists():
+        job.note_command()
     _conduct(job, names if until is None else names[: names.index(until) + 1])
     if until in (None, "evaluate", "report"):
         show_results(job)
@@ -144,14 +155,11 @@ def _run(job: Job, name: str) -> None:
         artifact = {**STAGES, **BESIDE}[name](job)
         if artifact is not None:
             _track(child, artifact)
+            child.inputs(_read_by(job, name))
             if name == STUDENT:
                 _keep_student(job, child, artifact)
     if artifact is not None:
-        console.print(
-            f"{name:<9} {artifact.digest[:12]}  {_said(artifact.facts)}",
-            markup=False,
-            soft_wrap=True,
-        )
+        show_facts(f"{name:<9} {artifact.digest[:12]}", artifact.facts)
         if name == "select":
             console.print(_yield(artifact.facts["per_class"]))
 
@@ -171,6 +179,24 @@ def _track(child: Child, artifact: Artifact) -> None:
     for at in pictures:
         if at.is_local and at.exists():
             child.file(at.local_path())
+
+
+def _read_by(job: Job, name: str) -> list[Input]:
+    """The data sets that a stage read, with the digests that the run knows them by."""
+    found = []
+    labeled = job.recipe.labeled
+    place = str(getattr(labeled, "path", labeled.kind))
+    for stage in ("labeled", "test"):
+        made = job.run.latest(stage) if name in READERS[stage] else None
+        if made is not None:
+            role = "training" if stage == "labeled" else "test"
+            found.append(Input(f"{labeled.kind} {role}", made.digest, place, role))
+    made = job.run.latest("survey") if name in READERS["pool"] else None
+    if made is not None:
+        for source, pool in job.sources.items():
+            at = str(getattr(pool, "path", pool.kind))
+            found.append(Input(f"pool {source}", made.digest, at, "pool"))
+    return found
 
 
 def _keep_student(job: Job, child: Child, artifact: Artifact) -> None:
@@ -197,10 +223,23 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     return found
 
 
-def _said(facts: dict[str, Any]) -> str:
-    numbers = {k: v for k, v in facts.items() if isinstance(v, int | float) and k != "seconds"}
-    said = [f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v:,}" for k, v in numbers.items()]
-    return ", ".join([*said[:5], f"{facts.get('seconds', 0.0):.1f} s"])
+def show_facts(title: str, facts: Mapping[str, Any]) -> None:
+    """What a stage came to: a line, or on a terminal a table where the facts are many."""
+    said = {
+        name: f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+        for name, value in facts.items()
+        if isinstance(value, int | float) and name != "seconds"
+    }
+    seconds = f"{facts.get('seconds', 0.0):.1f} s"
+    if not console.is_terminal or len(said) <= IN_A_LINE:
+        line = ", ".join([*(f"{name} {value}" for name, value in said.items()), seconds])
+        console.print(f"{title}  {line}", markup=False, soft_wrap=True)
+        return
+    table = Table("fact", title=f"{title}  {seconds}", title_justify="left", box=None)
+    table.add_column("value", justify="right")
+    for name, value in said.items():
+        table.add_row(name.replace("_", " "), value)
+    console.print(table)
 
 
 def _yield(per_class: Mapping[str, Any]) -> Table:

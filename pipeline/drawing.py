@@ -96,11 +96,21 @@ def _fetched(sources: Mapping[str, PoolSource], asked: tuple[Slice, pa.Table]) -
 
 
 def track(job: Job, number: int, points: Trial) -> None:
-    """A tracked child run of a trial, one batch of metrics; the step is the number of the point."""
-    with job.tracker.stage(f"search {number}", {"points": len(points)}) as child:
+    """A tracked child run of a trial, one batch of metrics; the step is the number of the point.
+
+    Names of rules and what a point does not ask for are parameters, called after the step.
+    """
+    first = number * len(points)
+    names = {
+        f"{first + place} {k}": v
+        for place, found in enumerate(points)
+        for k, v in found.items()
+        if not isinstance(v, int | float)
+    }
+    with job.tracker.stage(f"search {number}", {"points": len(points), **names}) as child:
         for place, found in enumerate(points):
             numbers = {k: float(v) for k, v in found.items() if isinstance(v, int | float)}
-            child.metrics(numbers, step=number * len(points) + place)
+            child.metrics(numbers, step=first + place)
 
 
 def drawn_rows(job: Job, plan: Plan, class_faces: int) -> tuple[np.ndarray, np.ndarray]:

@@ -28,7 +28,14 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import __version__, modeling
-from pipeline.artifacts import is_teacher, load_model, load_teacher, read_meta, save_model
+from pipeline.artifacts import (
+    is_teacher,
+    load_model,
+    load_teacher,
+    read_meta,
+    refuse_pickles,
+    save_model,
+)
 from pipeline.cards import model_card
 from pipeline.errors import ConfigError, ModelError, OmniferError
 from pipeline.lineage import Lineage, lineage
@@ -96,6 +103,7 @@ def load_ensemble(at: Location) -> Ensemble:
     """
     if (at / LABELS).exists():
         raise ModelError(f"{at}: a distilled set, not a model; it is complete as it is")
+    refuse_pickles(at)
     if is_teacher(at):
         teacher = load_teacher(at)
         return Ensemble(teacher.members, [teacher.temperature] * len(teacher.members)).eval()

@@ -26,7 +26,7 @@ from pipeline.models import PRETRAINED, ModelConfig
 from pipeline.packs import content_digest
 from pipeline.placement import Operator
 from pipeline.plan import Plan, Slice
-from pipeline.pool import TRUTH_FILE, ledger, plan_at, pool_plan
+from pipeline.pool import TRUTH_FILE, grouped, ledger, plan_at, pool_plan
 from pipeline.run import Artifact, Stage
 from pipeline.schema import label_names_of
 from pipeline.storage import Location, read_table, write_table
@@ -185,8 +185,8 @@ def write_points(job: Job, stage: Stage, teacher: Artifact) -> None:
 
 
 def points(job: Job) -> pa.Table:
-    """Out-of-fold score rows of the labeled faces."""
-    return read_table(job.run.artifact("score").dir / POINTS_FILE)
+    """Out-of-fold score rows of the labeled faces, with the groups that the labeled set names."""
+    return grouped(job.run, read_table(job.run.artifact("score").dir / POINTS_FILE))
 
 
 def score_columns(job: Job, columns: Sequence[str]) -> Iterator[pa.Table]:

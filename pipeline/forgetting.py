@@ -26,15 +26,16 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.artifacts import is_teacher
-from pipeline.claim import WHOLE, claimed
-from pipeline.config import digest
+from pipeline.claim import DRIVERS, WHOLE, claimed
+from pipeline.config import digest, parse
 from pipeline.errors import RunError
-from pipeline.job import FORGOTTEN_LIST, forgotten
+from pipeline.job import COMMAND_FILE, FORGOTTEN_LIST, command_of, forgotten
 from pipeline.journal import HOME, Rewrite, apply, close, interrupted
 from pipeline.made import Made, finished
 from pipeline.packs import content_digest
 from pipeline.plan import Plan
 from pipeline.pool import PLAN_FILE, removed_by
+from pipeline.posix import sweep
 from pipeline.purging import (
     LedgerChange,
     Purge,
@@ -49,7 +50,7 @@ from pipeline.purging import (
     purge_teacher,
     roles_without,
 )
-from pipeline.report import collect, write_report
+from pipeline.report import ReportConfig, collect, write_report
 from pipeline.rounds import LABELS_FILE, learnable
 from pipeline.run import FORGOTTEN, Artifact, Run
 from pipeline.schema import label_codes
@@ -57,16 +58,19 @@ from pipeline.sources.extents import content_fingerprint
 from pipeline.sources.removals import Removals, blind
 from pipeline.sources.rest import GONE_FILE, Gone
 from pipeline.storage import Location, read_table, to_json
-from pipeline.tracing import find, saw, unknown
+from pipeline.tracing import ACTIVE, find, roles_of, saw, unfinished, unknown
 from pipeline.training.distilled import GRID, PROVENANCE, STATEMENT
 from pipeline.training.distilling import CHOSEN
 from pipeline.training.handed import LABELED_FILE
 from pipeline.training.runs import FOLDS_FILE, PREVIEWS, TEACHER
 
 REPORT = "report.html"
-LEARNING = ("pretrain", "teach", "experts", "distill", "student", "control_a", "control_b", "tuned")
+LEARNING = (
+    *("pretrain", "teach", "experts", "distill", "student", "control_a", "control_b", "tuned"),
+    *ACTIVE,
+)
 """Stages that train."""
-APART = (HOME, "cache", "train", "drivers", "mlflow-artifacts")
+APART = (HOME, "cache", "train", DRIVERS, "mlflow-artifacts")
 """Folders of a run that hold no table of a stage."""
 
 NAMED = 3
@@ -145,6 +149,10 @@ def _prepare(run: Run, listed: Removals) -> Forgotten:
         for stage in _stages(run):
             for folder in run.folders(stage):
                 _generation(run, stage, folder, ids, plan)
+        for folder, left in unfinished(run, LEARNING, ids):
+            told.notes.append(f"{folder}: rounds, models and checkpoints removed")
+            for at in left:
+                plan.drop(at)
         _elsewhere(root, ids, plan)
         for at, values in marks.items():
             plan.staged(at).write_json(values)
@@ -174,17 +182,20 @@ def _stages(run: Run) -> list[str]:
 def _marks(run: Run, ids: frozenset[str], told: Forgotten) -> dict[Location, dict[str, Any]]:
     """Marks of the generations that learned from the faces."""
     wanted = pa.array(sorted(ids), pa.string())
+    trained = roles_of(run, wanted)["train"]
     marks: dict[Location, dict[str, Any]] = {}
     for stage in LEARNING if ids else ():
         for folder in run.folders(stage):
-            for made in finished(run, stage, folder):
-                hit = saw(made, wanted)
-                if hit:
-                    told.saw[f"{stage} {folder.name}"] = dict(hit)
-                    mark = folder / FORGOTTEN
-                    before = mark.read_json()["faces"] if mark.exists() else 0
-                    marks[mark] = {"faces": before + hit.total(), "last": dict(hit)}
-                    break
+            if stage in ACTIVE:
+                hits = [Counter({"labeled": trained})]
+            else:
+                hits = [saw(made, wanted) for made in finished(run, stage, folder)]
+            hit = next((h for h in hits if h.total()), None)
+            if hit is not None:
+                told.saw[f"{stage} {folder.name}"] = dict(hit)
+                mark = folder / FORGOTTEN
+                before = mark.read_json()["faces"] if mark.exists() else 0
+                marks[mark] = {"faces": before + hit.total(), "last": dict(hit)}
     return marks
 
 
@@ -369,6 +380,8 @@ def _apply(run: Run) -> None:
     # The list first: whatever happens from here on, no reader yields the faces again.
     apply(run.root, FORGOTTEN_LIST)
     shutil.rmtree(run.scratch, ignore_errors=True)
+    if run.root.is_local:
+        sweep(run.root.uri, but=DRIVERS)  # where this call's own claim beats
     if (run.root / HOME / REPORT).exists():
         _report(run)
     close(run.root)
@@ -377,5 +390,9 @@ def _apply(run: Run) -> None:
 def _report(run: Run) -> None:
     """The page again, blurred: nobody asks here whether faces may be shown."""
     newest = [c for c in run.root.children() if c.name.startswith("recipe-")][-1]
-    name = str(newest.read_json()["name"])
-    write_report(run.root / REPORT, collect(run, name, "omnifer report RECIPE", False))
+    recipe = newest.read_json()
+    command = "omnifer run RECIPE"
+    if (run.root / COMMAND_FILE).exists():
+        command = command_of(run.root)
+    config = parse(ReportConfig, recipe.get("report", {}), where=newest.uri)
+    write_report(run.root / REPORT, collect(run, str(recipe["name"]), command, False, config))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from pipeline.calling import public
 from pipeline.claim import WHOLE, Part
 from pipeline.config import digest
 from pipeline.images import Color, Crop
@@ -24,6 +26,9 @@ SCHEMA_VERSION = 1
 
 FORGOTTEN_LIST = "forgotten-faces.json"
 """In the run folder: digests of what `omnifer forget` took out, for readers to obey."""
+
+COMMAND_FILE = "command.json"
+"""In the run folder: the words of the command line that made it, without secrets."""
 
 SETTINGS: Mapping[str, tuple[str, ...]] = {
     "labeled": ("labeled", "seed"),
@@ -83,8 +88,12 @@ class Job:
 
     @property
     def command(self) -> str:
-        """The command line that made this run."""
-        return "omnifer " + " ".join(sys.argv[1:])
+        """The command line that makes this run again, as a shell reads it."""
+        return command_of(self.run.root)
+
+    def note_command(self) -> None:
+        """Keep this process's command line as the one that made the run."""
+        (self.run.root / COMMAND_FILE).write_json([public(word) for word in sys.argv[1:]])
 
     def open(
         self,
@@ -125,6 +134,18 @@ def settings(recipe: Recipe, stage: str) -> dict[str, Any]:
     """The part of a recipe that belongs to a stage's identity, JSON-able."""
     values = recipe.model_dump(mode="json")
     return {name: values[name] for name in SETTINGS[stage]}
+
+
+def command_of(root: Location) -> str:
+    """The command line that makes a run again: `omnifer run` as it was called last.
+
+    A run that was made verb by verb has none; the verb at work, as a run of all stages, stands in.
+    """
+    at = root / COMMAND_FILE
+    if at.exists():
+        return shlex.join(["omnifer", *at.read_json()])
+    words = [public(word) for word in sys.argv[2:]]
+    return shlex.join(["omnifer", "run", *words])
 
 
 def forgotten(root: Location) -> frozenset[bytes]:

@@ -26,7 +26,7 @@ from pipeline.ledger import Ledger
 from pipeline.parquet import Writer
 from pipeline.plan import CHUNK, Plan, Slice, number_of
 from pipeline.progress import meter
-from pipeline.run import Artifact, Stage
+from pipeline.run import Artifact, Run, Stage
 from pipeline.schema import QUARANTINE
 from pipeline.sources.reader import Earlier, extent_of, keyed, plan_slices
 from pipeline.sources.removals import Removals
@@ -247,3 +247,12 @@ def _first_bad(ledger: Ledger, plan: Plan, count: int = 3) -> str:
         if len(found) >= count:
             break
     return ", ".join(found[:count])
+
+
+def grouped(run: Run, rows: pa.Table) -> pa.Table:
+    """Rows of labeled faces, told by `id`, with the `group` that their set names, or null."""
+    made = [run.latest(stage) for stage in ("labeled", "annotated")]
+    known = pa.concat_tables(
+        read_table(one.dir / LABELED_FILE, ["id", "group"]) for one in made if one is not None
+    )
+    return rows.append_column("group", known["group"].take(pc.index_in(rows["id"], known["id"])))

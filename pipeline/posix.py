@@ -118,6 +118,19 @@ def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
             yield path
 
 
+def sweep(folder: str, but: str) -> None:
+    """Unlink staged files of killed writers at any depth, less those in the folder `but` in it.
+
+    Nobody may be writing elsewhere.
+    """
+    for at, folders, names in os.walk(folder):
+        if at == folder and but in folders:
+            folders.remove(but)
+        for name in names:
+            if TEMP.fullmatch(name):
+                os.unlink(os.path.join(at, name))
+
+
 @contextlib.contextmanager
 def _staged(path: str) -> Iterator[IO[bytes]]:
     """A hidden file beside `path`, gone when the block ends."""

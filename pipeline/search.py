@@ -52,6 +52,7 @@ from pipeline.policy import (
 from pipeline.schema import OK, label_names_of
 from pipeline.spaces import FinalistsConfig, HeadConfig, Space, Study, heads, said, study
 from pipeline.storage import Location
+from pipeline.training.teacher import stratified_folds
 from pipeline.tuning import Plan, Trial, tuned
 
 GRID = 1024  # steps of the confidence
@@ -201,7 +202,8 @@ def evidence(
     """
     names = label_names_of(points.schema)
     rows, labels = labeled_rows(points, names)
-    seen = halves(labels, config.seed)
+    groups = points["group"].to_pylist() if "group" in points.column_names else None
+    seen = halves(labels, config.seed, groups)
     counts = np.bincount(labels, minlength=len(names))
     labeled = {name: int(n) for name, n in zip(names, counts, strict=True)}
     start = OperatingPoint(label_names=names, labeled=labeled)
@@ -257,8 +259,17 @@ def pareto(trials: Sequence[Mapping[str, Any]]) -> Mask:
     return ~surpassed
 
 
-def halves(labels: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
-    """Which rows (N,) the search may see: half of every class, the odd one included."""
+def halves(
+    labels: NDArray[np.int64], seed: int, groups: Sequence[str | None] | None = None
+) -> NDArray[np.bool_]:
+    """Which rows (N,) the search may see: half of every class, the odd one included.
+
+    Faces of a group stay together, as in the teacher's folds: a person who is searched on must not
+    judge the winner. Classes are then halved as nearly as the groups allow.
+    """
+    if groups is not None and any(group is not None for group in groups):
+        alone = [f"\0{row}" if group is None else group for row, group in enumerate(groups)]
+        return np.asarray(stratified_folds(labels, alone, 2, seed) == 0)
     rng = np.random.default_rng(seed)
     seen = np.zeros(len(labels), dtype=bool)
     for code in np.unique(labels):

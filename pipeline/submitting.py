@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__, access
+from pipeline.calling import public
 from pipeline.claim import WHOLE, Part
 from pipeline.config import digest
 from pipeline.errors import ConfigError, RunError
 from pipeline.progress import console
 from pipeline.recipe import Recipe
 from pipeline.storage import Location, location
-from pipeline.tracking import public
 
 SENT = ("pipeline", "jobs", "pyproject.toml")
 LOST_TIMES = 30

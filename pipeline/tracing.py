@@ -6,17 +6,20 @@ Cost: narrow columns of what was surveyed and learned, a row group at a time.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.lineage import Lineage, faces, trainings
-from pipeline.made import Made
-from pipeline.run import Run
+from pipeline.made import Made, finished
+from pipeline.run import FORGOTTEN, Run
 from pipeline.sources.removals import Removals
-from pipeline.storage import open_stored, read_table
-from pipeline.training.handed import FACES_FILE
+from pipeline.storage import Location, open_stored, read_table
+from pipeline.training.handed import FACES_FILE, LABELED_FILE
+
+ACTIVE = ("rounds", "active")
+"""Stages that train on labeled faces alone, which no teacher need have seen."""
 
 
 def find(run: Run, listed: Removals) -> tuple[dict[str, bytes | None], int]:
@@ -55,6 +58,36 @@ def known(run: Run) -> Iterator[pa.Table]:
                 with open_stored(file) as stored:
                     for group in range(len(stored.bounds) - 1):
                         yield stored.read(columns, row_group=group)
+
+
+def roles_of(run: Run, ids: pa.Array) -> Counter[str]:
+    """How many of the faces any labeled table of the run holds, by their role there."""
+    seen: dict[str, set[str]] = {}
+    for stage in ("labeled", "test", "annotated"):
+        for folder in run.folders(stage):
+            if (folder / LABELED_FILE).exists():
+                rows = read_table(folder / LABELED_FILE, ["id", "role"])
+                for row in rows.filter(pc.is_in(rows["id"], ids)).to_pylist():
+                    seen.setdefault(row["role"], set()).add(row["id"])
+    return Counter({role: len(faces) for role, faces in seen.items()})
+
+
+def unfinished(
+    run: Run, stages: Sequence[str], ids: frozenset[str]
+) -> Iterator[tuple[Location, list[Location]]]:
+    """Folders of trainings without an end that may have read the faces, and what they left.
+
+    Rounds of active learning never end; only labeled training and test faces are in them.
+    """
+    roles = roles_of(run, pa.array(sorted(ids), pa.string()))
+    for stage in stages:
+        for folder in run.folders(stage):
+            read = stage not in ACTIVE or roles["train"] or roles["test"]
+            if read and not any(finished(run, stage, folder)):
+                kept = ("identity.json", FORGOTTEN)
+                left = [child for child in folder.children() if child.name not in kept]
+                if left:
+                    yield folder, left
 
 
 def saw(made: Made, ids: pa.Array) -> Counter[str]:

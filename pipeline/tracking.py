@@ -2,7 +2,9 @@
 
 A run is one MLflow parent run with one child per stage, tied by the tag `mlflow.parentRunId`: no
 global state, so several runs may live in one process. Tracking is a courtesy, never a condition:
-the first call that fails costs one warning and switches tracking off until the process ends.
+a server that is gone costs one warning, and what it should hear waits in the run folder, see
+calling.py. It is told when a later call is answered, at the end, or by the run's next process;
+twice told is once recorded. Only models are not kept for later: the next call of student has them.
 
 Cost: importing mlflow takes 3 to 8 s and a fresh SQLite file 3 to 16 s, both on the first use of a
 process; later calls are one batch per `FLUSH_SECONDS`.
@@ -13,32 +15,34 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
-import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
-import numpy as np
 from pydantic import BeforeValidator
 
+from pipeline.calling import Patience, Record, Waiting, environment, loggers_kept, public
 from pipeline.config import Config
 from pipeline.errors import OmniferError
+from pipeline.registering import Graph, keep
 from pipeline.storage import Location
 
 logger = logging.getLogger(__name__)
 
 OFF = "off"
-DIGEST = "omnifer.digest"
-"""Tag of a model: what its weights hash to."""
+CHILD = "omnifer.child"
+"""Tag of a child run: by which it is found again."""
+WAITING = "tracking-waiting"
+"""Folder of a run for what a server that is gone should hear."""
 BATCH = 500  # MLflow takes at most 1,000 metrics and 100 parameters in one call
 PARAMS_BATCH = 100
 PARAM_CHARS = 500
+DIGEST_CHARS = 36
 FLUSH_SECONDS = 10.0
 CALL_ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -46,6 +50,10 @@ CALL_ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
+LOST_ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "2", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+"""For asking again who did not answer."""
+REFUSED = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST")
+"""What MLflow says of a record that it will never take."""
 
 T = TypeVar("T")
 
@@ -84,25 +92,39 @@ def connect(uri: str | None, experiment: str, run_dir: Location) -> Tracker:
     run_id = _run_id(run_dir)
     if uri is None:
         run_dir.mkdir()
-    tracker = Tracker(None, None, public(target))
-    opened = tracker.guarded(lambda: _open(target, experiment, run_dir, run_id))
-    if opened is not None:
-        tracker.client, tracker.parent = opened
+    waiting = Waiting(run_dir / WAITING)
+    tracker = Tracker(
+        None, None, public(target), waiting, lambda: _open(target, experiment, run_dir, run_id)
+    )
+    tracker.guarded(tracker.catch_up)
     return tracker
 
 
 class Tracker:
-    """Owns the connection and the parent run; off once a call has failed."""
+    """Owns the connection, the parent run, and what waits while nobody answers.
 
-    def __init__(self, client: Any, parent: Any, place: str) -> None:
+    Without `waiting` and `opener` nothing is ever said.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        parent: Any,
+        place: str,
+        waiting: Waiting | None = None,
+        opener: Callable[[], tuple[Any, Any]] | None = None,
+    ) -> None:
         self.client = client
         self.parent = parent
         self.place = place  # the URI without its secrets; fit to be printed
+        self.runs: dict[str, str] = {}  # MLflow's id of each child's run
+        self._waiting, self._opener = waiting, opener
+        self._patience, self._warned = Patience(), False
 
     @property
     def on(self) -> bool:
-        """Whether calls still reach MLflow."""
-        return self.client is not None
+        """Whether the last call reached MLflow."""
+        return self.client is not None and not self._patience.lost
 
     @contextmanager
     def stage(self, name: str, params: Mapping[str, Any]) -> Iterator[Child]:
@@ -112,7 +134,9 @@ class Tracker:
             name: name of the stage.
             params: flat, dotted names to plain values.
         """
-        child = Child(self, self.guarded(lambda: self._child(name, params)) if self.on else None)
+        child = Child(self, None if self._waiting is None else uuid.uuid4().hex)
+        said = {key: str(value)[:PARAM_CHARS] for key, value in params.items()}
+        child.say({"name": name, "params": said, "time": _now()})
         try:
             yield child
         except BaseException:
@@ -122,160 +146,173 @@ class Tracker:
 
     def close(self, ok: bool = True) -> None:
         """End the parent run; a resumed run opens it again."""
-        if self.on:
-            status = "FINISHED" if ok else "FAILED"
-            self.guarded(lambda: self.client.set_terminated(self.parent.info.run_id, status))
+
+        def call() -> None:
+            self.catch_up()
+            self.client.set_terminated(self.parent.info.run_id, "FINISHED" if ok else "FAILED")
+
+        if self._waiting is not None and self._patience.may_call(last=True):
+            self.guarded(call)
 
     def guarded(self, call: Callable[[], T]) -> T | None:
-        """The result of `call`, or None after switching tracking off with one warning."""
+        """The result of `call`, or None if nobody answered, which costs one warning in all."""
+        expected = _failures()  # imports MLflow, which is not the server's time
+        started, lost = time.monotonic(), self._patience.lost
         try:
-            with _environment(CALL_ENVIRONMENT):
-                return call()
-        except _failures() as err:
-            self.client = None
-            first = next(iter(public(str(err)).splitlines()), "")
-            logger.warning(
-                "tracking is off for the rest of this run: %s: %s: %s",
-                self.place,
-                type(err).__name__,
-                first[:300],
-            )
+            with environment({**CALL_ENVIRONMENT, **(LOST_ENVIRONMENT if lost else {})}):
+                result = call()
+        except expected as err:
+            self._patience.failed(time.monotonic() - started)
+            if not self._warned:
+                self._warned = True
+                first = next(iter(public(str(err)).splitlines()), "")
+                logger.warning(
+                    "tracking: %s does not answer; what it should hear waits in the run's %s/: "
+                    "%s: %s",
+                    *(self.place, WAITING, type(err).__name__, first[:300]),
+                )
             return None
+        self._patience.worked()
+        return result
 
-    def _child(self, name: str, params: Mapping[str, Any]) -> str:
-        from mlflow.entities import Param
+    def say(self, record: Record) -> None:
+        """Tell a record of a child, or let it wait; what waits already goes first."""
+        if self._waiting is None:
+            return
 
+        def call() -> bool:
+            self.catch_up()
+            self._tell(record)
+            return True
+
+        if not (self._patience.may_call() and self.guarded(call)):
+            self._waiting.add(record)
+
+    def catch_up(self) -> None:
+        """Open the connection where there is none, and tell what waits."""
+        from mlflow.exceptions import MlflowException
+
+        if self._waiting is None or self._opener is None:
+            return
+        if self.client is None:
+            self.client, self.parent = self._opener()
+        for record in self._waiting.records:
+            try:
+                self._tell(record, again=True)
+            except MlflowException as err:
+                if err.error_code not in REFUSED:
+                    raise
+        self._waiting.clear()
+
+    def _tell(self, record: Record, again: bool = False) -> None:
+        """Tell one record; with `again` it may have been told before."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+
+        client, key = self.client, record["child"]
         info = self.parent.info
-        tags = {"mlflow.parentRunId": info.run_id}
-        child = self.client.create_run(info.experiment_id, tags=tags, run_name=name)
-        rows = [Param(key, str(value)[:PARAM_CHARS]) for key, value in params.items()]
-        for start in range(0, len(rows), PARAMS_BATCH):
-            self.client.log_batch(child.info.run_id, params=rows[start : start + PARAMS_BATCH])
-        return str(child.info.run_id)
+        if key not in self.runs and again:
+            same = f"tags.`{CHILD}` = '{key}'"
+            for found in client.search_runs([info.experiment_id], same, max_results=1):
+                self.runs[key] = str(found.info.run_id)
+        if key not in self.runs and "name" in record:
+            tags = {"mlflow.parentRunId": info.run_id, CHILD: key}
+            more = {"tags": tags, "run_name": record["name"]}
+            made = client.create_run(info.experiment_id, record["time"], **more)
+            self.runs[key] = str(made.info.run_id)
+        if key not in self.runs:  # deleted on the server
+            return
+        run_id = self.runs[key]
+        params = [Param(name, value) for name, value in record.get("params", {}).items()]
+        for start in range(0, len(params), PARAMS_BATCH):
+            client.log_batch(run_id, params=params[start : start + PARAMS_BATCH])
+        if "metrics" in record:
+            client.log_batch(run_id, metrics=[Metric(*row) for row in record["metrics"]])
+        if "inputs" in record:
+            sets = [
+                DatasetInput(
+                    Dataset(name, digest[:DIGEST_CHARS], "local", json.dumps({"uri": source})),
+                    [InputTag("mlflow.data.context", context)],
+                )
+                for name, digest, source, context in record["inputs"]
+            ]
+            client.log_inputs(run_id, sets)
+        if "file" in record and os.path.exists(record["file"]):
+            client.log_artifact(run_id, record["file"])
+        if "end" in record:
+            client.set_terminated(run_id, record["end"], record["time"])
 
 
 class Child:
-    """The record of one stage; silent where tracking is off."""
+    """The record of one stage; silent without a key."""
 
-    def __init__(self, tracker: Tracker, run_id: str | None) -> None:
+    def __init__(self, tracker: Tracker, key: str | None) -> None:
         self._tracker = tracker
+        self._key = key
         self._waiting: list[tuple[str, float, int, int]] = []
         self._flushed = time.monotonic()
-        self.run_id = run_id
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run; None where it has none (yet)."""
+        return self._tracker.runs.get(self._key or "")
+
+    def say(self, record: Record) -> None:
+        """Tell MLflow, now or later."""
+        if self._key is not None:
+            self._tracker.say({"child": self._key, **record})
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Note numbers; they leave in batches, at the latest when the stage ends."""
-        if not self._live():
-            return
-        now = int(time.time() * 1000)
+        now = _now()
         self._waiting += [(key, float(value), now, step) for key, value in values.items()]
         if len(self._waiting) >= BATCH or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self._flush()
 
     def file(self, path: str | os.PathLike[str]) -> None:
         """Keep a copy of a small local file with the run."""
-        if self._live():
-            client = self._tracker.client
-            self._tracker.guarded(lambda: client.log_artifact(self.run_id, str(Path(path))))
+        self.say({"file": str(Path(path))})
+
+    def inputs(self, sets: Sequence[Input]) -> None:
+        """Note the data sets that the stage read."""
+        if sets:
+            self.say({"inputs": [[s.name, s.digest, public(s.source), s.context] for s in sets]})
 
     def model(self, graph: Graph, register_as: str | None, alias: str) -> None:
         """Keep a model as an ONNX graph, with its signature and an example; register it if named.
 
         What is there already, told by its digest, is neither kept nor registered twice.
         """
-        if self._live():
-            self._tracker.guarded(lambda: self._keep(graph, register_as, alias))
-
-    def _keep(self, graph: Graph, register_as: str | None, alias: str) -> None:
-        from mlflow.entities import LoggedModelOutput
-        from mlflow.exceptions import MlflowException
-
-        client, experiment = self._tracker.client, self._tracker.parent.info.experiment_id
-        tags = {DIGEST: graph.digest}
-        same = f"tags.`{DIGEST}` = '{graph.digest}'"
-        kept = next(iter(client.search_logged_models([experiment], filter_string=same)), None)
-        if kept is None:
-            kept = client.create_logged_model(experiment, graph.name, self.run_id, tags)
-            with tempfile.TemporaryDirectory(prefix="omnifer-") as work:
-                _save_graph(graph, Path(work) / "model")
-                client.log_model_artifacts(kept.model_id, str(Path(work) / "model"))
-            client.finalize_logged_model(kept.model_id, "READY")
-        client.log_outputs(self.run_id, [LoggedModelOutput(kept.model_id, 0)])
-        if register_as is None:
-            return
-        with suppress(MlflowException):  # it is there
-            client.create_registered_model(register_as)
-        every = client.search_model_versions(f"name = '{register_as}'")
-        mine = next((v for v in every if v.tags.get(DIGEST) == graph.digest), None)
-        if mine is None:
-            # Not models:/ID: MLflow would ask the process's own store for it, not this client's.
-            source, owner = kept.artifact_location, {"model_id": kept.model_id, "tags": tags}
-            mine = client.create_model_version(register_as, source, self.run_id, **owner)
-        client.set_registered_model_alias(register_as, alias, mine.version)
+        if self.run_id is not None and self._tracker.on:
+            client, experiment = self._tracker.client, self._tracker.parent.info.experiment_id
+            run_id = self.run_id
+            self._tracker.guarded(
+                lambda: keep(client, experiment, run_id, graph, register_as, alias)
+            )
 
     def close(self, status: str) -> None:
         """Send what waits and end the child with an MLflow status."""
         self._flush()
-        if self._live():
-            client = self._tracker.client
-            self._tracker.guarded(lambda: client.set_terminated(self.run_id, status))
-
-    def _live(self) -> bool:
-        return self.run_id is not None and self._tracker.on
+        self.say({"end": status, "time": _now()})
 
     def _flush(self) -> None:
         self._flushed = time.monotonic()
         waiting, self._waiting = self._waiting, []
         for start in range(0, len(waiting), BATCH):
-            if self._live():
-                self._send(waiting[start : start + BATCH])
-
-    def _send(self, rows: list[tuple[str, float, int, int]]) -> None:
-        def call() -> None:
-            from mlflow.entities import Metric
-
-            metrics = [Metric(*row) for row in rows]
-            self._tracker.client.log_batch(self.run_id, metrics=metrics)
-
-        self._tracker.guarded(call)
+            self.say({"metrics": waiting[start : start + BATCH]})
 
 
 @dataclass(frozen=True)
-class Graph:
-    """A model as an ONNX graph: `input` (batch, C, S, S) to `logits` and `probs` (batch, K)."""
+class Input:
+    """A data set that a stage read."""
 
     name: str
-    data: bytes
-    example: np.ndarray  # faces (B, C, S, S) float32, nobody's
-    classes: int  # K
-    digest: str  # of its weights
+    digest: str
+    source: str  # where it lies; secrets are taken out
+    context: str  # training | pool | test
 
 
-def _save_graph(graph: Graph, at: Path) -> None:
-    """Write a model folder as MLflow has it; its own writer would need onnxruntime."""
-    from mlflow import pyfunc
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    number = np.dtype(np.float32)
-    outputs = [TensorSpec(number, (-1, graph.classes), name) for name in ("logits", "probs")]
-    inputs = [TensorSpec(number, (-1, *graph.example.shape[1:]), "input")]
-    model = Model(signature=ModelSignature(Schema(inputs), Schema(outputs)))
-    model.saved_input_example_info = {"artifact_path": "input_example.json", "type": "ndarray"}
-    pyfunc.add_to_model(model, loader_module="mlflow.onnx", data="model.onnx")
-    model.add_flavor("onnx", data="model.onnx", providers=["CPUExecutionProvider"])
-    at.mkdir()
-    (at / "model.onnx").write_bytes(graph.data)
-    (at / "requirements.txt").write_text("mlflow\nonnx\nonnxruntime\n")
-    example = json.dumps({"input": graph.example.tolist()})
-    (at / "input_example.json").write_text(example)
-    model.save(str(at / "MLmodel"))
-
-
-def public(text: str) -> str:
-    """The text with user, password and query removed from every URI in it."""
-    without_user = re.sub(r"://\S*@", "://", text)
-    return re.sub(r"(://[^\s?]*)\?[^\s)\"']*", r"\1", without_user)
+def _now() -> int:
+    return int(time.time() * 1000)
 
 
 def _run_id(run_dir: Location) -> str:
@@ -289,23 +326,8 @@ def _run_id(run_dir: Location) -> str:
 
 def _open(target: str, experiment: str, run_dir: Location, run_id: str) -> tuple[Any, Any]:
     """Client and parent run; the parent is found by its tag where it exists."""
-    with _loggers_kept():
+    with loggers_kept():
         return _find_or_make(target, experiment, run_dir, run_id)
-
-
-@contextmanager
-def _loggers_kept() -> Iterator[None]:
-    """Undo what making a database does to loggers: its migrations disable all that exist."""
-    known = {
-        name: found.disabled
-        for name, found in logging.Logger.manager.loggerDict.items()
-        if isinstance(found, logging.Logger)
-    }
-    try:
-        yield
-    finally:
-        for name, disabled in known.items():
-            logging.getLogger(name).disabled = disabled
 
 
 def _find_or_make(target: str, experiment: str, run_dir: Location, run_id: str) -> tuple[Any, Any]:
@@ -366,15 +388,3 @@ def _failures() -> tuple[type[Exception], ...]:
         ImportError,
         OSError,
     )
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for one call; what the person has set stays as it is."""
-    added = {key: value for key, value in values.items() if key not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for key in added:
-            os.environ.pop(key, None)

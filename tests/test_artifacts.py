@@ -17,6 +17,7 @@ from pipeline.artifacts import (
     save_teacher,
 )
 from pipeline.errors import ModelError
+from pipeline.exporting import load_ensemble
 from pipeline.models import ModelConfig
 from pipeline.storage import Location, location
 
@@ -56,11 +57,14 @@ def test_load_model__normalization_comes_from_the_folder(tmp_path):
     assert load_model(location(tmp_path)).mean.item() == 0.25
 
 
-@pytest.mark.parametrize("name", ["model.pkl", "pytorch_model.bin", "best.pth", "last.PT"])
+@pytest.mark.parametrize(
+    "name", ["model.pkl", "pytorch_model.bin", "last.PT", "w.joblib", "sub/w.pt"]
+)
 @pytest.mark.parametrize("beside", [True, False])
 def test_load_model__folder_with_a_pickle_is_refused(tmp_path, name, beside):
     if beside:
         save_model(tiny_model(), location(tmp_path), {})
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"\x80\x04.")
     with pytest.raises(ModelError, match=f"holds {name}, a pickle, which is never opened"):
         load_model(location(tmp_path))
@@ -192,6 +196,21 @@ def test_on_node__a_remote_folder_is_copied_once_and_again_when_it_changes(tmp_p
     assert on_node(at) != copy
     kept = [child.name.endswith(".lock") for child in copy.parent.children()]
     assert sorted(kept) == [False, False, True, True]
+
+
+@pytest.mark.parametrize("name", ["w.pkl", "members/0/sub/w.ckpt"])
+def test_load_teacher__a_pickle_anywhere_is_refused_before_a_copy(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    at = tmp_path / "there"
+    save_teacher(tiny_teacher(), location(at))
+    (at / name).parent.mkdir(exist_ok=True)
+    (at / name).write_bytes(b"")
+    for load in (load_teacher, load_any, load_ensemble):
+        with pytest.raises(ModelError, match=f"holds {name}, a pickle"):
+            load(location(at))
+    with pytest.raises(ModelError, match=f"holds {name}, a pickle"):
+        on_node(Remote(str(at)))
+    assert [child.name for child in tmp_path.iterdir()] == ["there"]
 
 
 def test_on_node__an_empty_remote_folder_is_named(tmp_path):

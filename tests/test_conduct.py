@@ -211,3 +211,18 @@ def test_require_stage() -> None:
     conduct.require_stage("mine")
     with pytest.raises(ConfigError, match="no stage 'mien'; did you mean 'mine'"):
         conduct.require_stage("mien")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_show_facts__leave_none_out(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    screen = io.StringIO()
+    shown = Console(file=screen, force_terminal=terminal, width=80, highlight=False)
+    monkeypatch.setattr(conduct, "console", shown)
+    facts = {**{f"fact_{n}": n * 1000 for n in range(7)}, "winners_curse": 0.0123, "seconds": 2.0}
+    conduct.show_facts("search    abc", {**facts, "code": "1+a"})
+    lines = [line for line in screen.getvalue().splitlines() if line.strip()]
+    assert len(lines) == (1 + 1 + 8 if terminal else 1)
+    assert "2.0 s" in lines[0]
+    curse = "winners curse" if terminal else "winners_curse"
+    assert any(curse in line and "0.0123" in line for line in lines)
+    assert any("6,000" in line for line in lines)

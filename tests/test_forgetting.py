@@ -1,9 +1,11 @@
 """Forgotten faces are nowhere in the run, the rest is as it was, and nothing learns them again."""
 
 import json
+import shlex
 import shutil
 import sqlite3
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from helpers import flow
+from helpers.s3 import s3_bucket
 from safetensors.numpy import load_file
 
-from pipeline import annotated, conduct, forgetting, journal, pool, report
+from pipeline import annotated, conduct, forgetting, journal, pool, report, s3
 from pipeline.errors import IdentityError, RunError
 from pipeline.forgetting import forget
 from pipeline.journal import interrupted
@@ -153,8 +156,11 @@ def test_forget__leaves_no_trace_and_the_rest_as_it_was(root, tmp_path, monkeypa
     before = {stage: rows(opened(root), stage) for stage in SLICED}
     page = (root / "report.html").read_bytes()
 
+    command = ["run", "r.yaml", "--set", "pool=[{kind: synthetic}]"]
+    location(root / "command.json").write_json(command)
     told = forget(location(root), listed(tmp_path, *faces.values()))
     assert (told.faces, told.same_bytes) == (4, 0)
+    assert shlex.join(["omnifer", *command]) in unescape((root / "report.html").read_text())
     assert where(root, secrets) == set()
     assert not (root / "forgetting").exists()
     assert (root / "report.html").read_bytes() != page
@@ -166,6 +172,72 @@ def test_forget__leaves_no_trace_and_the_rest_as_it_was(root, tmp_path, monkeypa
         assert now["id"].equals(kept["id"]), stage
         same = [n for n in was.column_names if n not in POINTERS]
         assert now.select(same).equals(kept.select(same)), stage
+
+
+def remains(root: Path, faces: dict[str, str]) -> dict[str, Path]:
+    """What active learning and killed processes leave: rounds, models, hidden staged files."""
+    home = root / "rounds" / "g001-00000000"
+    image = next(r["image"] for r in rows(opened(root), "mine").to_pylist()
+                 if r["id"] == faces["mined"])  # fmt: skip
+    left = {
+        "identity": (home / "identity.json", b'{"inputs": {}}'),
+        "round": (home / "random-scratch-s0" / "round-00.json",
+                  json.dumps({"chosen": [faces["labeled"]]}).encode()),
+        "model": (home / "first-scratch-s0" / "model.safetensors", b"weights"),
+        "active": (root / "active" / "g001-00000000" / "done.json",
+                   b'{"digest": "d", "facts": {}}'),
+        "checkpoint": (root / "student" / "g009-00000000" / "checkpoints" / "step-1", b"weights"),
+        "staged": (root / "mine" / "g001-x" / "parts" / ".a.parquet.0123456789abcdef.tmp", image),
+        "top": (root / ".report.html.0123456789abcdef.tmp", image),
+    }  # fmt: skip
+    for at, data in left.values():
+        at.parent.mkdir(parents=True, exist_ok=True)
+        at.write_bytes(data)
+    return {name: at for name, (at, _) in left.items()}
+
+
+def test_forget__sweeps_what_active_learning_and_killed_writers_left(root, tmp_path) -> None:
+    faces = chosen(root)
+    secrets = traces(root, list(faces.values()))
+    left = remains(root, faces)
+    told = forget(location(root), listed(tmp_path, *faces.values()))
+    assert where(root, secrets) == set()
+    gone = {name for name, at in left.items() if not at.exists()}
+    assert gone == {"round", "model", "checkpoint", "staged", "top"}
+    for stage in ("rounds", "active"):
+        assert told.saw[f"{stage} g001-00000000"] == {"labeled": 1}
+        assert (root / stage / "g001-00000000" / "forgotten.json").exists()
+    assert [n.split(": ")[1] for n in told.notes[:2]] == [
+        "rounds, models and checkpoints removed"
+    ] * 2
+
+
+def test_forget__a_pool_face_costs_no_round_of_active_learning(root, tmp_path) -> None:
+    faces = chosen(root)
+    left = remains(root, faces)
+    told = forget(location(root), listed(tmp_path, faces["rejected"]))
+    assert told.saw == {}
+    assert left["round"].exists()
+    assert not left["staged"].exists()
+
+
+@pytest.mark.slow
+def test_forget__leaves_no_trace_on_s3(root, tmp_path) -> None:
+    faces = chosen(root)
+    secrets = traces(root, list(faces.values()))
+    remains(root, faces)["top"].unlink()
+    for at in root.rglob(".*.tmp"):
+        at.unlink()  # S3 shows no unfinished object
+    with s3_bucket() as bucket:
+        there = bucket / "run"
+        disk = s3.filesystem()
+        disk.put(str(root), there.uri, recursive=True)
+        told = forget(there, listed(tmp_path, *faces.values()))
+        disk.get(there.uri, str(tmp_path / "back"), recursive=True)
+    assert told.faces == 4
+    assert set(told.saw) >= {"rounds g001-00000000", "active g001-00000000"}
+    assert len(list((tmp_path / "back").rglob("*.parquet"))) > 10
+    assert where(tmp_path / "back", secrets) == set()
 
 
 def test_forget__manifests_and_digests_are_those_of_what_is_there(root, tmp_path) -> None:

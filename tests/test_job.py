@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -148,3 +149,18 @@ def test_file_stamp__changes_with_content_and_place(tmp_path: Path) -> None:
 def test_file_stamp__missing_file(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"gone\.csv"):
         file_stamp(str(tmp_path / "gone.csv"))
+
+
+def test_command__is_what_a_shell_takes_and_the_report_is_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = job(tmp_path)
+    sets = ["r.yaml", "--set", "pool=[{kind: synthetic, count: 5}]", "--run", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["/bin/omnifer", "report", *sets])
+    assert shlex.split(made.command) == ["omnifer", "run", *sets]
+    secret = "tracking.uri=http://me:hush@host"
+    monkeypatch.setattr("sys.argv", ["/bin/omnifer", "run", *sets, "--set", secret])
+    made.note_command()
+    monkeypatch.setattr("sys.argv", ["/bin/omnifer", "report", "r.yaml"])
+    expected = ["omnifer", "run", *sets, "--set", "tracking.uri=http://host"]
+    assert shlex.split(job(tmp_path).command) == expected

@@ -1,5 +1,9 @@
 """The meter counts, rates and prints plain lines where there is no terminal."""
 
+import io
+
+from rich.console import Console
+
 from pipeline import progress
 
 
@@ -28,3 +32,18 @@ def test_meter__total_that_nobody_knows(capsys):
     with progress.meter("survey", None) as meter:
         meter.advance(1_500)
     assert capsys.readouterr().out.startswith("survey: 1,500 faces, ")
+
+
+def test_meter__is_a_bar_with_rate_on_a_terminal_and_ends_with_a_line(monkeypatch):
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=100, highlight=False)
+    monkeypatch.setattr(progress, "console", terminal)
+    with progress.meter("score", 20, "slices") as meter:
+        meter.advance(5, note="loss [0.5]")
+        assert isinstance(meter, progress._Bar)
+        meter._bars.refresh()
+        assert "5/20" in screen.getvalue()
+        assert "slices/s  loss [0.5]" in screen.getvalue()
+        meter.advance(15)
+    assert "\x1b[" in screen.getvalue()
+    assert "score: 20/20 slices" in screen.getvalue().splitlines()[-1]

@@ -90,6 +90,18 @@ def test_halves__split_every_class_evenly() -> None:
     assert (seen != halves(labels, 1)).any()
 
 
+def test_halves__keep_groups_together_and_are_as_ever_without_them() -> None:
+    rng = np.random.default_rng(0)
+    labels, people = rng.integers(0, 3, 400), rng.integers(0, 60, 400)
+    groups = [None if one == 0 else f"person {one}" for one in people]
+    seen = halves(labels, 0, groups)
+    for one in range(1, 60):
+        assert len(set(seen[people == one])) <= 1
+    assert len(set(seen[people == 0])) == 2
+    assert (abs(np.bincount(labels[seen], minlength=3) / np.bincount(labels) - 0.5) < 0.03).all()
+    assert (halves(labels, 0, [None] * 400) == halves(labels, 0)).all()
+
+
 def test_appraise__penalizes_what_misses_its_targets() -> None:
     evidence = _evidence()
     strict = evidence.start.model_copy(update={"confidence": 0.75})

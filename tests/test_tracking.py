@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.calling import public
+from pipeline.registering import Graph, keep
 from pipeline.storage import location
-from pipeline.tracking import CALL_ENVIRONMENT, Graph, Tracker, connect, public
+from pipeline.tracking import CALL_ENVIRONMENT, WAITING, Input, Tracker, connect
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +111,7 @@ def test_connect__closed_port_costs_one_warning(
     tracker = connect(f"http://someone:hush@127.0.0.1:{port}", "faces", location(tmp_path))
     said = _goes_on(tracker, caplog)
     assert time.monotonic() - start < 15
-    assert "tracking is off for the rest of this run" in said
+    assert "does not answer; what it should hear waits in the run's tracking-waiting/" in said
     assert "hush" not in caplog.text
     assert f"127.0.0.1:{port}" in said
 
@@ -144,6 +146,93 @@ def test_guarded__store_lost_half_way_does_not_end_the_stage(
         done = True
     assert done
     assert "gone" in _goes_on(tracker, caplog)
+
+
+def test_say__what_a_lost_server_missed_is_told_when_it_is_back(
+    tmp_path: Path, tracked: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.calling.PAUSE", 0.0)
+    store = f"sqlite:///{tracked}/mlflow.db"
+    tracker = connect(store, "lost", location(tmp_path))
+    client = tracker.client
+
+    def gone(*_: object, **__: object) -> None:
+        raise ConnectionError("gone")
+
+    kept = {name: getattr(client, name) for name in ("log_batch", "create_run", "log_inputs")}
+    for name in kept:
+        setattr(client, name, gone)
+    data = [Input("faces training", "ab" * 32, "https://me:hush@host/faces", "training")]
+    with tracker.stage("teach", {"lr": 0.1}) as child:
+        child.metrics({"loss": 1.0}, step=1)
+        child.inputs(data)
+    (waiting,) = (tmp_path / WAITING).iterdir()
+    assert len(waiting.read_text().splitlines()) == 4
+    assert "hush" not in waiting.read_text()
+    for name, call in kept.items():
+        setattr(client, name, call)
+    with tracker.stage("embed", {}) as other:
+        other.metrics({"rows": 5})
+    assert tracker.on
+    assert not (tmp_path / WAITING).exists()
+    assert len([r for r in caplog.records if r.name == "pipeline.tracking"]) == 1
+    teach = client.get_run(child.run_id)
+    assert (teach.info.run_name, teach.info.status) == ("teach", "FINISHED")
+    assert (teach.data.params, teach.data.metrics) == ({"lr": "0.1"}, {"loss": 1.0})
+    (found,) = teach.inputs.dataset_inputs
+    assert (found.dataset.name, found.dataset.digest) == ("faces training", "ab" * 18)
+    assert found.dataset.source == '{"uri": "https://host/faces"}'
+    assert [(tag.key, tag.value) for tag in found.tags] == [("mlflow.data.context", "training")]
+    assert client.get_run(other.run_id).data.metrics == {"rows": 5.0}
+
+
+def test_connect__tells_once_what_a_killed_process_could_not(
+    tmp_path: Path, tracked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = f"sqlite:///{tracked}/mlflow.db"
+    dead = connect(store, "killed", location(tmp_path))
+    run_id = dead.parent.info.run_id
+    for name in ("log_batch", "set_terminated"):
+        monkeypatch.setattr(dead.client, name, lambda *_, **__: _raise(ConnectionError("gone")))
+    with dead.stage("teach", {"lr": 0.1}) as child:
+        child.metrics({"loss": 1.0}, step=1)
+    monkeypatch.undo()
+    (waiting,) = (tmp_path / WAITING).iterdir()
+    lines = waiting.read_text()
+    waiting.write_text(lines + '{"child": "torn')
+    for _ in range(2):
+        again = connect(store, "killed", location(tmp_path))
+        assert not (tmp_path / WAITING).exists()
+        experiment, parent = again.parent.info.experiment_id, again.parent.info.run_id
+        again.close()
+        below = f"tags.`mlflow.parentRunId` = '{parent}'"
+        (teach,) = again.client.search_runs([experiment], below)
+        assert (teach.info.status, teach.data.metrics) == ("FINISHED", {"loss": 1.0})
+        assert len(again.client.get_metric_history(teach.info.run_id, "loss")) == 1
+        (tmp_path / WAITING).mkdir()
+        waiting.write_text(lines)  # as if the answer to all of it had been lost
+    assert parent == run_id
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.slow
+def test_connect__over_http_as_over_sql(tmp_path: Path, tracked: Path) -> None:
+    """A real server on the store, which takes half a minute to start."""
+    from helpers.servers import mlflow
+
+    with mlflow(f"sqlite:///{tracked}/mlflow.db", tmp_path) as address:
+        tracker = connect(address, "served", location(tmp_path / "run"))
+        with tracker.stage("teach", {"lr": 0.1}) as child:
+            child.metrics({"loss": 1.0})
+            child.inputs([Input("faces", "ab" * 32, "folder", "training")])
+        tracker.close()
+        assert tracker.on
+    found = _client(tracked).get_run(child.run_id)
+    assert (found.info.status, found.data.metrics) == ("FINISHED", {"loss": 1.0})
+    assert [one.dataset.name for one in found.inputs.dataset_inputs] == ["faces"]
 
 
 def test_guarded__our_own_faults_are_not_swallowed() -> None:
@@ -285,4 +374,28 @@ def test_model__a_lost_store_costs_one_warning(
     with tracker.stage("student", {}) as child:
         tracker.client.search_logged_models = gone
         child.model(graph, "faces", "student")
-    assert "gone" in _goes_on(tracker, caplog)
+        assert not tracker.on
+    tracker.close()  # which is answered again
+    assert tracker.on
+    assert [r.name for r in caplog.records] == ["pipeline.tracking"]
+    assert "gone" in caplog.text
+
+
+def test_keep__a_model_that_a_kill_left_half_way_is_not_taken_for_whole(
+    tmp_path: Path, tracked: Path, graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = connect(f"sqlite:///{tracked}/mlflow.db", "half", location(tmp_path))
+    client, experiment = tracker.client, tracker.parent.info.experiment_id
+    with tracker.stage("student", {}) as child:
+        given = (client, experiment, child.run_id, graph, "half", "student")
+        monkeypatch.setattr(client, "log_model_artifacts", lambda *_: _raise(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            keep(*given)
+        monkeypatch.undo()
+        assert [m.status for m in client.search_logged_models([experiment])] == ["PENDING"]
+        keep(*given)
+    (made,) = client.search_logged_models([experiment])
+    assert made.status == "READY"
+    (version,) = client.search_model_versions("name = 'half'")
+    place = Path(version.source.removeprefix("file://"))
+    assert (place / "model.onnx").read_bytes() == graph.data

@@ -1,0 +1,134 @@
+"""Calls to a server that may be gone: how long one asks in vain, and what waits to be told.
+
+What could not be told is a line of JSON in a file of this process, below a folder that all
+processes of a run share; whoever comes next adopts what the dead left. A run on S3 has its file
+written when a stage ends, since objects cannot grow.
+
+Cost: a line per record while the server is gone; else nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline.storage import Location
+
+Record = dict[str, Any]
+
+PATIENCE = 5.0
+"""Seconds that calls in vain may take in all; from then on one calls once more, at the end."""
+PAUSE, LONGEST = 30.0, 600.0
+"""Seconds between two calls in vain, at first and at most."""
+
+
+class Patience:
+    """Says when to call again a server that did not answer. Owns a clock, nothing else."""
+
+    def __init__(self) -> None:
+        self.lost = False
+        self._spent = 0.0
+        self._pause = PAUSE
+        self._next = 0.0
+
+    def failed(self, seconds: float) -> None:
+        """A call took so long in vain."""
+        self.lost = True
+        self._spent += seconds
+        self._next = time.monotonic() + self._pause
+        self._pause = min(2 * self._pause, LONGEST)
+
+    def worked(self) -> None:
+        """A call was answered."""
+        self.lost, self._pause = False, PAUSE
+
+    def may_call(self, last: bool = False) -> bool:
+        """Whether to call now; `last`: there will be no later chance."""
+        if not self.lost or last:
+            return True
+        return self._spent < PATIENCE and time.monotonic() >= self._next
+
+
+class Waiting:
+    """Records that wait, oldest first: in memory, and in a file should this process die.
+
+    Args:
+        folder: made when the first record waits.
+    """
+
+    def __init__(self, folder: Location) -> None:
+        self._own = folder / f"{time.time_ns()}-{uuid.uuid4().hex[:8]}.jsonl"
+        self._adopted = folder.children()
+        self.records: list[Record] = []
+        for file in self._adopted:
+            self.records += _parsed(file.find_bytes() or b"")
+
+    @property
+    def place(self) -> Location:
+        """Where they lie."""
+        return self._own.parent
+
+    def add(self, record: Record) -> None:
+        """Let a record wait."""
+        self.records.append(record)
+        if self._own.is_local:
+            self.place.mkdir()
+            with open(self._own.uri, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        elif "end" in record:
+            self._own.write_text("".join(json.dumps(each) + "\n" for each in self.records))
+
+    def clear(self) -> None:
+        """All were told."""
+        if self.records or self._adopted:
+            for file in (self._own, *self._adopted):
+                file.remove()
+            if self._own.is_local and not self.place.children():
+                self.place.remove_tree()
+        self.records, self._adopted = [], []
+
+
+def _parsed(data: bytes) -> list[Record]:
+    """Records of a file, less a last line that a kill has torn."""
+    lines = data.decode(errors="replace").split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for one call; what the person has set stays as it is."""
+    added = {key: value for key, value in values.items() if key not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for key in added:
+            os.environ.pop(key, None)
+
+
+@contextmanager
+def loggers_kept() -> Iterator[None]:
+    """Undo what making a database does to loggers: its migrations disable all that exist."""
+    known = {
+        name: found.disabled
+        for name, found in logging.Logger.manager.loggerDict.items()
+        if isinstance(found, logging.Logger)
+    }
+    try:
+        yield
+    finally:
+        for name, disabled in known.items():
+            logging.getLogger(name).disabled = disabled
+
+
+def public(text: str) -> str:
+    """The text with user, password and query removed from every URI in it."""
+    without_user = re.sub(r"://\S*@", "://", text)
+    return re.sub(r"(://[^\s?]*)\?[^\s)\"']*", r"\1", without_user)
