@@ -62,8 +62,7 @@ def cost_of(config: DistillConfig, label_names: Sequence[str], faces: int) -> Co
     experts: list[Tensor] = []
     if config.method == "trajectory":
         own = config.experts
-        each = own.epoch_steps or max(1, faces // own.batch)
-        expert_passes = float(own.count * own.epochs * each * own.batch)
+        expert_passes = own.passes(faces)
         experts = [blank_expert(config, label_names)]
         expert_mb = own.count * experts[0].numel() * 4 / 1e6
     objective = _blank(config, label_names, experts)

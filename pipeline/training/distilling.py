@@ -62,6 +62,14 @@ class ExpertConfig(Config):
     latest: tuple[int, int] = (2, 10)
     """Last epoch to start from, at first and in the end."""
 
+    def steps(self, faces: int) -> int:
+        """Steps between two kept states of a training on so many faces."""
+        return self.epoch_steps or max(1, faces // self.batch)
+
+    def passes(self, faces: int) -> float:
+        """Image passes of all of them on so many faces."""
+        return float(self.count * self.epochs * self.steps(faces) * self.batch)
+
     @model_validator(mode="after")
     def _ends_exist(self) -> ExpertConfig:
         if not 0 <= self.latest[0] <= self.latest[1] <= self.epochs - self.ahead:

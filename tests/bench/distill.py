@@ -43,6 +43,8 @@ NAME = "distill"
 SEEDS = (0, 1, 2)
 CHOSEN = ("random", "herding", "k_center", "crops")
 LEARNED = ("distribution", "gradient", "unrolled", "window", "trajectory")
+FOLLOWING = ("trajectory",)
+"""Methods that follow experts, which are trained before."""
 QUICK = ("random", "crops", "distribution", "window", "trajectory")
 UNTIL_MINE = ("labeled", "survey", "guard", "teach", "embed", "score", "select")
 """Stages whose settings decide what is distilled."""
