@@ -82,8 +82,8 @@ def distill(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     """Distill the labeled and the mined faces together; the teacher gives soft labels."""
     job = DistillJob.model_validate(settings)
     faces, labels, ids, sources, names = real_faces(job.handed, job.distill)
-    expected = cost_of(job.distill, names, len(labels))
-    refuse_too_large(job.distill, expected, worker.world)
+    expected = cost_of(job.distill, names, len(labels), worker.world)
+    refuse_too_large(job.distill, expected, worker)
     teacher = load_teacher(location(job.teacher) / TEACHER).to(worker.device)
     experts = []
     if job.experts is not None:

@@ -114,7 +114,8 @@ class DistillConfig(Config):
     preview_every: int | None = Field(default=100, ge=1)
     """Steps between two pictures of the set on its way; None: none."""
     memory_mb: int | None = Field(default=None, ge=1)
-    """Refuse to start where a step is expected to need more; None: 60 % of the memory."""
+    """Refuse to start where a step, on a CPU with the experts, is expected to need more; None: 60 %
+    of the host's memory, shared by all workers, or of what is free on the worker's GPU."""
 
     @field_validator("net", mode="before")
     @classmethod

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -53,8 +55,35 @@ def test_cost_of__experts_are_counted() -> None:
     assert found.expert_mb == pytest.approx(5 * EXPERT.shape[1] * 4 / 1e6)
 
 
+@pytest.mark.parametrize(
+    ("method", "share"), [("gradient", 2 / 3), ("unrolled", 1 / 2), ("trajectory", 1 / 2)]
+)
+def test_cost_of__a_worker_holds_the_graph_of_its_share(method: str, share: float) -> None:
+    # Three classes or four networks over two workers; the image passes are those of both.
+    alone, shared = (cost_of(LEARNED[method], NAMES, 60, workers) for workers in (1, 2))
+    assert shared.graph_mb == pytest.approx(share * alone.graph_mb, rel=0.15)
+    assert shared.passes == alone.passes
+
+
 def test_refuse_too_large__says_what_is_needed() -> None:
     config = LEARNED["unrolled"].model_copy(update={"memory_mb": 100})
-    refuse_too_large(config, Cost(50, 0, 0, 0), 1)
+    refuse_too_large(config, Cost(50, 0, 0, 0), here())
     with pytest.raises(ConfigError, match="step of unrolled needs about 102 MB, and 100 may"):
-        refuse_too_large(config, Cost(51, 0, 0, 0), 1)
+        refuse_too_large(config, Cost(51, 0, 0, 0), here())
+
+
+def test_refuse_too_large__experts_take_memory_beside_the_graph() -> None:
+    config = LEARNED["trajectory"].model_copy(update={"memory_mb": 100})
+    refuse_too_large(config, Cost(40, 0, 0, 20), here())
+    with pytest.raises(ConfigError, match="80 MB and its experts 21 MB, and 100 may"):
+        refuse_too_large(config, Cost(40, 0, 0, 21), here())
+
+
+def test_refuse_too_large__a_gpu_has_a_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, worker = LEARNED["trajectory"], replace(here(), device=torch.device("cuda"))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (100e6, 80e9))
+    refuse_too_large(config, Cost(30, 0, 0, 50), worker)
+    with pytest.raises(ConfigError, match="step of trajectory needs about 62 MB, and 60 may"):
+        refuse_too_large(config, Cost(31, 0, 0, 50), worker)
+    with pytest.raises(ConfigError, match="1 experts need 100,000,000 MB in every worker"):
+        refuse_too_large(config, Cost(30, 0, 0, 1e8), worker)
