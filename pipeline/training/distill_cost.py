@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.distillers.learned import Real, flat, weights_of
 from pipeline.errors import ConfigError
+from pipeline.training.distill import CANDIDATES, CROPS
 from pipeline.training.distilling import DistillConfig, Distilling, objective_of
 from pipeline.training.faces import ArrayFaces
 from pipeline.training.loop import Step, Worker, local
@@ -38,6 +39,9 @@ class Cost:
     """Image passes of the experts, all together."""
     expert_mb: float
     """Their weights, which every worker holds in the host's memory."""
+    judged: float = 0.0
+    """Faces and images that the teacher looks at, at most, over all workers: to choose the first
+    ones, for soft labels, and every real face once for what the images look like."""
 
     @property
     def peak_mb(self) -> float:
@@ -54,13 +58,14 @@ def cost_of(
     """Count a distillation of so many real faces.
 
     Args:
-        config: how the set is learned; a chosen set costs nothing here.
+        config: how the set is learned; a chosen set costs the teacher's looks alone.
         label_names: K class names.
-        faces: real faces, for the experts' epochs.
+        faces: real faces, labeled and mined.
         workers: that share a step; `graph_mb` is of the one that has the most to do.
     """
+    judged = _judged(config, len(label_names), faces, workers)
     if not config.learned:
-        return Cost(0.0, 0.0, 0.0, 0.0)
+        return Cost(0.0, 0.0, 0.0, 0.0, judged)
     expert_passes = expert_mb = 0.0
     experts: list[Tensor] = []
     if config.method == "trajectory":
@@ -81,10 +86,21 @@ def cost_of(
         passes.append(took)
     again = 0.0
     if config.method == "gradient":  # the network's own training between steps
-        images = min(config.inner.batch or config.ipc * len(label_names), 10**9)
+        total = config.ipc * len(label_names)
+        images = min(config.inner.batch or total, total)
         again = config.inner.steps * images * (1 - 1 / config.inner.outer)
-    total = config.steps * (float(np.mean(passes)) + again)
-    return Cost(held, total, expert_passes, expert_mb)
+    learning = config.steps * (float(np.mean(passes)) + again)
+    return Cost(held, learning, expert_passes, expert_mb, judged)
+
+
+def _judged(config: DistillConfig, classes: int, faces: int, workers: int) -> float:
+    """What the teacher looks at: for provenance on the first worker, for a start on every one."""
+    images = classes * config.ipc
+    method = config.start if config.learned else config.method
+    start = 0 if method == "random" else faces
+    if method == "crops":
+        start = CROPS * min(faces, classes * max(CANDIDATES, config.ipc))
+    return float(faces + images + workers * (start + images))
 
 
 def refuse_too_large(config: DistillConfig, found: Cost, worker: Worker) -> None:

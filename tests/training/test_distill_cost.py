@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline.errors import ConfigError
 from pipeline.training.distill import distill
 from pipeline.training.distill_cost import Cost, cost_of, refuse_too_large
-from training.test_distill import EXPERT, LEARNED, NAMES, chosen, here, toy
+from training.test_distill import EXPERT, LEARNED, NAMES, chosen, here, judge, toy
 
 
 @pytest.mark.parametrize("method", LEARNED)
@@ -46,7 +47,31 @@ def test_cost_of__more_steps_in_the_graph_take_more_memory() -> None:
 
 
 def test_cost_of__a_chosen_set_takes_nothing() -> None:
-    assert cost_of(chosen("random"), NAMES, 60) == Cost(0, 0, 0, 0)
+    # but the teacher's look at every face, and at the images for soft labels and for provenance
+    assert cost_of(chosen("random"), NAMES, 60) == Cost(0, 0, 0, 0, 60 + 2 * 6)
+
+
+@pytest.mark.parametrize("method", ["herding", "crops", "unrolled"])
+def test_cost_of__looks_of_the_teacher_are_those_of_a_worker(method: str) -> None:
+    seen = []
+
+    def counted(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        seen.append(len(images))
+        return judge(images)
+
+    config = {**LEARNED, "herding": chosen("herding"), "crops": chosen("crops")}[method]
+    config = config.model_copy(update={"steps": 1})
+    distill(config, *toy(), NAMES, here(), seed=0, judge=counted, experts=[EXPERT])
+    provenance = 60 + 6
+    assert cost_of(config, NAMES, 60).judged == provenance + sum(seen)
+    assert cost_of(config, NAMES, 60, 2).judged == provenance + 2 * sum(seen)
+
+
+def test_cost_of__an_inner_batch_is_no_larger_than_the_set() -> None:
+    config = LEARNED["gradient"]
+    large = config.model_copy(update={"inner": config.inner.model_copy(update={"batch": 500})})
+    whole = config.model_copy(update={"inner": config.inner.model_copy(update={"batch": None})})
+    assert cost_of(large, NAMES, 60).passes == cost_of(whole, NAMES, 60).passes
 
 
 def test_cost_of__experts_are_counted() -> None:
