@@ -51,6 +51,15 @@ class Cost:
         """
         return 2 * self.graph_mb
 
+    def __str__(self) -> str:
+        """One line for a person."""
+        said = [f"the teacher sees {self.judged:,.0f} images"]
+        if self.passes:
+            said.insert(0, f"{self.passes:,.0f} image passes, {self.peak_mb:,.0f} MB per worker")
+        if self.expert_mb:
+            said.append(f"{self.expert_mb:,.0f} MB of experts")
+        return ", ".join(said)
+
 
 def cost_of(
     config: DistillConfig, label_names: Sequence[str], faces: int, workers: int = 1
