@@ -96,7 +96,8 @@ def measure(cell: Cell, context: Context) -> dict[str, Any]:
         "command": f"python -m tests.bench.distill --only {cell.name}",
     }
     if identity["method"] == "tune":
-        return {**found, "models": _tuned(job, made, faces, labels, judge, worker, test, cell)}
+        models = _tuned(job, made, faces, labels, judge, worker, test, cell)
+        return {**found, "random_from": "mined", "models": models}
     return {**found, "models": _from_images(made, identity, worker, test, cell.seed)}
 
 
@@ -167,6 +168,12 @@ def experts_of(
         return found, {}
     passes = config.experts.passes(len(labels))
     return found, {"experts_seconds": round(sum(known), 1), "experts_passes": passes}
+
+
+def mined_alone(labels: np.ndarray, labeled: int) -> np.ndarray:
+    """Labels (N,) with -1 for the first `labeled` faces, but of classes that no mined face has."""
+    own, mined = labels[:labeled], labels[labeled:]
+    return np.concatenate([np.where(np.isin(own, mined), -1, own), mined])
 
 
 class TestSet:
@@ -253,12 +260,13 @@ def _tuned(
     test: TestSet,
     cell: Cell,
 ) -> dict[str, Any]:
-    """The teacher, tuned on the distilled set, on as many random faces, and on the labels."""
+    """The teacher, tuned on the distilled set, on as many random mined faces, and on the labels."""
     teacher = load_teacher(job.run.artifact("teach").dir / runs.TEACHER)
     config, names = TuneConfig.model_validate(cell.identity["settings"]), made.label_names
     random = config_of(cell.identity).model_copy(update={"method": "random"})
-    drawn = distill(random, faces, labels, names, worker, seed=cell.seed + 1000, judge=judge)
     labeled, _ = open_labeled(flow.handed(job), teacher.members[0].config)
+    own_labels = mined_alone(labels, len(labeled.labels))
+    drawn = distill(random, faces, own_labels, names, worker, seed=cell.seed + 1000, judge=judge)
     sets: dict[str, LabeledFaces] = {
         "distilled": faces_of(made, soft=True),
         "random hard": faces_of(drawn, soft=False),
