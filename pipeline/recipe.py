@@ -98,6 +98,11 @@ class Recipe(Config):
                     f"distill.net: {net.color} faces of {net.size} px; the teacher gives the soft "
                     f"labels and sees {teacher.color} faces of {teacher.size} px"
                 )
+            if self._beside() and self.student.model.color != net.color:
+                raise ValueError(
+                    f"student.beside: the distilled set is {net.color}, student.model sees "
+                    f"{self.student.model.color} faces; give both one color"
+                )
         return self
 
     @model_validator(mode="after")

@@ -159,6 +159,16 @@ def test_load__distilled_faces_are_what_the_teacher_sees() -> None:
         load(Path(__file__).parents[1] / "jobs" / "recipes" / "demo.yaml", ["distill.net.size=32"])
 
 
+def test_load__a_student_sees_the_color_of_the_set_it_learns_from() -> None:
+    demo = Path(__file__).parents[1] / "jobs" / "recipes" / "demo.yaml"
+    small, rgb = "student.model={name: convnet, size: 32}", "student.model.color=rgb"
+    load(demo, [small, rgb])
+    load(demo, [small, "student.beside=distilled"])  # views resize
+    line = "student.beside: the distilled set is gray, student.model sees rgb faces"
+    with pytest.raises(ConfigError, match=line):
+        load(demo, [small, rgb, "student.beside=distilled"])
+
+
 def test_load__sources_of_one_name(tmp_path: Path) -> None:
     assert list(small(tmp_path).sources()) == ["synthetic0", "folder1"]
     (line,) = faults(tmp_path, "pool.0.name=raw", "pool.1.name=raw")

@@ -73,19 +73,25 @@ def matching_loss(
         seeds: of each class's transformation (K,), the same on every worker; None: as they are.
 
     Returns:
-        Scalar float32, at least 0.
+        Scalar, at least float32, at least 0.
     """
     sums = []
     with torch.no_grad():
         for code, faces in enumerate(real):  # class by class: the embedding maps are large
             seen = faces if seeds is None else siamese(faces, seeds[code])
-            embedding = net.features(seen)[0].float()
+            embedding = _embedded(net, seen)
             sums.append(torch.cat([embedding.sum(0), embedding.new_tensor([float(len(faces))])]))
         total = reduce(torch.stack(sums))
     means = total[:, :-1] / total[:, -1:]
     parts = synthetic.chunk(len(real))
     if seeds is not None:
         parts = tuple(siamese(part, seed) for part, seed in zip(parts, seeds, strict=True))
-    embedding = net.features(torch.cat(parts))[0].float()
+    embedding = _embedded(net, torch.cat(parts))
     learned = embedding.view(len(real), -1, embedding.shape[1]).mean(1)
     return (means - learned).square().sum()
+
+
+def _embedded(net: FaceModel, faces: Tensor) -> Tensor:
+    """Embeddings (B, D), at least float32."""
+    embedding: Tensor = net.features(faces)[0]
+    return embedding if embedding.dtype == torch.float64 else embedding.float()

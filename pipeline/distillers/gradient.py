@@ -118,8 +118,8 @@ class Gradient:
         if self._net is None:
             self._net = self._network(0).to(device)
         if self._weights is None:
-            # All steps of one network come from the same multiple of `outer`.
-            self._weights = weights_of(self._network(at.number // self._outer).to(device))
+            # Nowhere but at the multiples of `outer`, also after a restart: see `update`, `state`.
+            self._weights = weights_of(self._network(at.seed).to(device))
         self._weights = {name: value.to(device) for name, value in self._weights.items()}
         return self._net, self._weights
 

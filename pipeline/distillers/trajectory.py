@@ -7,8 +7,9 @@ graph; the real faces are not looked at again. An expert keeps (epochs + 1) x pa
 Source: Cazenave et al., Dataset Distillation by Matching Training Trajectories (arXiv 2203.11932),
 eq. 2; the range of epochs that grows and learned soft targets: Guo et al., DATM (arXiv 2310.05773),
 sections 4.2 and 4.3.
-Departs: the range grows linearly to its end over the first half of the steps; targets start as they
-are given, the teacher's or the class, instead of from an expert's logits.
+Departs: the range grows linearly to its end over the first half of the steps and always starts at
+the untrained network: there is no lower bound T-, which sets of many images per class gain from;
+targets start as they are given, the teacher's or the class, instead of from an expert's logits.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipeline.placement import Capacity, Layout, Operator, Transform, lay_out
 from pipeline.plan import GROUP
@@ -106,7 +106,8 @@ def foresee(found: Measured, recipe: Recipe, rented: Rented) -> list[Row]:
         _serial("score", found, rented, _seal(found, rented), "seal"),
         _mine(found, recipe, rented),
     ]
-    trained = ("distill", "student", "control_a", "control_b")
+    rows += _distill(found, recipe, rented)
+    trained = ("student", "control_a", "control_b")
     return rows + _learned(trained, passes, found, recipe, rented)
 
 
@@ -135,10 +136,6 @@ def _passes(found: Measured, recipe: Recipe) -> dict[str, float]:
         passes["pretrain"] = float(recipe.pretrain.steps * recipe.pretrain.step_images)
         if recipe.starts_pretrained:
             passes["control_b"] += passes["pretrain"]
-    if recipe.distill is not None and recipe.distill.learned:
-        names = [str(code) for code in range(found.classes)]
-        expected = cost_of(recipe.distill, names, found.training_faces)
-        passes["distill"] = expected.passes + expected.expert_passes
     return passes
 
 
@@ -307,6 +304,44 @@ def _serial(stage: str, found: Measured, rented: Rented, seconds: float, waits: 
         requests=_requests(asked, found.slices),
         compute_dollars=_dollars(seconds, rented.resting),
     )
+
+
+def _distill(found: Measured, recipe: Recipe, rented: Rented) -> list[Row]:
+    """At most: as if every face were selected, which experts and the teacher then see."""
+    config, machine = recipe.distill, rented.resting
+    if config is None:
+        return []
+    workers = recipe.train.stage_workers.get("distill", recipe.train.workers)
+    names, faces = [str(code) for code in range(found.classes)], found.training_faces + found.faces
+    expected = cost_of(config, names, int(faces), max(1, workers))
+    teachers, views = recipe.teach.folds, 2 if recipe.embed.flip else 1
+    each = found.forward_rate * views * (machine.gpu_factor or machine.core_speed)
+    looking = expected.judged / each
+    judged = Row(
+        "distill",
+        expected.judged * teachers * FORWARD,
+        "passes",
+        looking,
+        looking,
+        looking,
+        "the teacher",
+        compute_dollars=_dollars(looking, machine),
+    )
+    if not config.learned:
+        return [judged]
+    passes = expected.passes + expected.expert_passes
+    learned = _training("distill", passes, found, recipe, rented)
+    return [
+        replace(
+            learned,
+            amount=learned.amount + judged.amount,
+            seconds=learned.seconds + looking,
+            low=learned.low + looking,
+            high=learned.high + looking,
+            bottleneck=max(learned, judged, key=lambda row: row.seconds).bottleneck,
+            compute_dollars=learned.compute_dollars + judged.compute_dollars,
+        )
+    ]
 
 
 def _training(stage: str, passes: float, found: Measured, recipe: Recipe, rented: Rented) -> Row:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,27 +17,31 @@ from torch import Tensor
 
 from pipeline.distillers.learned import Real, flat, weights_of
 from pipeline.errors import ConfigError
+from pipeline.training.distill import CANDIDATES, CROPS
 from pipeline.training.distilling import DistillConfig, Distilling, objective_of
 from pipeline.training.faces import ArrayFaces
-from pipeline.training.loop import Step, local
+from pipeline.training.loop import Step, Worker, local
 from pipeline.training.supervised import new_model
 
-SHARE = 0.6  # of the memory that a graph may take
+SHARE = 0.6  # of the memory that graphs and experts may take
 TRACED = 4  # steps whose passes are averaged
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a whole run on one worker."""
+    """Of a whole run."""
 
     graph_mb: float
-    """Tensors that a step's backward needs, MB."""
+    """Tensors that a step's backward needs on one worker, MB."""
     passes: float
-    """Image passes of learning the set."""
+    """Image passes of learning the set, over all workers."""
     expert_passes: float
     """Image passes of the experts, all together."""
     expert_mb: float
-    """Their weights."""
+    """Their weights, which every worker holds in the host's memory."""
+    judged: float = 0.0
+    """Faces and images that the teacher looks at, at most, over all workers: to choose the first
+    ones, for soft labels, and every real face once for what the images look like."""
 
     @property
     def peak_mb(self) -> float:
@@ -47,23 +51,35 @@ class Cost:
         """
         return 2 * self.graph_mb
 
+    def __str__(self) -> str:
+        """One line for a person."""
+        said = [f"the teacher sees {self.judged:,.0f} images"]
+        if self.passes:
+            said.insert(0, f"{self.passes:,.0f} image passes, {self.peak_mb:,.0f} MB per worker")
+        if self.expert_mb:
+            said.append(f"{self.expert_mb:,.0f} MB of experts")
+        return ", ".join(said)
 
-def cost_of(config: DistillConfig, label_names: Sequence[str], faces: int) -> Cost:
+
+def cost_of(
+    config: DistillConfig, label_names: Sequence[str], faces: int, workers: int = 1
+) -> Cost:
     """Count a distillation of so many real faces.
 
     Args:
-        config: how the set is learned; a chosen set costs nothing here.
+        config: how the set is learned; a chosen set costs the teacher's looks alone.
         label_names: K class names.
-        faces: real faces, for the experts' epochs.
+        faces: real faces, labeled and mined.
+        workers: that share a step; `graph_mb` is of the one that has the most to do.
     """
+    judged = _judged(config, len(label_names), faces, workers)
     if not config.learned:
-        return Cost(0.0, 0.0, 0.0, 0.0)
+        return Cost(0.0, 0.0, 0.0, 0.0, judged)
     expert_passes = expert_mb = 0.0
     experts: list[Tensor] = []
     if config.method == "trajectory":
         own = config.experts
-        each = own.epoch_steps or max(1, faces // own.batch)
-        expert_passes = float(own.count * own.epochs * each * own.batch)
+        expert_passes = own.passes(faces)
         experts = [blank_expert(config, label_names)]
         expert_mb = own.count * experts[0].numel() * 4 / 1e6
     objective = _blank(config, label_names, experts)
@@ -72,26 +88,53 @@ def cost_of(config: DistillConfig, label_names: Sequence[str], faces: int) -> Co
     )
     held, passes = 0.0, []
     for number in range(min(TRACED, config.steps)):
-        mb, took = _trace(meta, config, len(label_names), number)
+        mb, took = _trace(meta, config, len(label_names), number, 1)
+        if workers > 1:
+            mb, _ = _trace(meta, config, len(label_names), number, workers)
         held = max(held, mb)
         passes.append(took)
     again = 0.0
     if config.method == "gradient":  # the network's own training between steps
-        images = min(config.inner.batch or config.ipc * len(label_names), 10**9)
+        total = config.ipc * len(label_names)
+        images = min(config.inner.batch or total, total)
         again = config.inner.steps * images * (1 - 1 / config.inner.outer)
-    total = config.steps * (float(np.mean(passes)) + again)
-    return Cost(held, total, expert_passes, expert_mb)
+    learning = config.steps * (float(np.mean(passes)) + again)
+    return Cost(held, learning, expert_passes, expert_mb, judged)
 
 
-def refuse_too_large(config: DistillConfig, found: Cost, workers: int) -> None:
-    """ConfigError where the graphs of all workers of a node would not fit its memory."""
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6
-    limit = config.memory_mb or SHARE * there / max(workers, 1)
-    if found.peak_mb > limit:
+def _judged(config: DistillConfig, classes: int, faces: int, workers: int) -> float:
+    """What the teacher looks at: for provenance on the first worker, for a start on every one."""
+    images = classes * config.ipc
+    method = config.start if config.learned else config.method
+    start = 0 if method == "random" else faces
+    if method == "crops":
+        start = CROPS * min(faces, classes * max(CANDIDATES, config.ipc))
+    return float(faces + images + workers * (start + images))
+
+
+def refuse_too_large(config: DistillConfig, found: Cost, worker: Worker) -> None:
+    """ConfigError where this worker's graph, or the experts it follows, would not fit.
+
+    The graph is on the worker's device: on a GPU beside nothing else, on a CPU beside the experts
+    and all other workers. Experts are always in the host's memory.
+    """
+    host = SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6 / worker.world
+    beside, limit, on_gpu = found.expert_mb, host, worker.device.type == "cuda"
+    if on_gpu:
+        beside, limit = 0.0, SHARE * torch.cuda.mem_get_info(worker.device)[0] / 1e6
+    limit = config.memory_mb or limit
+    if found.peak_mb + beside > limit:
+        experts = f" and its experts {beside:,.0f} MB" if beside else ""
         raise ConfigError(
-            f"distill: a step of {config.method} needs about {found.peak_mb:,.0f} MB, and "
-            f"{limit:,.0f} may be used; lower inner.steps, inner.window, inner.batch or ipc, or "
-            "raise distill.memory_mb"
+            f"distill: a step of {config.method} needs about {found.peak_mb:,.0f} MB{experts}, and "
+            f"{limit:,.0f} may be used; lower inner.steps, inner.window, inner.batch, ipc"
+            f"{' or experts.count' if beside else ''}, or raise distill.memory_mb"
+        )
+    if on_gpu and found.expert_mb > host:
+        raise ConfigError(
+            f"distill: {config.experts.count} experts need {found.expert_mb:,.0f} MB in every "
+            f"worker, and {host:,.0f} of the host's memory may be used; lower experts.count or "
+            "experts.epochs"
         )
 
 
@@ -157,19 +200,22 @@ class _Kept:
 
 
 def _trace(
-    objective: Distilling, config: DistillConfig, classes: int, number: int
+    objective: Distilling, config: DistillConfig, classes: int, number: int, workers: int
 ) -> tuple[float, float]:
-    """MB that a step's backward needs, and the image passes of the step."""
+    """MB that a step's backward needs on the first of so many workers, and its image passes."""
     held = _Held()
-    net = config.net
-    count = config.batch if config.method == "unrolled" else config.batch * classes
+    net, each = config.net, config.batch
+    if objective.distiller.shares == "faces":
+        each = -(-each // workers)
+    count = each if config.method == "unrolled" else each * classes
     count = 0 if config.method == "trajectory" else count
     real = Real(
         torch.empty(count, net.channels, net.size, net.size, device="meta"),
         torch.zeros(count, dtype=torch.long, device="meta"),
-        {code: slice(code * config.batch, (code + 1) * config.batch) for code in range(classes)},
+        {code: slice(code * each, (code + 1) * each) for code in range(classes)},
     )
-    at = Step(number, config.steps, 0, local("meta", torch.float32), torch.nn.ModuleDict())
+    worker = replace(local("meta", torch.float32), world=workers)
+    at = Step(number, config.steps, 0, worker, torch.nn.ModuleDict())
     with torch.autograd.graph.saved_tensors_hooks(held.keep, lambda kept: kept.tensor):
         part = objective.distiller.loss(objective.learned, real, objective.place(at))
     return held.most / 1e6, part.passes

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from pipeline.artifacts import WEIGHTS, Teacher, load_teacher, read_meta, save_model
 from pipeline.config import Config
+from pipeline.progress import console
 from pipeline.schema import label_names_of
 from pipeline.storage import Location, location
 from pipeline.training.data import LabeledFaces, seed_of
@@ -30,7 +31,7 @@ from pipeline.training.experts import file_of, load_experts, save_expert
 from pipeline.training.faces import ArrayFaces, Faces
 from pipeline.training.handed import Handed, JoinedFaces, open_labeled, open_mined
 from pipeline.training.loop import Hook, Objective, Step, Worker
-from pipeline.training.runs import PREVIEWS, TEACHER, shown
+from pipeline.training.runs import HISTORY_FILE, PREVIEWS, TEACHER, shown
 from pipeline.training.supervised import SupervisedConfig, train_supervised
 
 
@@ -82,8 +83,10 @@ def distill(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     """Distill the labeled and the mined faces together; the teacher gives soft labels."""
     job = DistillJob.model_validate(settings)
     faces, labels, ids, sources, names = real_faces(job.handed, job.distill)
-    expected = cost_of(job.distill, names, len(labels))
-    refuse_too_large(job.distill, expected, worker.world)
+    expected = cost_of(job.distill, names, len(labels), worker.world)
+    refuse_too_large(job.distill, expected, worker)
+    if worker.rank == 0:
+        console.print(f"distill: expected {expected}", markup=False, soft_wrap=True)
     teacher = load_teacher(location(job.teacher) / TEACHER).to(worker.device)
     experts = []
     if job.experts is not None:
@@ -122,6 +125,7 @@ def distill(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
             made, ids, sources, embed(judge, faces, job.distill.net.size), judge(made.images)[0]
         )
         said = {**facts, "teacher": teacher.sha256[:12]}
+        (location(job.out) / HISTORY_FILE).write_json(made.history)
         facts["sha256"] = save_distilled(location(job.out), made, known, said)
     worker.barrier()
     return facts

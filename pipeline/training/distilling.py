@@ -6,11 +6,11 @@ Cost: see the methods in pipeline/distillers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from pipeline.augment import plain
@@ -62,6 +62,14 @@ class ExpertConfig(Config):
     latest: tuple[int, int] = (2, 10)
     """Last epoch to start from, at first and in the end."""
 
+    def steps(self, faces: int) -> int:
+        """Steps between two kept states of a training on so many faces."""
+        return self.epoch_steps or max(1, faces // self.batch)
+
+    def passes(self, faces: int) -> float:
+        """Image passes of all of them on so many faces."""
+        return float(self.count * self.epochs * self.steps(faces) * self.batch)
+
     @model_validator(mode="after")
     def _ends_exist(self) -> ExpertConfig:
         if not 0 <= self.latest[0] <= self.latest[1] <= self.epochs - self.ahead:
@@ -102,14 +110,25 @@ class DistillConfig(Config):
     inner: InnerConfig = InnerConfig()
     experts: ExpertConfig = ExpertConfig()
     net: ModelConfig = ModelConfig(name="convnet", dropout=0)
-    """The random networks; its size and color are those of the images."""
+    """The random networks, without dropout; its size and color are those of the images."""
     preview_every: int | None = Field(default=100, ge=1)
     """Steps between two pictures of the set on its way; None: none."""
     memory_mb: int | None = Field(default=None, ge=1)
-    """Refuse to start where a step is expected to need more; None: 60 % of the memory."""
+    """Refuse to start where a step, on a CPU with the experts, is expected to need more; None: 60 %
+    of the host's memory, shared by all workers, or of what is free on the worker's GPU."""
+
+    @field_validator("net", mode="before")
+    @classmethod
+    def _drops_nothing_unasked(cls, net: Any) -> Any:
+        return {"dropout": 0.0, **net} if isinstance(net, Mapping) else net
 
     @model_validator(mode="after")
     def _fits(self) -> DistillConfig:
+        if self.net.dropout:
+            raise ValueError(
+                f"net.dropout: {self.net.dropout:g}, expected 0: every worker would drop other "
+                "units of a network that all of them have to train alike"
+            )
         if self.learn_labels and self.method not in ("unrolled", "trajectory"):
             raise ValueError(
                 f"learn_labels: {self.method} learns pixels alone; "

@@ -46,7 +46,7 @@ def expert(
         seed: of weights, batches and views; another one for every expert.
     """
     own = config.experts
-    steps = own.epoch_steps or max(1, len(faces) // own.batch)
+    steps = own.steps(len(faces))
     stream = Stream(
         name="expert",
         faces=faces,

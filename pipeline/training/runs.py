@@ -157,8 +157,10 @@ def _beside(job: StudentJob) -> MinedFaces:
     if job.distilled is None:
         return open_mined(job.handed, job.student.model)
     made = load_distilled(location(job.distilled))
-    count = len(made.labels)
-    return MinedFaces(ArrayFaces(made.images), made.soft, np.ones(count), ["distilled"] * count)
+    count, targets = len(made.labels), made.soft
+    if job.student.targets == "hard":  # the set's own classes; its soft labels may lead elsewhere
+        targets = np.eye(len(made.label_names), dtype=np.float32)[made.labels]
+    return MinedFaces(ArrayFaces(made.images), targets, np.ones(count), ["distilled"] * count)
 
 
 def _from_teacher(job: StudentJob) -> tuple[FaceModel | None, np.ndarray | None]:

@@ -114,7 +114,8 @@ class StudentConfig(Schedule):
     ramp: float = Field(default=0.2, ge=0, le=1)
     """Share of the steps in which lambda rises from 0."""
     targets: Literal["soft", "hard", "candidates"] = "soft"
-    """The teacher's probabilities, their top class, or sets of classes to choose from."""
+    """The teacher's probabilities, their top class (of a distilled set its own), or sets of classes
+    to choose from."""
     candidates: CandidatesConfig | None = None
     """How sets are made; None: the defaults."""
     weighting: Literal["softmatch", "selection", "none"] = "softmatch"

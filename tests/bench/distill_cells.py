@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,9 +72,9 @@ def measure(cell: Cell, context: Context) -> dict[str, Any]:
     faces, labels, names = _faces(job, identity)
     judge = judge_of(load_teacher(job.run.artifact("teach").dir / runs.TEACHER), worker.device)
     config = config_of(identity)
-    experts = []
+    experts, before = [], {}
     if config.method == "trajectory":
-        experts = _experts(config, faces, labels, names, worker, root, cell)
+        experts, before = experts_of(config, faces, labels, names, worker, root, cell)
     start = time.perf_counter()
     made = distill(
         config, faces, labels, names, worker, seed=cell.seed, judge=judge, experts=experts
@@ -85,6 +86,7 @@ def measure(cell: Cell, context: Context) -> dict[str, Any]:
         "faces": len(labels),
         "passes": made.passes,
         "seconds_distilling": round(took, 1),
+        **before,
         "first_loss": made.history[0]["loss"] if made.history else None,
         "last_loss": made.history[-1]["loss"] if made.history else None,
         "rate": made.rate,
@@ -94,7 +96,8 @@ def measure(cell: Cell, context: Context) -> dict[str, Any]:
         "command": f"python -m tests.bench.distill --only {cell.name}",
     }
     if identity["method"] == "tune":
-        return {**found, "models": _tuned(job, made, faces, labels, judge, worker, test, cell)}
+        models = _tuned(job, made, faces, labels, judge, worker, test, cell)
+        return {**found, "random_from": "mined", "models": models}
     return {**found, "models": _from_images(made, identity, worker, test, cell.seed)}
 
 
@@ -132,7 +135,7 @@ def _faces(job: Job, identity: Mapping[str, Any]) -> tuple[Faces, np.ndarray, tu
     return faces, labels, names
 
 
-def _experts(
+def experts_of(
     config: DistillConfig,
     faces: Faces,
     labels: np.ndarray,
@@ -140,19 +143,37 @@ def _experts(
     worker: Worker,
     root: Path,
     cell: Cell,
-) -> list[torch.Tensor]:
+) -> tuple[list[torch.Tensor], dict[str, float]]:
+    """Experts of a run, trained once for all its cells, and what that took: figures of their own.
+
+    Without figures where they were trained and nobody kept the time.
+    """
     key = digest([config.net.model_dump(), config.experts.model_dump(), cell.identity["source"]])
     at, found = root / "bench-experts", []
     at.mkdir(exist_ok=True)
+    seconds: list[float | None] = []
     for number in range(config.experts.count):
         file = at / f"{key[:12]}-{number}.npy"
+        took = file.with_suffix(".json")
         if not file.exists():
-            seed = seed_of(cell.seed, "expert", number)
+            seed, start = seed_of(cell.seed, "expert", number), time.perf_counter()
             weights = expert(config, faces, labels, names, worker, seed=seed)
+            took.write_text(json.dumps({"seconds": time.perf_counter() - start}))
             np.save(file.with_suffix(".partial.npy"), weights.numpy())
             file.with_suffix(".partial.npy").replace(file)
         found.append(torch.from_numpy(np.load(file)))
-    return found
+        seconds.append(json.loads(took.read_text())["seconds"] if took.exists() else None)
+    known = [s for s in seconds if s is not None]
+    if len(known) < len(seconds):
+        return found, {}
+    passes = config.experts.passes(len(labels))
+    return found, {"experts_seconds": round(sum(known), 1), "experts_passes": passes}
+
+
+def mined_alone(labels: np.ndarray, labeled: int) -> np.ndarray:
+    """Labels (N,) with -1 for the first `labeled` faces, but of classes that no mined face has."""
+    own, mined = labels[:labeled], labels[labeled:]
+    return np.concatenate([np.where(np.isin(own, mined), -1, own), mined])
 
 
 class TestSet:
@@ -239,12 +260,13 @@ def _tuned(
     test: TestSet,
     cell: Cell,
 ) -> dict[str, Any]:
-    """The teacher, tuned on the distilled set, on as many random faces, and on the labels."""
+    """The teacher, tuned on the distilled set, on as many random mined faces, and on the labels."""
     teacher = load_teacher(job.run.artifact("teach").dir / runs.TEACHER)
     config, names = TuneConfig.model_validate(cell.identity["settings"]), made.label_names
     random = config_of(cell.identity).model_copy(update={"method": "random"})
-    drawn = distill(random, faces, labels, names, worker, seed=cell.seed + 1000, judge=judge)
     labeled, _ = open_labeled(flow.handed(job), teacher.members[0].config)
+    own_labels = mined_alone(labels, len(labeled.labels))
+    drawn = distill(random, faces, own_labels, names, worker, seed=cell.seed + 1000, judge=judge)
     sets: dict[str, LabeledFaces] = {
         "distilled": faces_of(made, soft=True),
         "random hard": faces_of(drawn, soft=False),

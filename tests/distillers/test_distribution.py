@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from distillers import nets
+from distillers.nets import finite_difference, network
 from pipeline.distillers.distribution import matching_loss
 from pipeline.distillers.siamese import siamese
 from pipeline.models import FaceModel, ModelConfig, create
@@ -62,6 +64,23 @@ def test_matching_loss__both_sides_see_one_transformation_per_class(net: FaceMod
         [siamese(x, seed) for x, seed in zip(s, (7, 8), strict=True)] for s in (real, synthetic)
     ]
     assert found.item() == pytest.approx(by_hand(net, *seen), rel=1e-4)
+
+
+def test_matching_loss__its_gradient_is_that_of_finite_differences() -> None:
+    net = network(0).eval().requires_grad_(False)
+    synthetic = nets.faces(6, 3).requires_grad_()
+    real = list(nets.faces(12, 4).chunk(len(nets.NAMES)))
+
+    def loss() -> Tensor:
+        return matching_loss(net, real, synthetic, alone, [7, 8, 9])
+
+    found = loss()
+    found.backward()
+    assert found.dtype == torch.float64
+    assert synthetic.grad is not None
+    for at in ((0, 0, 3, 4), (5, 0, 6, 1)):
+        slow = finite_difference(loss, synthetic, at, 1e-6)
+        assert float(synthetic.grad[at]) == pytest.approx(slow, rel=1e-5, abs=1e-10)
 
 
 def test_matching_loss__two_workers_are_one(net: FaceModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def real(each: int = 4) -> Real:
 
 def pulls(images: Tensor, code: int) -> list[Tensor]:
     """The gradient of the network that is drawn first, by plain backward."""
-    net = network(0)
+    net = network(place().seed)
     F.cross_entropy(net(images), torch.full((len(images),), code)).backward()
     return [p.grad for p in net.parameters() if p.grad is not None]
 
@@ -85,7 +86,7 @@ def test_update__trains_the_network_as_plain_descent_does() -> None:
     made, own = learned(1), method()
     own.loss(made, real(), place())
     own.update(made, place())
-    net = network(0)
+    net = network(place().seed)
     targets = torch.eye(len(NAMES), dtype=torch.float64)
     descend(net, made.pixels.detach(), targets, steps=2, rate=0.05)
     for name, parameter in net.named_parameters():
@@ -102,6 +103,12 @@ def test_update__draws_another_network_after_so_many_steps() -> None:
     again = method(outer=2)
     again.loss(made, real(), place(2))
     assert not torch.allclose(own.loss(made, real(), place(2)).sum, first)
+
+
+def test_loss__another_seed_draws_another_network() -> None:
+    made, seen = learned(1), real()
+    one, two = (method().loss(made, seen, replace(place(), seed=seed)) for seed in (7, 8))
+    assert value(one.sum) != pytest.approx(value(two.sum), rel=1e-3)
 
 
 def test_state__continues_where_it_was() -> None:

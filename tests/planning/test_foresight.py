@@ -65,10 +65,31 @@ def test_foresee__image_passes_are_those_of_the_stages() -> None:
     assert found["teach"].amount == pytest.approx(teach)
     assert found["student"].amount == found["control_a"].amount == student
     assert found["control_b"].amount == pytest.approx(student + teach + embed)
-    assert found["distill"].amount == pytest.approx(5 * 8 * (1 + 4 / 3))
+    judged = 1_000_300 + 2 * 8  # the teacher at every face that may be mined, twice at the images
+    passes = 5 * 8 * (1 + 4 / 3)
+    assert found["distill"].amount == pytest.approx(passes + judged * recipe.teach.folds / 3)
+    # a forward of both teachers with the mirror image takes 0.01 s
+    assert found["distill"].seconds == pytest.approx(passes / 100 + judged * 0.005)
     assert found["control_b"].seconds == pytest.approx(found["control_b"].amount / 100)
     low, high = found["teach"].low, found["teach"].high
     assert (low, high) == (pytest.approx(teach / 200), pytest.approx(teach / 50))
+
+
+def test_foresee__experts_train_on_labeled_and_mined_faces() -> None:
+    experts = "{count: 2, epochs: 3, batch: 100, ahead: 1, latest: [0, 1]}"
+    sets = ("distill.method=trajectory", f"distill.experts={experts}")
+    few, many = (
+        rows(measured(faces=faces), rented(Machine(64)), *sets)["distill"] for faces in (700, 9700)
+    )
+    judged = 9000 * tiny().teach.folds / 3
+    assert many.amount - few.amount == pytest.approx(2 * 3 * 9000 + judged)
+
+
+def test_foresee__chosen_images_cost_the_looks_of_the_teacher() -> None:
+    row = rows(measured(), rented(Machine(64)), "distill.method=herding")["distill"]
+    judged = 2 * (1_000_300 + 8)  # to choose and for provenance
+    assert row.amount == pytest.approx(judged * tiny().teach.folds / 3)
+    assert row.bottleneck == "the teacher"
 
 
 def test_foresee__more_cores_are_no_help_to_one_embedding_actor() -> None:

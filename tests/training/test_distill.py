@@ -250,12 +250,17 @@ def test_distill__a_learned_rate_and_learned_labels_leave_their_start() -> None:
     [
         ({"learn_labels": True}, "distribution learns pixels alone"),
         ({"inner": {"steps": 3, "window": 4}}, "window: 4, expected at most 3"),
+        ({"net": {"name": "convnet", "dropout": 0.1}}, r"net.dropout: 0.1, expected 0"),
         ({"experts": {"epochs": 3, "latest": [1, 2]}}, r"latest: \(1, 2\), expected two rising"),
     ],
 )
 def test_config__what_does_not_fit_is_named(changed: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         DistillConfig.model_validate(changed)
+
+
+def test_config__a_network_named_without_dropout_has_none() -> None:
+    assert DistillConfig.model_validate({"net": {"name": "convnet"}}).net.dropout == 0
 
 
 def test_distill__a_class_without_faces_is_named() -> None:

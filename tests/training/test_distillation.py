@@ -45,7 +45,7 @@ def settings(job: tiny.LoggedJob, out: Path, **changed: Any) -> distillation.Dis
 
 
 def test_distill__writes_images_with_where_they_come_from(
-    job: tiny.LoggedJob, tmp_path: Path
+    job: tiny.LoggedJob, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "distill"
     facts = distillation.distill(settings(job, out).model_dump(mode="json"), WORKER)
@@ -58,6 +58,12 @@ def test_distill__writes_images_with_where_they_come_from(
     assert facts["passes"] == pytest.approx(facts["expected_passes"])
     assert made.images.shape == (len(names), 1, 32, 32)
     assert np.allclose(made.soft.sum(1), 1, atol=1e-5)
+    (row,) = (location(out) / runs.HISTORY_FILE).read_json()
+    assert row["step"] == 4
+    assert row["loss"] == facts["last_loss"]
+    said = capsys.readouterr().out
+    expected = f"distill: expected {facts['expected_passes']:,.0f} image passes, "
+    assert said.index(expected) < said.index("distill: 4/4 steps")  # before the first step
     known = read_table(location(out) / "provenance.parquet").to_pylist()
     assert [row["label"] for row in known] == list(names)
     mined = read_table(job.run.artifact("labeled").dir / "labeled.parquet", ["id"])["id"]

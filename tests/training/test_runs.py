@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import flow as tiny
@@ -10,10 +11,13 @@ from pipeline import flow
 from pipeline.artifacts import load_any, load_teacher
 from pipeline.storage import location, read_table
 from pipeline.training import runs
-from pipeline.training.student import control
+from pipeline.training.distill import Distilled
+from pipeline.training.distilled import save_distilled
+from pipeline.training.student import StudentConfig, control
 from pipeline.training.worker import local
 
 WORKER = local(dtype=torch.float32)
+NAMES = ("neutral", "happiness")
 
 
 @pytest.fixture
@@ -80,3 +84,16 @@ def test_study__a_student_learns_from_the_distilled_set_where_asked(
     facts = [runs.study(one, WORKER) for one in (given, from_set)]
     assert facts[0]["passes"] == facts[1]["passes"]
     assert facts[0]["sha256"] != facts[1]["sha256"]
+
+
+@pytest.mark.parametrize("targets", ["soft", "hard"])
+def test_beside__hard_targets_of_a_distilled_set_are_its_own_classes(
+    tmp_path: Path, targets: str
+) -> None:
+    soft = np.array([[0.4, 0.6], [0.3, 0.7]], np.float32)  # both look like the second class
+    images, codes = np.zeros((2, 1, 8, 8), np.uint8), np.arange(2)
+    save_distilled(location(tmp_path), Distilled(images, codes, soft, NAMES, codes, [], 0.0))
+    student = StudentConfig.model_validate({"beside": "distilled", "targets": targets})
+    given = runs.StudentJob.model_construct(distilled=str(tmp_path), student=student)
+    expected = np.eye(2) if targets == "hard" else soft
+    assert np.array_equal(runs._beside(given).soft, expected)
