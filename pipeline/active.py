@@ -289,23 +289,26 @@ class Point:
 
 
 def points(
-    curves: Mapping[str, Mapping[int, Sequence[Round]]], test: NDArray[np.int64]
+    curves: Mapping[str, Mapping[int, Sequence[Round]]],
+    test: NDArray[np.int64],
+    label_names: Sequence[str],
 ) -> dict[str, list[Point]]:
     """What is drawn and tabled: per strategy a point for every round that all its seeds have.
 
     Args:
         curves: rounds by strategy and seed, of one start.
         test: codes (T,) of the test faces.
+        label_names: what the codes index; a stored round has its classes in another order.
     """
     counts = np.bincount(test)
-    rarest = int(np.where(counts > 0, counts, len(test) + 1).argmin())
+    rarest = label_names[int(np.where(counts > 0, counts, len(test) + 1).argmin())]
     base = curves.get(BASELINE, {})
     found: dict[str, list[Point]] = {}
     for strategy, by_seed in curves.items():
         found[strategy] = []
         for number in range(min((len(curve) for curve in by_seed.values()), default=0)):
             at = [curve[number] for curve in by_seed.values()]
-            recall = [list(one.recall.values())[rarest] for one in at]
+            recall = [one.recall[rarest] for one in at]
             known = [value for value in recall if value is not None]
             both = [seed for seed in by_seed if len(base.get(seed, ())) > number]
             gap = None

@@ -15,6 +15,7 @@ from pipeline.acquisition.functions import ACQUISITIONS, READS
 from pipeline.active import ActiveConfig, Oracle, Round, first_rows, points, rounds
 from pipeline.config import parse
 from pipeline.errors import ConfigError, IdentityError
+from pipeline.storage import to_json
 
 NAMES = ("neutral", "happiness", "sadness")
 FACES, TEST = 60, 12
@@ -224,7 +225,8 @@ def test_config__binds_the_settings_of_a_function() -> None:
 
 
 def made(right: Sequence[int], recall: float = 0.5) -> Round:
-    return Round(
+    """A round as it is read back: its classes stand in the order of the alphabet."""
+    one = Round(
         number=0,
         labels=6,
         class_counts=dict.fromkeys(NAMES, 2),
@@ -237,6 +239,7 @@ def made(right: Sequence[int], recall: float = 0.5) -> Round:
         seconds_asking=0.0,
         passes=1.0,
     )
+    return Round.model_validate_json(to_json(one.model_dump(mode="json")))
 
 
 def test_points__are_means_over_seeds_and_differences_of_the_same_seeds() -> None:
@@ -246,7 +249,7 @@ def test_points__are_means_over_seeds_and_differences_of_the_same_seeds() -> Non
         "margin": {0: [made([0, 1, 2, 3], 0.2), made([0])], 1: [made(range(6), 0.4)]},
         "bald": {0: [], 1: []},
     }
-    found = points(curves, test)
+    found = points(curves, test, NAMES)
     assert found["bald"] == []
     (margin,) = found["margin"]  # the second round is not finished by seed 1
     assert margin.accuracy == (4 / 12, 6 / 12)
@@ -255,4 +258,4 @@ def test_points__are_means_over_seeds_and_differences_of_the_same_seeds() -> Non
     assert margin.gap.value == pytest.approx((5 - 2.5) / 12)
     assert margin.gap.low <= margin.gap.value <= margin.gap.high
     assert found["random"][0].gap is None
-    assert points({"margin": curves["margin"]}, test)["margin"][0].gap is None
+    assert points({"margin": curves["margin"]}, test, NAMES)["margin"][0].gap is None
