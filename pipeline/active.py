@@ -167,8 +167,10 @@ def rounds(
 
     Raises:
         IdentityError: the finished rounds are of other faces.
-        ConfigError: fewer faces than the first round or a step needs.
+        ConfigError: fewer faces than the first round or a step needs, or deepfool's sample is
+            smaller than a step.
     """
+    _check_sample(config, strategy, len(oracle.labels))
     found = list(done)
     labeled = np.zeros(len(oracle.labels), bool)
     labeled[first_rows(oracle.labels, config, seed)] = True
@@ -215,6 +217,19 @@ def share_of(share: float, faces: int, name: str) -> int:
     if not count:
         raise ConfigError(f"active.{name}: {share:g} of {faces} faces is less than one")
     return count
+
+
+def _check_sample(config: ActiveConfig, strategy: str, faces: int) -> None:
+    """Raise ConfigError where the rest of a budget would be faces that nobody looked at."""
+    most = config.look.boundary_faces
+    if most is None or "boundary" not in READS[strategy] or config.rounds == 1:
+        return
+    budget = share_of(config.step, faces, "step")
+    if most < budget:
+        raise ConfigError(
+            f"active.look.boundary_faces is {most}, expected the {budget} faces that {strategy} "
+            "asks for in a round, or more"
+        )
 
 
 def _round(

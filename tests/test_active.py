@@ -106,6 +106,16 @@ def test_rounds__every_strategy_runs_and_sees_only_what_it_reads(strategy: str) 
     assert [len(rows) for rows in asked(curve)] == [6, 6, 0]
 
 
+def test_rounds__a_sample_smaller_than_the_budget_is_refused_before_a_training() -> None:
+    learner = Counter()
+    small = config(look={"boundary_faces": 5})
+    with pytest.raises(ConfigError, match="boundary_faces is 5, expected the 6 faces that deepf"):
+        rounds(oracle(), learner, small, "deepfool", 0)
+    assert not learner.trained
+    rounds(oracle(), learner, small, "margin", 0)  # does not look at boundaries
+    rounds(oracle(), learner, config(look={"boundary_faces": 6}), "deepfool", 0)
+
+
 def test_rounds__first_labels_belong_to_the_seed_alone() -> None:
     firsts = {}
     for strategy in ("random", "margin", "badge"):
