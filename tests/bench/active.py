@@ -8,9 +8,8 @@ the Training faces. PublicTest is judged in every round and nothing is chosen on
 is four epochs over the labels there are, faces of 32 px as they are: 11,000 to 44,000 image passes,
 13 s of one core on average; rate, batch and views were chosen on 3,000 Training faces. Strategies
 of a seed and start share the first round's model; all seeds share the backbone. DeepFool looks at
-4,000 faces in at most three steps, GLISTER at 5,000. Everything is float32, so that cells of several
-machines stand beside one another. A cell is one strategy, start and seed; a call
-that was stopped continues after the last finished round. The grid takes 2 to 3 core hours.
+4,000 faces in at most three steps, GLISTER at 5,000. Everything is float32, so that cells of
+several machines stand beside one another. A cell is one strategy, start and seed; a call that was stopped continues after the last finished round. The grid takes 2 to 3 core hours.
 
 The paper trains a ResNet-18 of 48 px for 200 epochs, so its column is another size of experiment.
 """
@@ -103,6 +102,9 @@ def _cell(recipe: Recipe, strategy: str, start: str, seed: int, *, quick: bool) 
     stages = UNTIL_PRETRAIN if start == "pretrained" else UNTIL_PRETRAIN[:-1]
     config = config_of(recipe)
     own = config.model_dump(mode="json", exclude={"strategies", "seeds", "starts", "settings"})
+    for name, value in ferplus10.SCHEDULE_LATER:
+        if own["train"][name] == value:
+            del own["train"][name]
     identity: dict[str, Any] = {stage: settings(recipe, stage) for stage in stages}
     ferplus10.drop_later(identity)
     identity |= {"schema": SCHEMA_VERSION, "active": own, "start": start, "seed": seed}
