@@ -9,7 +9,8 @@ is four epochs over the labels there are, faces of 32 px as they are: 11,000 to 
 13 s of one core on average; rate, batch and views were chosen on 3,000 Training faces. Strategies
 of a seed and start share the first round's model; all seeds share the backbone. DeepFool looks at
 4,000 faces in at most three steps, GLISTER at 5,000. Everything is float32, so that cells of
-several machines stand beside one another. A cell is one strategy, start and seed; a call that was stopped continues after the last finished round. The grid takes 2 to 3 core hours.
+several machines stand beside one another. A cell is one strategy, start and seed; a call that
+was stopped continues after the last finished round. The grid takes 2 to 3 core hours.
 
 The paper trains a ResNet-18 of 48 px for 200 epochs, so its column is another size of experiment.
 """
