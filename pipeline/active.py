@@ -167,8 +167,10 @@ def rounds(
 
     Raises:
         IdentityError: the finished rounds are of other faces.
-        ConfigError: fewer faces than the first round or a step needs.
+        ConfigError: fewer faces than the first round or a step needs, or deepfool's sample is
+            smaller than a step.
     """
+    _check_sample(config, strategy, len(oracle.labels))
     found = list(done)
     labeled = np.zeros(len(oracle.labels), bool)
     labeled[first_rows(oracle.labels, config, seed)] = True
@@ -215,6 +217,19 @@ def share_of(share: float, faces: int, name: str) -> int:
     if not count:
         raise ConfigError(f"active.{name}: {share:g} of {faces} faces is less than one")
     return count
+
+
+def _check_sample(config: ActiveConfig, strategy: str, faces: int) -> None:
+    """Raise ConfigError where the rest of a budget would be faces that nobody looked at."""
+    most = config.look.boundary_faces
+    if most is None or "boundary" not in READS[strategy] or config.rounds == 1:
+        return
+    budget = share_of(config.step, faces, "step")
+    if most < budget:
+        raise ConfigError(
+            f"active.look.boundary_faces is {most}, expected the {budget} faces that {strategy} "
+            "asks for in a round, or more"
+        )
 
 
 def _round(
@@ -289,23 +304,26 @@ class Point:
 
 
 def points(
-    curves: Mapping[str, Mapping[int, Sequence[Round]]], test: NDArray[np.int64]
+    curves: Mapping[str, Mapping[int, Sequence[Round]]],
+    test: NDArray[np.int64],
+    label_names: Sequence[str],
 ) -> dict[str, list[Point]]:
     """What is drawn and tabled: per strategy a point for every round that all its seeds have.
 
     Args:
         curves: rounds by strategy and seed, of one start.
         test: codes (T,) of the test faces.
+        label_names: what the codes index; a stored round has its classes in another order.
     """
     counts = np.bincount(test)
-    rarest = int(np.where(counts > 0, counts, len(test) + 1).argmin())
+    rarest = label_names[int(np.where(counts > 0, counts, len(test) + 1).argmin())]
     base = curves.get(BASELINE, {})
     found: dict[str, list[Point]] = {}
     for strategy, by_seed in curves.items():
         found[strategy] = []
         for number in range(min((len(curve) for curve in by_seed.values()), default=0)):
             at = [curve[number] for curve in by_seed.values()]
-            recall = [list(one.recall.values())[rarest] for one in at]
+            recall = [one.recall[rarest] for one in at]
             known = [value for value in recall if value is not None]
             both = [seed for seed in by_seed if len(base.get(seed, ())) > number]
             gap = None

@@ -95,8 +95,8 @@ def probability(votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def multi_target(votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Every emotion with at least three tenths of the votes is a right answer.
 
-    A face is dropped where no emotion reaches that share, or where unknown or not-a-face is ahead
-    of every emotion.
+    A face is dropped where the columns that reach that share, unknown and not-a-face among them,
+    hold half of the votes or less together, or where one of these two is ahead of every emotion.
 
     Args:
         votes: counts (N, K + 2).
@@ -106,10 +106,10 @@ def multi_target(votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         reach the share.
     """
     cleaned = drop_single_votes(votes)
-    emotions = cleaned[:, :-NOT_EMOTIONS]
-    enough = emotions >= TARGET_SHARE * cleaned.sum(axis=1, keepdims=True)
-    entered = np.where(enough, emotions, 0.0)
-    return _labeled(entered, (entered.sum(axis=1) > 0) & _emotion_leads(cleaned))
+    total = cleaned.sum(axis=1)
+    entered = np.where(cleaned >= TARGET_SHARE * total[:, None], cleaned, 0.0)
+    keep = (entered.sum(axis=1) > MAJORITY * total) & _emotion_leads(cleaned)
+    return _labeled(entered[:, :-NOT_EMOTIONS], keep)
 
 
 def voted(votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

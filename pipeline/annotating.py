@@ -70,6 +70,9 @@ def ask(
             one = _new_round(job, config) if one is None else one
             _write_sheets(job, one, suggest)
             _show_curve(job)
+    elif unused := _unused(one, config, suggest):
+        said = f"{one.name} waits as it was asked; {', '.join(unused)}: for a new round (--new)"
+        console.print(said, markup=False, soft_wrap=True)
     _say_where(conduct.root_of(recipe, run_dir), one, out)
 
 
@@ -110,6 +113,19 @@ def answer(recipe: Recipe, run_dir: str | None, sheet: str, by: str | None) -> N
         )
         conduct.advance(job, _names("guard", "teach"))
         _show_curve(job)
+
+
+def _unused(one: Round, config: AskConfig, suggest: bool) -> list[str]:
+    """Options, no defaults, that say otherwise than the round that waits, as one types them."""
+    queries, given = one.queries(), config.model_dump(exclude_defaults=True)
+    shown = sheets.SUGGESTED.encode() in (one.at / FILES[1]).read_bytes().splitlines()[0]
+    differ = {
+        "budget": config.budget != queries.num_rows,
+        "acquisition": config.acquisition not in queries["acquisition"].to_pylist(),
+        "candidates": True,  # no round says how many were looked at
+    }
+    named = [f"--{name}" for name, other in differ.items() if other and name in given]
+    return [*named, *(["--suggest"] if suggest and not shown else [])]
 
 
 def _names(first: str, last: str) -> Sequence[str]:

@@ -94,17 +94,24 @@ class Block(nn.Module):
 
 
 class CompactResNet(nn.Module):
-    """One block per width behind a 5x5 stem; each image is standardized first."""
+    """Blocks of growing width behind a stem (kernel, stride); each image is standardized first."""
 
     def __init__(
-        self, classes: int, channels: int, widths: tuple[int, ...] = (32, 64, 128, 256)
+        self,
+        classes: int,
+        channels: int,
+        widths: tuple[int, ...] = (32, 64, 128, 256),
+        stem: tuple[int, int] = (5, 2),
+        blocks: int = 1,
     ) -> None:
         super().__init__()
-        self.conv_stem = nn.Conv2d(channels, widths[0], 5, 2, 2, bias=False)
+        kernel, stride = stem
+        self.conv_stem = nn.Conv2d(channels, widths[0], kernel, stride, kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
-        before = [widths[0], *widths[:-1]]
-        steps = [1] + [2] * (len(widths) - 1)
-        self.blocks = nn.Sequential(*(map(Block, before, widths, steps)))
+        after = [width for width in widths for _ in range(blocks)]
+        before = [widths[0], *after[:-1]]
+        steps = [2 if i and i % blocks == 0 else 1 for i in range(len(after))]
+        self.blocks = nn.Sequential(*map(Block, before, after, steps))
         self.fc = nn.Linear(widths[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:

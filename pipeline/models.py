@@ -3,10 +3,11 @@
 What for: every stage sees the same `FaceModel`: pixels in [0, 1] in, embedding and logits out,
 class names and normalization inside. Cost at 48 px gray: compact_resnet 1.2 M parameters and 36 M
 multiply-adds per face, convnet (width 128, depth 3) 0.3 M and 109 M.
-Source: compact_resnet: basic blocks of He et al., Deep Residual Learning (arXiv 1512.03385).
+Source: compact_resnet: basic blocks of He et al., Deep Residual Learning (arXiv 1512.03385); with
+widths [64, 128, 256, 512], stem [3, 1] and blocks 2 it is the ResNet-18 that CIFAR is learned with.
 convnet: the ConvNet of Zhao, Mopuri, Bilen, Dataset Condensation (arXiv 2006.05929, 4.1).
 Departs: compact_resnet standardizes each image first, because lighting says nothing about an
-expression, and has a 5x5 stride-2 stem without pooling, because 48 px leave nothing to waste. Its
+expression, and has no pooling behind its stem, because 48 px leave nothing to waste. Its
 last BatchNorm scales start at 1, not at 0 as arXiv 1706.02677, 5.1 has them: they move by the
 learning rate per step, so that zeros keep short runs from using their blocks (FERPlus 10 %, 120
 steps of 128, seed 0, 3,199 development faces: 57.3 % against 43.0 %).
@@ -37,7 +38,8 @@ class ModelConfig(Config):
     name: str = "compact_resnet"
     """compact_resnet, convnet, or any name timm knows."""
     args: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of the network: widths of compact_resnet, width and depth of convnet."""
+    """Further arguments of the network: widths, stem (kernel, stride) and blocks (a width's) of
+    compact_resnet, width and depth of convnet."""
     size: int = Field(default=48, ge=8)
     """Side of the square input, pixels."""
     color: Literal["gray", "rgb"] = "gray"
@@ -131,7 +133,12 @@ class FaceModel(nn.Module):
 
 
 class CompactResNet(nn.Module):
-    """A small residual network for faces of 32 to 64 px: one basic block per width."""
+    """A small residual network for faces of 32 to 64 px: a few basic blocks per width.
+
+    Args:
+        stem: kernel and stride of the first convolution.
+        blocks: of every width; the first one halves the side, but for the first width.
+    """
 
     def __init__(
         self,
@@ -139,18 +146,18 @@ class CompactResNet(nn.Module):
         in_chans: int,
         drop_rate: float,
         widths: Sequence[int] = (32, 64, 128, 256),
+        stem: tuple[int, int] = (5, 2),
+        blocks: int = 1,
     ) -> None:
         super().__init__()
-        first = widths[0]
-        self.conv_stem = nn.Conv2d(in_chans, first, 5, stride=2, padding=2, bias=False)
+        (kernel, stride), first = stem, widths[0]
+        padding = kernel // 2
+        self.conv_stem = nn.Conv2d(in_chans, first, kernel, stride, padding, bias=False)
         self.bn1 = nn.BatchNorm2d(first)
-        incoming = [first, *widths[:-1]]
-        self.blocks = nn.Sequential(
-            *(
-                _BasicBlock(before, after, stride=1 if i == 0 else 2)
-                for i, (before, after) in enumerate(zip(incoming, widths, strict=True))
-            )
-        )
+        after = [width for width in widths for _ in range(blocks)]
+        before = [first, *after[:-1]]
+        strides = [2 if i and i % blocks == 0 else 1 for i in range(len(after))]
+        self.blocks = nn.Sequential(*map(_BasicBlock, before, after, strides))
         self.dropout = nn.Dropout(drop_rate)
         self.fc = nn.Linear(widths[-1], num_classes)
         for module in self.modules():
@@ -342,7 +349,7 @@ def _own(config: ModelConfig, num_classes: int) -> nn.Module:
         return NETWORKS[config.name](
             num_classes, config.channels, config.dropout, **sized, **config.args
         )
-    except TypeError as err:
+    except (TypeError, ValueError) as err:
         raise ModelError(f"{config.name}: args {config.args} do not fit: {err}") from err
 
 

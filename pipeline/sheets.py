@@ -186,6 +186,9 @@ def _rows(
         if _broken(content)
     ]
     header = next(iter(io.StringIO(text, newline="")), "")
+    if "\0" in text or len(header) > csv.field_size_limit():
+        said = "not text separated by commas; save the sheet as CSV UTF-8"
+        return [], [(1, f"{where} line 1: {said}")]
     delimiter = max(_DELIMITERS, key=lambda mark: _fields(header, mark))
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     found: list[tuple[int, dict[str, str]]] = []

@@ -107,7 +107,7 @@ def told_of(
         }
         each[start] = {
             strategy: [asdict(point) for point in found]
-            for strategy, found in points(own, test).items()
+            for strategy, found in points(own, test, names).items()
         }
     counts = np.bincount(test, minlength=len(names))
     return {

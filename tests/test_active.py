@@ -15,6 +15,7 @@ from pipeline.acquisition.functions import ACQUISITIONS, READS
 from pipeline.active import ActiveConfig, Oracle, Round, first_rows, points, rounds
 from pipeline.config import parse
 from pipeline.errors import ConfigError, IdentityError
+from pipeline.storage import to_json
 
 NAMES = ("neutral", "happiness", "sadness")
 FACES, TEST = 60, 12
@@ -103,6 +104,16 @@ def test_rounds__every_strategy_runs_and_sees_only_what_it_reads(strategy: str) 
     labels = set(learner.trained[-1][1])
     assert len(labels) == 24
     assert [len(rows) for rows in asked(curve)] == [6, 6, 0]
+
+
+def test_rounds__a_sample_smaller_than_the_budget_is_refused_before_a_training() -> None:
+    learner = Counter()
+    small = config(look={"boundary_faces": 5})
+    with pytest.raises(ConfigError, match="boundary_faces is 5, expected the 6 faces that deepf"):
+        rounds(oracle(), learner, small, "deepfool", 0)
+    assert not learner.trained
+    rounds(oracle(), learner, small, "margin", 0)  # does not look at boundaries
+    rounds(oracle(), learner, config(look={"boundary_faces": 6}), "deepfool", 0)
 
 
 def test_rounds__first_labels_belong_to_the_seed_alone() -> None:
@@ -224,7 +235,8 @@ def test_config__binds_the_settings_of_a_function() -> None:
 
 
 def made(right: Sequence[int], recall: float = 0.5) -> Round:
-    return Round(
+    """A round as it is read back: its classes stand in the order of the alphabet."""
+    one = Round(
         number=0,
         labels=6,
         class_counts=dict.fromkeys(NAMES, 2),
@@ -237,6 +249,7 @@ def made(right: Sequence[int], recall: float = 0.5) -> Round:
         seconds_asking=0.0,
         passes=1.0,
     )
+    return Round.model_validate_json(to_json(one.model_dump(mode="json")))
 
 
 def test_points__are_means_over_seeds_and_differences_of_the_same_seeds() -> None:
@@ -246,7 +259,7 @@ def test_points__are_means_over_seeds_and_differences_of_the_same_seeds() -> Non
         "margin": {0: [made([0, 1, 2, 3], 0.2), made([0])], 1: [made(range(6), 0.4)]},
         "bald": {0: [], 1: []},
     }
-    found = points(curves, test)
+    found = points(curves, test, NAMES)
     assert found["bald"] == []
     (margin,) = found["margin"]  # the second round is not finished by seed 1
     assert margin.accuracy == (4 / 12, 6 / 12)
@@ -255,4 +268,4 @@ def test_points__are_means_over_seeds_and_differences_of_the_same_seeds() -> Non
     assert margin.gap.value == pytest.approx((5 - 2.5) / 12)
     assert margin.gap.low <= margin.gap.value <= margin.gap.high
     assert found["random"][0].gap is None
-    assert points({"margin": curves["margin"]}, test)["margin"][0].gap is None
+    assert points({"margin": curves["margin"]}, test, NAMES)["margin"][0].gap is None

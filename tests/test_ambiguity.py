@@ -51,6 +51,15 @@ def slow_probability(row):
     )
 
 
+def slow_multi_target(row):
+    """The released rule (src/ferplus.py of microsoft/FERPlus), one face at a time."""
+    row = [0 if v <= 1 else v for v in row]
+    entered = [v if v >= 0.3 * sum(row) else 0 for v in row]
+    if sum(entered) <= 0.5 * sum(row) or int(np.argmax(entered)) >= 8:
+        return -1, np.zeros(8)
+    return int(np.argmax(entered)), np.array(entered[:8]) / sum(entered[:8])
+
+
 def test_drop_single_votes__leaves_two_and_more():
     assert drop_single_votes(np.array([[0, 1, 2, 10]])).tolist() == [[0, 0, 2, 10]]
 
@@ -98,13 +107,16 @@ def test_probability__stops_at_unknown():
     assert label(probability, votes(fear=6, unknown=2, anger=2)) == "fear"
 
 
-def test_probability__agrees_with_the_slow_version():
+@pytest.mark.parametrize(
+    ("rule", "slow"), [(probability, slow_probability), (multi_target, slow_multi_target)]
+)
+def test_rules__agree_with_the_slow_version(rule, slow):
     rng = np.random.default_rng(0)
     table = rng.multinomial(10, rng.dirichlet(np.full(10, 0.4), size=1)[0], size=2000)
     table = np.concatenate([table, rng.integers(0, 5, size=(2000, 10))])
-    labels, soft = probability(table)
+    labels, soft = rule(table)
     for row, got_label, got_soft in zip(table, labels, soft, strict=True):
-        want_label, want_soft = slow_probability(row.tolist())
+        want_label, want_soft = slow(row.tolist())
         assert got_label == want_label
         np.testing.assert_allclose(got_soft, want_soft, atol=1e-6)
 
@@ -117,6 +129,12 @@ def test_multi_target__keeps_every_emotion_of_three_tenths():
 def test_multi_target__unknown_in_the_lead_drops():
     assert label(multi_target, votes(fear=4, unknown=6)) is None
     assert label(multi_target, votes(fear=5, unknown=5)) == "fear"
+
+
+def test_multi_target__half_of_the_votes_or_less_drops():
+    assert label(multi_target, votes(fear=4, surprise=2, anger=2, sadness=2)) is None
+    assert label(multi_target, votes(fear=5, surprise=2, anger=3)) == "fear"
+    assert label(multi_target, votes(fear=4, unknown=4, anger=2)) == "fear"  # unknown counts
 
 
 def test_voted__keeps_what_majority_drops():

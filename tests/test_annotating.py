@@ -15,8 +15,9 @@ from pipeline import annotating
 from pipeline.errors import ConfigError, SourceError
 from pipeline.ledger import Ledger
 from pipeline.pool import pool_plan
+from pipeline.querying import AskConfig
 from pipeline.rounds import HOME, Round, rounds
-from pipeline.sheets import Filled
+from pipeline.sheets import Filled, write_sheet
 from pipeline.storage import location
 from tests.test_rounds import answers, queries
 
@@ -31,6 +32,19 @@ def test_round_of__most_ids_then_waiting_then_newest(tmp_path: Path) -> None:
     every[0].answer(answers({"a": "fear"}))
     for ids, number in (({"a", "b"}, 1), ({"b"}, 2), ({"c"}, 3), ({"d", "x"}, 3), ({"x"}, 4)):
         assert annotating._round_of(every, ids, home).number == number, ids
+
+
+def test_unused__options_for_a_new_round_are_named(tmp_path: Path) -> None:
+    one = Round(location(tmp_path), 1)
+    one.ask(queries("a", "b"))
+    (one.at / "sheet.csv").create(write_sheet(["a", "b"], None))
+    said = one.queries()["acquisition"][0].as_py()
+    same = AskConfig(budget=2, acquisition=said)
+    assert annotating._unused(one, same, False) == []
+    assert annotating._unused(one, AskConfig(), False) == []
+    other = AskConfig(budget=3, acquisition="random", candidates=5)
+    wanted = ["--budget", "--acquisition", "--candidates", "--suggest"]
+    assert annotating._unused(one, other, True) == wanted
 
 
 def filled(labels: dict[str, str], *skipped: str) -> Filled:

@@ -1,5 +1,6 @@
 """The script that travels with a model is the network it was trained as."""
 
+import pytest
 import torch
 from helpers.tiny import TINY, faces, tiny_model
 
@@ -12,7 +13,9 @@ from pipeline.synthetic import draw, encode
 
 
 def test_own_networks__have_the_names_and_shapes_of_what_was_trained() -> None:
-    for config in (TINY, ModelConfig(name="convnet", size=16, args={"width": 4, "depth": 2})):
+    deep = ModelConfig(size=16, args={"widths": [4, 8], "stem": [3, 1], "blocks": 2})
+    small = ModelConfig(name="convnet", size=16, args={"width": 4, "depth": 2})
+    for config in (TINY, deep, small):
         trained = tiny_model(config=config).net.state_dict()
         if config.name == "convnet":
             net = modeling.ConvNet(3, 1, 16, **config.args)
@@ -22,8 +25,9 @@ def test_own_networks__have_the_names_and_shapes_of_what_was_trained() -> None:
         assert {k: v.shape for k, v in carried.items()} == {k: v.shape for k, v in trained.items()}
 
 
-def test_member__gives_the_logits_of_the_model(tmp_path) -> None:
-    model = tiny_model()
+@pytest.mark.parametrize("more", [{}, {"stem": [3, 1], "blocks": 2}])
+def test_member__gives_the_logits_of_the_model(tmp_path, more) -> None:
+    model = tiny_model(config=TINY.model_copy(update={"args": {**TINY.args, **more}}))
     save_model(model, location(tmp_path), {})
     x = faces(3) / 255
     with torch.inference_mode():

@@ -34,6 +34,25 @@ def test_create__the_compact_resnet_of_the_measurements() -> None:
     assert model(torch.rand(2, 1, 48, 48)).shape == (2, 8)
 
 
+def test_create__the_resnet_18_of_cifar() -> None:
+    args = {"widths": [64, 128, 256, 512], "stem": [3, 1], "blocks": 2}
+    model = create(ModelConfig(color="rgb", size=32, args=args), tuple("abcdefghij"))
+    assert sum(p.numel() for p in model.parameters()) == 11_173_962  # its known size
+    assert model.embed_dim == 512
+    small = create(ModelConfig(size=16, args={**args, "widths": [4, 8]}), NAMES)
+    assert small.net.forward_features(torch.rand(2, 1, 16, 16)).shape == (2, 8, 8, 8)
+
+
+def test_create__the_stem_and_one_block_of_a_width_are_the_default() -> None:
+    named = {"widths": [8, 16], "stem": [5, 2], "blocks": 1}
+    torch.manual_seed(0)
+    given = create(ModelConfig(size=16, args=named), NAMES).state_dict()
+    torch.manual_seed(0)
+    default = create(ModelConfig(size=16, args={"widths": [8, 16]}), NAMES).state_dict()
+    assert list(given) == list(default)
+    assert all(torch.equal(given[name], default[name]) for name in given)
+
+
 def test_create__the_convnet_of_the_literature() -> None:
     model = create(ModelConfig(name="convnet", color="rgb", size=32), tuple("abcdefghij"))
     assert sum(p.numel() for p in model.parameters()) == 320_010  # its published size
@@ -126,6 +145,8 @@ def test_conv3x3__bfloat16_training_takes_the_matrix_product() -> None:
     [
         ("compact_resnt", {}, "did you mean 'compact_resnet'"),
         ("compact_resnet", {"width": 3}, "args {'width': 3} do not fit"),
+        ("compact_resnet", {"stem": 3}, "args {'stem': 3} do not fit"),
+        ("compact_resnet", {"stem": [3]}, "do not fit: not enough values"),
         ("test_resnet", {"foo": 3}, "args {'foo': 3} do not fit"),
     ],
 )

@@ -6,6 +6,7 @@ import csv
 import io
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from pipeline.errors import SourceError
@@ -106,6 +107,21 @@ def test_read_sheet__every_fault_with_its_line() -> None:
 def test_read_sheet__one_fault(text: str, said: str) -> None:
     (found,) = faults(text)
     assert said in found
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"id,label," + b"x" * 140_000 + b"\n",
+        np.random.default_rng(0).bytes(30_000),
+        b"PK\x03\x04\0",
+    ],
+    ids=["one long line", "random bytes", "spreadsheet"],
+)
+def test_read_sheet__what_is_no_sheet_is_one_line(data: bytes) -> None:
+    text = "own.csv line 1: not text separated by commas; save the sheet as CSV UTF-8"
+    assert faults(data) == [text]
+    assert known_ids(data, "own.csv") == set()
 
 
 def test_known_ids__of_any_sheet() -> None:

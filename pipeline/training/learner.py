@@ -40,7 +40,8 @@ class LookConfig(Config):
     """How closely unlabeled faces are looked at."""
 
     passes: int = Field(default=10, ge=2)  # dropout passes of bald
-    boundary_faces: int | None = Field(default=None, ge=1)  # deepfool's sample; None: all
+    boundary_faces: int | None = Field(default=None, ge=1)
+    """deepfool's sample, a round's budget or more; None: all."""
     boundary_steps: int = Field(default=ITERATIONS, ge=1)  # of DeepFool, at most
     overshoot: float = Field(default=OVERSHOOT, ge=0)
 

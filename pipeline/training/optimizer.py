@@ -1,4 +1,4 @@
-"""What a training step does after the loss: gradients, AdamW, the average of the weights.
+"""What a training step does after the loss: gradients, the optimizer, the average of the weights.
 
 Cost: about 3 ms per step for 1.2 M parameters on one core; five times the weights in memory.
 Source: AdamW arXiv 1711.05101; one cosine with warm-up arXiv 1608.03983 and 1706.02677; average of
@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -31,7 +31,11 @@ class Schedule(Config):
     """Share of the steps."""
     weight_decay: float = Field(default=0.05, ge=0)
     """Of weights; biases, norms and other vectors are left alone."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.99)
+    """Of adamw."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Of sgd, which adds the decay to the gradient."""
     clip: float | None = Field(default=5.0, gt=0)
     """Largest norm of the gradient; None: not clipped."""
     ema: float | None = Field(default=0.998, gt=0, lt=1)
@@ -59,13 +63,7 @@ class Trainee:
             {"params": [p for p in trained if p.ndim > 1]},
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(
-            groups,
-            lr=schedule.lr,
-            betas=schedule.betas,
-            weight_decay=schedule.weight_decay,
-            fused=True,
-        )
+        self.optimizer = _optimizer(groups, schedule)
         self.averaged = self.modules
         if schedule.ema is not None:
             self.averaged = copy.deepcopy(self.modules).requires_grad_(False).eval()
@@ -133,6 +131,14 @@ class Trainee:
                 else value.to(parameter.device)
                 for name, value in kept.items()
             }
+
+
+def _optimizer(groups: list[dict[str, Any]], schedule: Schedule) -> torch.optim.Optimizer:
+    rate, decay = schedule.lr, schedule.weight_decay
+    if schedule.optimizer == "sgd":
+        momentum = schedule.momentum
+        return torch.optim.SGD(groups, rate, momentum, weight_decay=decay, fused=True)
+    return torch.optim.AdamW(groups, rate, schedule.betas, weight_decay=decay, fused=True)
 
 
 def _synchronized(modules: nn.ModuleDict) -> nn.ModuleDict:

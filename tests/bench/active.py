@@ -103,6 +103,9 @@ def _cell(recipe: Recipe, strategy: str, start: str, seed: int, *, quick: bool) 
     stages = UNTIL_PRETRAIN if start == "pretrained" else UNTIL_PRETRAIN[:-1]
     config = config_of(recipe)
     own = config.model_dump(mode="json", exclude={"strategies", "seeds", "starts", "settings"})
+    for name, value in ferplus10.SCHEDULE_LATER:
+        if own["train"][name] == value:
+            del own["train"][name]
     identity: dict[str, Any] = {stage: settings(recipe, stage) for stage in stages}
     ferplus10.drop_later(identity)
     identity |= {"schema": SCHEMA_VERSION, "active": own, "start": start, "seed": seed}

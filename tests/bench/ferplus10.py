@@ -53,6 +53,8 @@ POOLS = {"both": ("rest", "faces"), "rest": ("rest",), "faces": ("faces",), "omn
 GRID = (("both", 0), ("both", 1), ("both", 2), ("rest", 0), ("faces", 0), ("omni", 0))
 BESIDE = ("active", "annotated", "clusters", "experts", "rounds", "tuned")
 """Stages that no figure of these cells depends on."""
+SCHEDULE_LATER = (("optimizer", "adamw"), ("momentum", 0.9))
+"""The same of every training."""
 LATER = (
     ("search", "adaptive", []),
     ("search", "batch", 1),
@@ -68,6 +70,7 @@ LATER = (
     ("teach", "mix_alpha", 1.0),
     ("teach", "partial", None),
     ("guard", "copies", None),
+    *((section, *late) for section in ("pretrain", "teach", "student") for late in SCHEDULE_LATER),
 )
 """Sections' settings that came after cells were measured, and the value that changes nothing."""
 POOL_FACES = {"rest": 21_700, "faces": 13_233}  # about; only for the estimate

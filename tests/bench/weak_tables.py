@@ -35,7 +35,7 @@ HEADS = {
     "js": "JS",
     "brier": "Brier",
 }
-MARKS = {True: " +", False: "", None: ""}
+MARKS = {weak.BETTER: " +", weak.WORSE: " -", weak.UNDECIDED: " ~", None: ""}
 
 
 def lines() -> list[str]:
@@ -48,8 +48,9 @@ def _body(records: Records) -> list[str]:
         f"{weak.PASSES:,} image passes for every row, reconstruction included. Judged on every "
         "voted face against the shares of its votes; agreed: the first class has four fifths of "
         "them. `+`: better than cross entropy on majority labels in all three seeds, of the same "
-        "network. KL and JS in nats; percent elsewhere, but for Brier. The decoder's own answer "
-        "stands below the head's that it taught.",
+        "network; `-`: worse in all three; `~`: now this, now that; no mark: the baseline, or "
+        "cells are missing. KL and JS in nats; percent elsewhere, but for Brier. The decoder's "
+        "own answer stands below the head's that it taught.",
         "",
     ]
     for faces, title in FACES.items():

@@ -12,7 +12,7 @@ from pipeline.training.worker import local
 WORKER = local(dtype=torch.float32)
 
 
-def trainee(**settings: float | None) -> Trainee:
+def trainee(**settings: float | str | None) -> Trainee:
     torch.manual_seed(0)
     modules = nn.ModuleDict({"used": nn.Linear(3, 2), "unused": nn.Linear(3, 2)})
     return Trainee(modules, Schedule.model_validate({"clip": None, **settings}), WORKER)
@@ -55,6 +55,25 @@ def test_step__only_weights_decay() -> None:
     torch.testing.assert_close(bias.detach(), start[1])
 
 
+def test_step__sgd_moves_by_what_it_remembers_of_the_gradients() -> None:
+    decay, memory = 0.5, 0.8
+    one = trainee(
+        optimizer="sgd", momentum=memory, lr=0.1, warmup=0.0, steps=4, weight_decay=decay, ema=None
+    )
+    weight, bias = one.modules["used"].parameters()
+    moved = [torch.zeros_like(weight), torch.zeros_like(bias)]
+    for number in range(3):
+        before = [p.detach().clone() for p in (weight, bias)]
+        one.step(loss_of(one), 1.0, number)
+        # The loss is 4 * sum((W 1 + b)^2): every entry of a row of W has the gradient of its bias.
+        slope = 8 * (before[0].sum(1) + before[1])
+        rate = 0.1 * (1 + math.cos(math.pi * number / 4)) / 2
+        moved[0] = memory * moved[0] + slope[:, None] + decay * before[0]
+        moved[1] = memory * moved[1] + slope
+        torch.testing.assert_close(weight.detach(), before[0] - rate * moved[0])
+        torch.testing.assert_close(bias.detach(), before[1] - rate * moved[1])
+
+
 def test_step__the_average_follows_with_a_ramp() -> None:
     one = trainee(ema=0.5, lr=0.1, warmup=0.0, steps=40)
     expected = one.modules["used"].weight.detach().clone()
@@ -71,8 +90,11 @@ def test_trainee__without_average_the_weights_are_it() -> None:
     assert one.averaged is one.modules
 
 
-def test_tensors__load_continues_exactly() -> None:
-    one, other = trainee(), trainee()
+@pytest.mark.parametrize(
+    "settings", [{}, {"optimizer": "sgd"}, {"optimizer": "sgd", "momentum": 0.0}]
+)
+def test_tensors__load_continues_exactly(settings: dict[str, float | str]) -> None:
+    one, other = trainee(**settings), trainee(**settings)
     for number in range(3):
         one.step(loss_of(one), 1.0, number)
     other.load({name: value.clone() for name, value in one.tensors().items()})
