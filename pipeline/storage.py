@@ -111,13 +111,10 @@ class Location:
     def stamp(self) -> str:
         """Changes when the content does: size and mtime in ns, or the ETag, without reading.
 
-        A folder's: on disk of the names right in it, on S3 of all objects below.
+        A folder's: of all files below, one by one; see :func:`posix.stamp` and :func:`s3.stamp`.
         """
         with posix.explained(self.uri):
-            if self.is_local:
-                stat = os.stat(self.uri)
-                return f"{stat.st_size}-{stat.st_mtime_ns}"
-            return s3.stamp(self._key)
+            return posix.stamp(self.uri) if self.is_local else s3.stamp(self._key)
 
     def children(self) -> list[Location]:
         """Files and folders right below, sorted by name; [] if missing. Unfinished writes hide."""

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pytest
 from helpers import flow as tiny
 
-from pipeline import flow, pool
+from pipeline import flow, pool, synthetic
 from pipeline.policy import SCORE_COLUMNS
 from pipeline.schema import EMOTIONS
 from pipeline.storage import read_table
@@ -28,6 +28,23 @@ def test_read_labels__test_faces_are_apart(job: tiny.LoggedJob) -> None:
     }
     assert roles == {"labeled": {"train", "rest"}, "test": {"test"}}  # rest: no majority
     assert flow.label_names(job) == EMOTIONS
+
+
+def test_read_labels__a_face_replaced_deep_in_a_folder_is_read_again(tmp_path: Path) -> None:
+    faces = synthetic.draw(0, np.arange(5), 16)
+    files = [tmp_path / "set" / split for split in ("train/sad/a.png", "test/sad/b.png")]
+    for file, face in zip(files, faces, strict=False):
+        file.parent.mkdir(parents=True)
+        file.write_bytes(synthetic.encode(face))
+    labeled = f"labeled={{kind: folder, path: {tmp_path / 'set'}}}"
+    job = tiny.start(tiny.tiny(tiny.UNTRACKED, labeled), tmp_path / "run")
+    flow.read_labels(job)
+    before = job.run.artifact("labeled")
+    flow.read_labels(job)
+    assert job.run.artifact("labeled") == before
+    files[0].write_bytes(synthetic.encode(faces[4]) + b"more")
+    flow.read_labels(job)
+    assert job.run.artifact("labeled").digest != before.digest
 
 
 def test_forward_passes__third_of_a_pass_per_view_and_teacher(job: tiny.LoggedJob) -> None:

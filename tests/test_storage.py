@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import threading
 from collections.abc import Iterator
@@ -88,11 +89,28 @@ def test_stamp__of_a_folder_changes_with_what_is_in_it(root: Location) -> None:
     (at / "b").write_text("2")
     with_b = at.stamp()
     assert with_b != before
-    if not at.is_local:  # below it as well
-        (at / "deep" / "c").write_text("3")
-        with_c = at.stamp()
-        (at / "deep" / "c").write_text("4")
-        assert len({with_b, with_c, at.stamp()}) == 3
+    (at / "deep" / "c").write_text("3")
+    with_c = at.stamp()
+    (at / "deep" / "c").write_text("four")
+    assert len({with_b, with_c, at.stamp()}) == 3
+
+
+def test_stamp__of_a_local_folder_counts_names_sizes_and_times(tmp_path: Path) -> None:
+    at, file = location(tmp_path), tmp_path / "train" / "1" / "a.png"
+    (at / "train" / "1" / "a.png").write_text("one")
+    stamps = [at.stamp()]
+    state, folder = file.stat(), file.parent.stat()
+    file.write_text("two")  # the folders above stay as they were
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    assert file.parent.stat().st_mtime_ns == folder.st_mtime_ns
+    stamps.append(at.stamp())
+    file.rename(file.with_name("b.png"))
+    stamps.append(at.stamp())
+    assert len(set(stamps)) == 3
+    (file.parent / ".DS_Store").write_text("looked at")
+    (file.parent / "gone.png").symlink_to(tmp_path / "nowhere")
+    (file.parent / "around").symlink_to(tmp_path)
+    assert at.stamp() == stamps[-1]
 
 
 def test_stamp__changes_with_content(root: Location) -> None:

@@ -1,7 +1,8 @@
 """Labeled and mined faces as training sees them, opened from artifacts on whatever node trains.
 
 A training function gets a `Handed`: places and crops, nothing large. Each node packs the faces into
-its own cache once; the cache's folder is named by what is in it.
+its own cache once. The cache's folder is named by what is in it: ids, bytes, boxes and landmarks,
+and how the faces are cut, colored and decoded.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from pipeline.boxes import boxes_in_crop
-from pipeline.config import Config
+from pipeline.config import Config, digest
 from pipeline.errors import ConfigError, SourceError
-from pipeline.images import Color, Crop
+from pipeline.images import DECODER, Color, Crop
 from pipeline.ledger import Ledger
 from pipeline.models import ModelConfig
 from pipeline.packs import content_digest
@@ -216,9 +217,8 @@ def open_mined(handed: Handed, model: ModelConfig) -> MinedFaces:
     assert handed.mined is not None
     assert handed.plan is not None
     plan, ledger = Plan(location(handed.plan)), Ledger(location(handed.mined))
-    narrow = pa.concat_tables(
-        table for _, table in ledger.tables(plan, ["id", "soft", "weight", "source", *CUT_BY])
-    )
+    columns = ["id", "sha256", "soft", "weight", "source", *CUT_BY]
+    narrow = pa.concat_tables(table for _, table in ledger.tables(plan, columns))
     if narrow.num_rows == 0:
         raise SourceError(f"{handed.mined}: the mined set is empty; loosen search or select")
     order, parts = [], []
@@ -227,7 +227,7 @@ def open_mined(handed: Handed, model: ModelConfig) -> MinedFaces:
         rows = np.flatnonzero(source == name)
         if len(rows):
             order.append(rows)
-            key = content_digest(narrow.select(["id", *CUT_BY]).take(rows))[:12]
+            key = content_digest(narrow.select(["id", "sha256", *CUT_BY]).take(rows))[:12]
             images = _images(ledger, plan, name)
             parts.append(store(images, len(rows), f"mined-{key}", crop, color, handed, model))
     rows = np.concatenate(order)
@@ -252,7 +252,7 @@ def pack_rows(
     rows: pa.Table, what: str, crop: Crop, color: Color, handed: Handed, model: ModelConfig
 ) -> Faces:
     """Faces of a table with id, image, box and landmarks, at a model's size and color."""
-    key = content_digest(rows.select(["id", *CUT_BY]))[:12]
+    key = content_digest(rows.select(["id", "image", *CUT_BY]))[:12]
     return store(cut_rows(rows), rows.num_rows, f"{what}-{key}", crop, color, handed, model)
 
 
@@ -265,7 +265,11 @@ def store(
     handed: Handed,
     model: ModelConfig,
 ) -> Faces:
-    """Pack for a model; a gray source stays gray for a model that sees color."""
-    at = Path(handed.scratch) / f"{name}-{model.color}{model.size}"
+    """Pack for a model; a gray source stays gray for a model that sees color.
+
+    `name` says which faces these are and what their bytes are; how they are seen is added.
+    """
     seen: Color = "gray" if "gray" in (color, model.color) else "rgb"
+    view = digest([crop.model_dump(mode="json"), seen, DECODER])[:8]
+    at = Path(handed.scratch) / f"{name}-{view}-{model.color}{model.size}"
     return pack_faces(images, count, crop=crop, color=seen, size=model.size, at=at)

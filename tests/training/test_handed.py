@@ -1,5 +1,6 @@
 """Proves which labeled and mined faces training gets to see, and in which order."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from pipeline.ledger import Ledger
 from pipeline.models import ModelConfig
 from pipeline.plan import Plan, Slice
 from pipeline.schema import BOX, GUARD, LABELED, LANDMARKS, OK, QUARANTINED, with_label_names
-from pipeline.storage import location, read_table, write_table
+from pipeline.storage import Location, location, read_table, write_table
 from pipeline.survey import describe
 from pipeline.training.faces import ArrayFaces
 from pipeline.training.handed import (
@@ -167,6 +168,40 @@ def test_open_labeled__annotated_faces_are_cropped_as_their_source(annotated: Ha
     assert data.groups == [*groups[:6], "g", "a", "c"]  # a face of no group is one by itself
 
 
+def test_open_labeled__other_bytes_under_the_same_ids_are_packed_anew(handed: Handed) -> None:
+    index, at = np.arange(6), location(handed.labeled) / LABELED_FILE
+    before = open_labeled(handed, MODEL)[0].faces.take(index)
+    table = read_table(at)
+    images = table["image"].to_pylist()
+    images[3], images[4] = images[4], images[3]
+    place = table.schema.get_field_index("image")
+    column = pa.array(images, pa.large_binary())
+    write_table(at, table.set_column(place, table.schema.field("image"), column))
+    np.testing.assert_array_equal(
+        open_labeled(handed, MODEL)[0].faces.take(index), before[[0, 2, 1, 3, 4, 5]]
+    )
+
+
+def test_open_labeled__another_view_is_packed_beside_the_first(
+    handed: Handed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, (data, rows) = np.arange(6), open_labeled(handed, MODEL)
+    closer = handed.model_copy(update={"crop": Crop(fraction=0.5)})
+    found = open_labeled(closer, MODEL)[0].faces.take(index)
+    image = rows["image"][5].as_py()
+    np.testing.assert_array_equal(
+        found[5], face(image, crop=Crop(fraction=0.5), color="gray", size=16)
+    )
+    in_color = MODEL.model_copy(update={"color": "rgb"})
+    gray = open_labeled(handed, in_color)[0].faces.take(index)
+    colored = open_labeled(handed.model_copy(update={"color": "rgb"}), in_color)[0]
+    assert (gray.shape[1], colored.faces.take(index).shape[1]) == (1, 3)
+    for module in ("faces", "handed"):
+        monkeypatch.setattr(f"pipeline.training.{module}.DECODER", "another")
+    again = open_labeled(handed, MODEL)[0].faces.take(index)
+    np.testing.assert_array_equal(again, data.faces.take(index))
+
+
 def test_joined_faces__as_one_array() -> None:
     pixels = np.arange(7 * 4, dtype=np.uint8).reshape(7, 1, 2, 2)
     joined = JoinedFaces([ArrayFaces(pixels[:2]), ArrayFaces(pixels[2:3]), ArrayFaces(pixels[3:])])
@@ -176,15 +211,15 @@ def test_joined_faces__as_one_array() -> None:
     assert joined.take(np.array([], np.int64)).shape == (0, 1, 2, 2)
 
 
-def test_open_mined__rows_of_two_sources_stay_together(tmp_path: Path) -> None:
-    images = SyntheticSet(count=6, test_count=0).records("x").table["image"].to_pylist()
+def mined_in(at: Location, images: list[bytes], cache: Path) -> Handed:
+    """Six mined faces in three slices: of web, film and web."""
     sources = ["web", "film", "web"]
     slices = [
         Slice(f"s{i:07d}", 0, source, "memory", 2 * i, 2 * i + 2, "f", 2)
         for i, source in enumerate(sources)
     ]
-    at = location(tmp_path)
     plan, ledger = Plan.write(at / "plan.parquet", slices), Ledger(at / "mine")
+    hashes = [hashlib.sha256(image).digest() for image in images]
     for i, slice in enumerate(slices):
         ledger.commit(slice, pa.table({
             "id": [f"{slice.source}/{n}" for n in (2 * i, 2 * i + 1)],
@@ -193,21 +228,30 @@ def test_open_mined__rows_of_two_sources_stay_together(tmp_path: Path) -> None:
             "weight": pa.array([float(2 * i), float(2 * i + 1)], pa.float32()),
             "source": [slice.source] * 2,
             "image": pa.array(images[2 * i : 2 * i + 2], pa.large_binary()),
+            "sha256": pa.array(hashes[2 * i : 2 * i + 2], pa.binary(32)),
             "box": pa.nulls(2, BOX),
             "landmarks": pa.nulls(2, LANDMARKS),
         }))  # fmt: skip
     sealing.seal(ledger, plan)
-    handed = Handed(
-        labeled=at.uri, guard=None, crop=Crop(), color="gray", scratch=str(tmp_path / "cache"),
+    return Handed(
+        labeled=at.uri, guard=None, crop=Crop(), color="gray", scratch=str(cache),
         mined=(at / "mine").uri, plan=plan.at.uri,
         views={"film": (Crop(), "gray"), "web": (Crop(), "gray")},
     )  # fmt: skip
+
+
+def test_open_mined__rows_of_two_sources_stay_together(tmp_path: Path) -> None:
+    images = SyntheticSet(count=6, test_count=0).records("x").table["image"].to_pylist()
+    handed = mined_in(location(tmp_path), images, tmp_path / "cache")
     mined = open_mined(handed, MODEL)
     assert mined.weight.tolist() == [2, 3, 0, 1, 4, 5]  # film's faces first, as in `views`
     assert mined.source == ["film"] * 2 + ["web"] * 4
     np.testing.assert_allclose(mined.soft[:, 0], mined.weight / 10, atol=1e-6)
     alone = open_mined(handed, MODEL).faces.take(np.arange(6))
     assert len({face.tobytes() for face in alone}) == 6
+    turned = mined_in(location(tmp_path) / "turned", images[::-1], tmp_path / "cache")
+    other = open_mined(turned, MODEL).faces.take(np.arange(6))  # the same ids and cache
+    np.testing.assert_array_equal(other[[1, 0, 5, 4, 3, 2]], alone)
 
 
 def test_open_labeled__votes_become_targets_in_the_order_of_the_rows(handed: Handed) -> None:
