@@ -32,7 +32,7 @@ from pipeline.schema import label_names_of
 from pipeline.storage import Location, read_table, write_table
 from pipeline.streaming import check_room, start_ray
 from pipeline.survey import describe
-from pipeline.training import distillation, exam, pretrain, runs, student
+from pipeline.training import distillation, exam, pretrain, pretraining, runs, student
 from pipeline.training.handed import FACES_FILE, LABELED_FILE, Handed, labeled_rows, usable
 from pipeline.training.launch import launch, spread
 from pipeline.training.loop import FORWARD
@@ -47,7 +47,7 @@ POINTS_FILE = "labeled.parquet"
 MODEL = "model"
 DISTILL_BOUNDS = ("distill.preview_every", "distill.memory_mb")
 """Settings of distill that no image depends on."""
-PROBES = ("pretrain.probe_every", "pretrain.neighbors", "pretrain.probe_faces")
+PROBES = tuple(f"pretrain.{name}" for name in pretraining.PROBES)
 """Settings of pretrain that no weight depends on."""
 TUNED = "tuned"
 """The teacher, trained on from the distilled set."""

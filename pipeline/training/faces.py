@@ -9,6 +9,7 @@ take what the files take, and about 0.1 to 0.5 ms of one core per face and draw.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -119,7 +121,8 @@ def pack_faces(
     pixels (crop, color, size, decoder) is checked. The folder appears complete or not at all.
 
     Args:
-        rows: the faces, in the order of their positions; not touched if the folder exists.
+        rows: the faces, in the order of their positions; not touched if the folder exists or
+            another process of the node has just packed it.
         count: how many.
         crop: which part of the image is the face.
         color: gray or rgb.
@@ -141,18 +144,15 @@ def pack_faces(
     if not (at / META).exists():
         channels = 1 if color == "gray" else 3
         limit = int(MEMORY_SHARE * _machine_memory()) if memory is None else memory
-        partial = at.with_name(f".{at.name}-{uuid.uuid4().hex[:8]}")
-        partial.mkdir(parents=True)
-        try:
-            if count * channels * size * size <= limit:
-                decoded = _decoded(rows, crop, color, size)
-                _write_array(decoded, (count, channels, size, size), partial)
-            else:
-                _write_pack(rows, count, partial)
-            (partial / META).write_text(json.dumps(made_of), encoding="utf-8")
-            _publish(partial, at)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        shape = (count, channels, size, size)
+        with _only_packer(at) as partial:
+            if partial is not None:
+                if count * channels * size * size <= limit:
+                    _write_array(_decoded(rows, crop, color, size), shape, partial)
+                else:
+                    _write_pack(rows, count, partial)
+                (partial / META).write_text(json.dumps(made_of), encoding="utf-8")
+                _publish(partial, at)
     found = json.loads((at / META).read_text(encoding="utf-8"))
     for name, value in made_of.items():
         if found[name] != value:
@@ -160,6 +160,26 @@ def pack_faces(
     if (at / ARRAY).exists():
         return ArrayFaces(np.load(at / ARRAY, mmap_mode="r", allow_pickle=False))
     return PackedFaces(at, crop, color, size)
+
+
+@contextmanager
+def _only_packer(at: Path) -> Iterator[Path | None]:
+    """A new folder to pack into, while others on the node wait; None: another one has packed."""
+    at.parent.mkdir(parents=True, exist_ok=True)
+    held = os.open(at.parent, os.O_RDONLY)  # a lock on the folder itself leaves no file behind
+    partial = at.with_name(f".{at.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if (at / META).exists():
+            yield None
+            return
+        for left in at.parent.glob(f".{at.name}-????????"):  # of packers that were killed
+            shutil.rmtree(left, ignore_errors=True)
+        partial.mkdir()
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        os.close(held)
 
 
 def _decode(row: Row, position: int, crop: Crop, color: Color, size: int) -> np.ndarray:
@@ -195,15 +215,20 @@ def _write_array(faces: Iterator[np.ndarray], shape: tuple[int, ...], at: Path) 
 
 
 def _write_pack(rows: Iterable[Row], count: int, at: Path) -> None:
-    offsets, where = [0], []
+    new = np.lib.format.open_memmap
+    offsets = new(at / OFFSETS, mode="w+", dtype=np.int64, shape=(count + 1,))
+    where = new(at / WHERE, mode="w+", dtype=np.float32, shape=(count, 4 + NUMBERS))
+    seen = 0
     with (at / PACK).open("wb") as file:
         for data, box, landmarks in rows:
-            offsets.append(offsets[-1] + file.write(data))
-            known = ([np.nan] * 4 if box is None else box), landmarks or [np.nan] * NUMBERS
-            where.append([*known[0], *known[1]])
-    _check_count(len(where), count)
-    np.save(at / OFFSETS, np.array(offsets, np.int64), allow_pickle=False)
-    np.save(at / WHERE, np.array(where, np.float32), allow_pickle=False)
+            if seen < count:
+                offsets[seen + 1] = offsets[seen] + file.write(data)
+                where[seen, :4] = np.nan if box is None else box
+                where[seen, 4:] = landmarks or np.nan
+            seen += 1
+    _check_count(seen, count)
+    offsets.flush()
+    where.flush()
 
 
 def _check_count(seen: int, count: int) -> None:

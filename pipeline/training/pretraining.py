@@ -45,11 +45,14 @@ from pipeline.masked import (
 from pipeline.models import FaceModel, ModelConfig
 from pipeline.training.data import Batch, LabeledFaces, Stream
 from pipeline.training.faces import Faces
-from pipeline.training.loop import Fitted, Hook, Loss, Objective, Schedule, Step, Worker, fit
+from pipeline.training.loop import Fitted, Hook, Loss, Schedule, Step, Worker, fit
 from pipeline.training.supervised import averaged_model, new_model
 
 MOVED = Strength(12.0, 0.25, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0.0)
 """Geometry alone: what is erased or darkened by chance cannot be reconstructed."""
+
+PROBES = ("probe_every", "neighbors", "probe_faces")
+"""Settings that no weight depends on: others may continue a checkpoint."""
 
 
 class DecoderConfig(Config):
@@ -105,11 +108,48 @@ class PretrainConfig(Schedule):
         return self.batch * (2 if self.method == "simclr" else 1)
 
 
-class Contrastive:
+class Probed:
+    """Learns from the pool; what it sees of labeled faces on the way is in its checkpoints."""
+
+    _stream: Stream
+
+    def __init__(self, model: FaceModel, config: PretrainConfig) -> None:
+        self._model, self._config = model, config
+        self.labeled: LabeledFaces | None = None
+        """Whom to look at; None: nobody looks."""
+        self.probes: list[dict[str, float]] = []
+        """As those of `Pretrained`."""
+
+    def streams(self) -> Sequence[Stream]:
+        """The pool, every face once per epoch."""
+        return [self._stream]
+
+    def update(self, loss: Loss, at: Step) -> None:
+        """Look, where the config says so; nothing else moves."""
+        done, config, seen = at.number + 1, self._config, at.averaged["model"]
+        assert isinstance(seen, FaceModel)
+        every, voters, most = (getattr(config, name) for name in PROBES)
+        if self.labeled is None or every is None or (done != at.steps and done % every):
+            return
+        share = nearest_accuracy(seen, self.labeled, at.worker, voters, most)
+        self.probes.append({"step": float(done), "knn": share})
+
+    def state(self) -> dict[str, Tensor]:
+        """What was seen, if anything was."""
+        seen = [[probe["step"], probe["knn"]] for probe in self.probes]
+        return {"probes": torch.tensor(seen, dtype=torch.float64)} if seen else {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of `state`."""
+        seen = state["probes"].tolist() if "probes" in state else []
+        self.probes = [{"step": step, "knn": share} for step, share in seen]
+
+
+class Contrastive(Probed):
     """Two views of a face find each other among those of all others; an `Objective`."""
 
     def __init__(self, model: FaceModel, config: PretrainConfig, faces: Faces) -> None:
-        self._model, self._config = model, config
+        super().__init__(model, config)
         self._projector = _projection(model.embed_dim, config.projection)
         view = VIEWS[config.augment]
         self._stream = _pool_stream(model, config, faces, {"x": view, "y": view})
@@ -117,10 +157,6 @@ class Contrastive:
     def modules(self) -> nn.ModuleDict:
         """Network and projection."""
         return nn.ModuleDict({"model": self._model, "projector": self._projector})
-
-    def streams(self) -> Sequence[Stream]:
-        """The pool, every face once per epoch."""
-        return [self._stream]
 
     def loss(self, batch: Mapping[str, Batch], at: Step) -> Loss:
         """Mean NT-Xent, the faces of all workers as negatives."""
@@ -132,22 +168,12 @@ class Contrastive:
         each = contrastive(x, y, everyone, self._config.temperature, gather)
         return Loss(each.mean(), trained=2 * len(x))
 
-    def update(self, loss: Loss, at: Step) -> None:
-        """Nothing moves."""
 
-    def state(self) -> dict[str, Tensor]:
-        """Nothing moves."""
-        return {}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing moves."""
-
-
-class Queued:
+class Queued(Probed):
     """A view of a face finds the face's key among those of earlier faces; an `Objective`."""
 
     def __init__(self, model: FaceModel, config: PretrainConfig, faces: Faces) -> None:
-        self._model, self._config = model, config
+        super().__init__(model, config)
         self._projector = _projection(model.embed_dim, config.projection)
         # As in the released code the first keys are of no face: directions drawn at random.
         self._queue = F.normalize(torch.randn(config.queue, config.projection), dim=1)
@@ -157,10 +183,6 @@ class Queued:
     def modules(self) -> nn.ModuleDict:
         """Network and projection."""
         return nn.ModuleDict({"model": self._model, "projector": self._projector})
-
-    def streams(self) -> Sequence[Stream]:
-        """The pool, every face once per epoch."""
-        return [self._stream]
 
     def loss(self, batch: Mapping[str, Batch], at: Step) -> Loss:
         """Mean InfoNCE against the queue, which is the same on all workers."""
@@ -178,22 +200,24 @@ class Queued:
 
     def update(self, loss: Loss, at: Step) -> None:
         """The newest keys come first, the oldest leave."""
+        super().update(loss, at)
         self._queue = torch.cat([loss.outputs["keys"], self._queue])[: self._config.queue]
 
     def state(self) -> dict[str, Tensor]:
-        """The queue."""
-        return {"queue": self._queue}
+        """The queue, and what was seen."""
+        return super().state() | {"queue": self._queue}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Inverse of `state`."""
+        super().load(state)
         self._queue = state["queue"].clone()
 
 
-class Masked:
+class Masked(Probed):
     """Hidden patches are reconstructed from the visible ones; an `Objective`."""
 
     def __init__(self, model: FaceModel, config: PretrainConfig, faces: Faces) -> None:
-        self._model, self._config = model, config
+        super().__init__(model, config)
         self._side, channels = patch_side(model.net), model.config.channels
         self._patches = (model.config.size // self._side) ** 2
         self._decoder = Decoder(
@@ -210,10 +234,6 @@ class Masked:
     def modules(self) -> nn.ModuleDict:
         """Encoder and decoder."""
         return nn.ModuleDict({"model": self._model, "decoder": self._decoder})
-
-    def streams(self) -> Sequence[Stream]:
-        """The pool, every face once per epoch."""
-        return [self._stream]
 
     def loss(self, batch: Mapping[str, Batch], at: Step) -> Loss:
         """Mean over faces of `reconstruction_loss`."""
@@ -271,16 +291,6 @@ class Masked:
         found: np.ndarray = pixels.cpu().contiguous().numpy()
         return found
 
-    def update(self, loss: Loss, at: Step) -> None:
-        """Nothing moves."""
-
-    def state(self) -> dict[str, Tensor]:
-        """Nothing moves."""
-        return {}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing moves."""
-
 
 OBJECTIVES: Mapping[str, type[Contrastive] | type[Queued] | type[Masked]] = {
     "simclr": Contrastive,
@@ -337,24 +347,12 @@ def train_backbone(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = new_model(config.model, label_names, seed)
-        objective: Objective = OBJECTIVES[config.method](model, config, faces)
-    probes: list[dict[str, float]] = []
-
-    def probe(_: Objective, at: Step) -> None:
-        done = at.number + 1
-        if labeled is not None and _looks(config, done, at.steps):
-            seen = at.averaged["model"]
-            assert isinstance(seen, FaceModel)
-            share = nearest_accuracy(seen, labeled, worker, config.neighbors, config.probe_faces)
-            probes.append({"step": float(done), "knn": share})
-
-    fitted = fit(objective, config, worker, seed=seed, hooks=[*hooks, probe])
-    return Pretrained(averaged_model(fitted), fitted, probes)
-
-
-def _looks(config: PretrainConfig, done: int, steps: int) -> bool:
-    every = config.probe_every
-    return every is not None and (done == steps or done % every == 0)
+        objective = OBJECTIVES[config.method](model, config, faces)
+    objective.labeled = labeled
+    unseen = {name: PretrainConfig.model_fields[name].default for name in PROBES}
+    schedule = config.model_copy(update=unseen)
+    fitted = fit(objective, schedule, worker, seed=seed, hooks=hooks)
+    return Pretrained(averaged_model(fitted), fitted, objective.probes)
 
 
 @torch.no_grad()

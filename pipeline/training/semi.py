@@ -61,8 +61,11 @@ class SemiStudent(Student):
         self._faces = labeled
         self._judged, kept = _hold_out(labeled, config, seed)
         super().__init__(model, config, labeled, mined, rows=kept)
-        # What the teacher says of the pool as a whole is more certain than of any face.
-        prior = torch.from_numpy(np.asarray(mined.soft, np.float64).mean(0)).float()
+        # What the teacher says of the pool as a whole is more certain than of any face. Faces are
+        # not drawn alike, and the model's mean answer is one of the faces that are drawn.
+        chances = self._mined_stream.probabilities
+        shares = np.average(np.asarray(mined.soft, np.float64), 0, chances)
+        prior = torch.from_numpy(shares).float()
         self._rule = rule(
             config.online.thresholds,
             len(model.label_names),

@@ -1,6 +1,11 @@
 """Proves that both kinds of store give the same faces, appear whole, and refuse other settings."""
 
-from collections.abc import Iterator
+import itertools
+import threading
+import time
+import tracemalloc
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
@@ -28,7 +33,7 @@ def rows(count: int = 5) -> list[Row]:
 
 def pack(
     at: Path,
-    given: Iterator[Row] | list[Row],
+    given: Iterable[Row],
     *,
     count: int = 5,
     color: Color = "rgb",
@@ -91,6 +96,38 @@ def test_pack_faces__opens_what_is_there_without_reading_again(
     again = pack(tmp_path / "a", never(), memory=memory)
     assert np.array_equal(first.take(np.arange(5)), again.take(np.arange(5)))
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("memory", [0, None])
+def test_pack_faces__two_at_once_read_the_rows_once(tmp_path: Path, memory: int | None) -> None:
+    (tmp_path / ".a-0123abcd").mkdir()  # left by a packer that was killed
+    read: list[int] = []
+    both = threading.Barrier(2)
+
+    def slowly(own: int) -> Iterator[Row]:
+        read.append(own)
+        for row in rows():
+            time.sleep(0.02)
+            yield row
+
+    def packer(own: int) -> Faces:
+        both.wait()
+        return pack(tmp_path / "a", slowly(own), memory=memory)
+
+    with ThreadPoolExecutor(2) as threads:
+        one, other = threads.map(packer, range(2))
+    assert len(read) == 1
+    assert np.array_equal(one.take(np.arange(5)), other.take(np.arange(5)))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_pack_faces__keeps_no_list_of_a_large_pack(tmp_path: Path) -> None:
+    row = (b"not read", (1.0, 2.0, 3.0, 4.0), None)
+    tracemalloc.start()
+    pack(tmp_path / "a", itertools.repeat(row, 20_000), count=20_000, memory=0)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 20_000 * 100
 
 
 def test_pack_faces__other_settings_are_refused(tmp_path: Path) -> None:

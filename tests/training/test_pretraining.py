@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from pipeline.augment import plain
 from pipeline.config import parse
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, IdentityError
 from pipeline.losses import contrastive
 from pipeline.masked import encode_visible, patchify, reconstruction_loss
 from pipeline.models import ModelConfig
@@ -158,8 +158,9 @@ def test_fit__two_workers_learn_what_one_does(method: str) -> None:
 
 @pytest.mark.parametrize("method", list(OBJECTIVES))
 def test_train_backbone__killed_and_continued_is_the_same(method: str, tmp_path: Path) -> None:
-    config, faces = settings(method), labeled(40).faces
-    whole = train_backbone(config, faces, NAMES, WORKER, seed=1)
+    config, data = settings(method, probe_every=2, neighbors=3), labeled(40)
+    given = (config, data.faces, NAMES)
+    whole = train_backbone(*given, WORKER, seed=1, labeled=data)
     worker = replace(WORKER, checkpoint=str(tmp_path), checkpoint_every=2)
 
     class Killed(Exception):
@@ -170,10 +171,23 @@ def test_train_backbone__killed_and_continued_is_the_same(method: str, tmp_path:
             raise Killed
 
     with pytest.raises(Killed):
-        train_backbone(config, faces, NAMES, worker, seed=1, hooks=[kill])
-    again = train_backbone(config, faces, NAMES, worker, seed=1)
+        train_backbone(*given, worker, seed=1, labeled=data, hooks=[kill])
+    again = train_backbone(*given, worker, seed=1, labeled=data)
     expected = whole.model.state_dict()
     assert all(torch.equal(v, expected[n]) for n, v in again.model.state_dict().items())
+    assert [probe["step"] for probe in whole.probes] == [2.0, 4.0, 6.0]
+    assert again.probes == whole.probes
+
+
+def test_train_backbone__continues_under_other_probe_settings(tmp_path: Path) -> None:
+    worker = replace(WORKER, checkpoint=str(tmp_path))
+    data = labeled(40)
+    train_backbone(settings("simclr"), data.faces, NAMES, worker, seed=1, labeled=data)
+    other = settings("simclr", probe_every=2, neighbors=3, probe_faces=10)
+    again = train_backbone(other, data.faces, NAMES, worker, seed=1, labeled=data)
+    assert [probe["step"] for probe in again.probes] == [6.0]
+    with pytest.raises(IdentityError, match=r"temperature 0\.2, not 0\.3"):
+        train_backbone(settings("simclr", temperature=0.3), data.faces, NAMES, worker, seed=1)
 
 
 @pytest.mark.parametrize("method", ["simclr", "moco"])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.toy import CONVNET, NAMES, labeled
@@ -137,6 +138,22 @@ def test_train_student__every_rule_trains_and_logs_its_cuts(name: str) -> None:
     row = trained.fitted.history[-1]
     assert 0 <= row["used"] <= 1
     assert all(0 <= row[f"cut_{name}"] <= 1 for name in NAMES)
+
+
+@pytest.mark.parametrize("rule", ["softmatch", "adamatch"])
+def test_rule__a_right_guess_is_left_alone_however_faces_are_drawn(rule: str) -> None:
+    settings = online({"rule": rule, "momentum": 0.0}, mined_batch=20_000, mined_power=1.0)
+    rare = np.concatenate([np.full(45, 0), np.full(3, 1)])
+    soft = np.full((48, 4), 0.1)
+    soft[np.arange(48), rare] = 0.7
+    model = new_model(settings.model, NAMES, 0)
+    pool = replace(mined(), soft=soft)
+    objective = SemiStudent(model, settings, labeled(40), pool, WORKER.device, 0)
+    with Batches(0, 0, 1, WORKER.device) as batches:
+        drawn = batches.draw(objective.streams()[1], 0)
+    said = torch.from_numpy(soft).float()
+    objective._rule.observe(said[:8], said[drawn], torch.from_numpy(drawn))
+    torch.testing.assert_close(objective._rule.targets(said), said, atol=0.02, rtol=0)
 
 
 def test_hold_out__class_thresholds_are_read_from_faces_that_do_not_train() -> None:
