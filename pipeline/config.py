@@ -10,9 +10,9 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import ConfigError
 
@@ -24,6 +24,16 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+
+
+def _rising(actors: tuple[int, int]) -> tuple[int, int]:
+    if not 1 <= actors[0] <= actors[1]:
+        raise ValueError("expected the fewest and the most actors, from 1 up")
+    return actors
+
+
+Actors = Annotated[tuple[int, int], AfterValidator(_rising)]
+"""Fewest and most actors of a pool."""
 
 
 def parse(model: type[C], values: Mapping[str, Any], where: str = "recipe") -> C:

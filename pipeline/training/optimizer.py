@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from pipeline.config import Config
 from pipeline.training.worker import Worker
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Schedule(Config):
@@ -31,7 +34,7 @@ class Schedule(Config):
     """Share of the steps."""
     weight_decay: float = Field(default=0.05, ge=0)
     """Of weights; biases, norms and other vectors are left alone."""
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
     clip: float | None = Field(default=5.0, gt=0)
     """Largest norm of the gradient; None: not clipped."""
     ema: float | None = Field(default=0.998, gt=0, lt=1)

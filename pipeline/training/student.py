@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -107,7 +107,7 @@ class StudentConfig(Schedule):
     """Mined faces are drawn by (class mass)^-power."""
     mined_cap: float = Field(default=5.0, ge=1)
     """No mined face is drawn more than this many times as often as the mean."""
-    source_share: dict[str, float] = Field(default_factory=dict)
+    source_share: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(default_factory=dict)
     """Largest share of the mined draws, by name of the source."""
     mined_weight: float = Field(default=1.5, ge=0)
     """lambda at the end of its ramp."""
@@ -124,7 +124,7 @@ class StudentConfig(Schedule):
     online: OnlineConfig | None = None
     """Semi-supervised: the student labels the mined faces itself, in every step. None: the
     teacher's probabilities, as they are or scored again."""
-    rescore_at: tuple[float, ...] = ()
+    rescore_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     """Shares of the steps after which the student itself scores the mined faces again."""
     rescore_keep: float = Field(default=0.5, ge=0, le=1)
     """Share of the old targets that stays."""
