@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
@@ -50,6 +50,18 @@ def digest(value: Any) -> str:
     """Hex sha256 of a JSON-able value; the order of keys does not count."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def unread(config: Config, names: Iterable[str]) -> str | None:
+    """The first of some settings that is not its default, where none of them is ever read.
+
+    Stored settings name everything, so a default says nothing of what a person asked for.
+    """
+    for name in names:
+        field = type(config).model_fields[name]
+        if getattr(config, name) != field.get_default(call_default_factory=True):
+            return name
+    return None
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -93,7 +93,9 @@ class Crop(Config):
     def _margin_is_of_a_box(self) -> Crop:
         boxes = self.box or (self.align is not None and self.align.missing == "box")
         if self.margin and not boxes:
-            raise ValueError("margin: widens the record's box, and no box is cut out; set box: true")
+            raise ValueError(
+                "margin: widens the record's box, and no box is cut out; set box: true"
+            )
         return self
 
 

@@ -41,7 +41,6 @@ from pipeline.training.runs import TrainConfig
 from pipeline.training.student import ControlConfig, StudentConfig
 from pipeline.training.teacher import TeachConfig
 
-
 SEARCHED = ("policy", "confidence", "prototype", "neighbors", "target_precision", "adaptive")
 """Settings of select that a search decides in its place."""
 
@@ -222,7 +221,7 @@ class _Loader(yaml.SafeLoader):
         super().__init__(text)
         self.twice: list[str] = []
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """The mapping as it is written; merged keys come later and may be there twice."""
         node = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}

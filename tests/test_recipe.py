@@ -142,6 +142,7 @@ def test_set__unknown_key_gets_the_nearest(tmp_path: Path, item: str, line: str)
         ("evaluate.large=[hapiness]", "class name 'hapiness'; did you mean 'happiness'?"),
         ("train.stage_workers={techer: 4}", "'techer' trains nothing; did you mean 'teach'?"),
         ("train.stage_workers={teach: -1}", "greater than or equal to 0 (given -1)"),
+        ("select.adaptive={rule: dtm, tau: 0.8}", "tau: dtm has no use for it"),
         ("select.confidence=95", "expected confidences from 0 to 1 (given 95"),
         ("select.confidence={fear: 95}", "expected confidences from 0 to 1"),
         ("select.confidence={angry: 0.5}", "class name 'angry'; did you mean 'anger'?"),

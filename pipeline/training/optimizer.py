@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from pipeline.config import Config
 from pipeline.training.worker import Worker
 
-
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
