@@ -31,9 +31,21 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.config import Config
+from pipeline.config import Config, unread
 from pipeline.errors import ConfigError, IdentityError
 from pipeline.losses import ALONE, Gather, align_distribution, softmatch_weight
+
+READ = {
+    "fixed": ("tau",),
+    "ada_cm": ("beta", "floor"),
+    "dtm": ("beta", "floor"),
+    "flexmatch": ("tau",),
+    "freematch": ("momentum",),
+    "softmatch": ("momentum", "width", "align", "align_power"),
+    "adamatch": ("tau", "momentum", "align", "align_power"),
+    "remixmatch": ("momentum", "align", "align_power", "temperature"),
+}
+"""What a rule reads of its settings."""
 
 
 class ThresholdConfig(Config):
@@ -62,6 +74,12 @@ class ThresholdConfig(Config):
     """1 aligns fully."""
     temperature: float = Field(default=0.5, gt=0, le=1)
     """remixmatch: targets are raised to 1 / temperature; 1 leaves them as they are."""
+
+    @property
+    def stray(self) -> str | None:
+        """A setting that is not its default and that the rule does not read."""
+        read = ("rule", *READ[self.rule])
+        return unread(self, [name for name in type(self).model_fields if name not in read])
 
 
 class Rule:

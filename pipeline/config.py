@@ -9,10 +9,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import ConfigError
 
@@ -24,6 +24,16 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+
+
+def _rising(actors: tuple[int, int]) -> tuple[int, int]:
+    if not 1 <= actors[0] <= actors[1]:
+        raise ValueError("expected the fewest and the most actors, from 1 up")
+    return actors
+
+
+Actors = Annotated[tuple[int, int], AfterValidator(_rising)]
+"""Fewest and most actors of a pool."""
 
 
 def parse(model: type[C], values: Mapping[str, Any], where: str = "recipe") -> C:
@@ -40,6 +50,18 @@ def digest(value: Any) -> str:
     """Hex sha256 of a JSON-able value; the order of keys does not count."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def unread(config: Config, names: Iterable[str]) -> str | None:
+    """The first of some settings that is not its default, where none of them is ever read.
+
+    Stored settings name everything, so a default says nothing of what a person asked for.
+    """
+    for name in names:
+        field = type(config).model_fields[name]
+        if getattr(config, name) != field.get_default(call_default_factory=True):
+            return name
+    return None
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pipeline.adaptive import Rule, ThresholdConfig, rule
-from pipeline.config import Config
+from pipeline.adaptive import READ, Rule, ThresholdConfig, rule
+from pipeline.config import Config, unread
 from pipeline.errors import RunError
 from pipeline.schema import OK, label_codes, require_columns
 
@@ -47,6 +47,13 @@ class AdaptiveConfig(Config):
     tau: float = Field(default=0.95, gt=0, le=1)
     beta: float = Field(default=0.97, gt=0, le=1)
     floor: float | None = Field(default=0.8, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _are_of_the_rule(self) -> AdaptiveConfig:
+        others = {"tau", "beta", "floor"} - set(READ[self.rule])
+        if (name := unread(self, sorted(others))) is not None:
+            raise ValueError(f"{name}: {self.rule} has no use for it")
+        return self
 
     @property
     def at_rest(self) -> ThresholdConfig:

@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 
 from pipeline.artifacts import Teacher, load_teacher, on_node
-from pipeline.config import Config
+from pipeline.config import Actors, Config
 from pipeline.errors import ModelError, RecordError, ResourceError
 from pipeline.images import DECODER, Color, Crop, face
 from pipeline.ledger import Ledger
@@ -43,7 +43,7 @@ class EmbedConfig(Config):
     streams: int = Field(default=2, ge=1)  # slices that one actor works on at a time
     decode_threads: int = Field(default=1, ge=1)  # of one actor
     read_in: Literal["task", "actor"] = "actor"  # task: Ray moves the encoded faces to the actor
-    pool: tuple[int, int] = (1, 1)  # fewest and most actors
+    pool: Actors = (1, 1)  # fewest and most actors
     num_cpus: float = Field(default=1.0, gt=0)  # of one actor
     num_gpus: float = Field(default=0.0, ge=0)
 

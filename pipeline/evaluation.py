@@ -12,18 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pipeline import metrics
 from pipeline.config import Config
 from pipeline.errors import RunError
-from pipeline.schema import require_columns
+from pipeline.schema import class_name, require_columns
 
 STUDENT = "student"
 CONTROLS = ("control_a", "control_b")
@@ -40,13 +40,15 @@ METRIC = (
 MIN_SEEDS = 3
 MIN_GAIN = 0.01
 
+ClassName = Annotated[str, AfterValidator(class_name)]
+
 
 class EvaluateConfig(Config):
     """How sure the numbers are to be."""
 
     draws: int = Field(default=metrics.DRAWS, ge=100)  # of the bootstrap
     seed: int = 0  # of the draws
-    large: tuple[str, ...] = ("neutral", "happiness", "sadness", "surprise", "fear", "anger")
+    large: tuple[ClassName, ...] = ("neutral", "happiness", "sadness", "surprise", "fear", "anger")
 
 
 def evaluate(

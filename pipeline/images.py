@@ -29,7 +29,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 from PIL import __version__ as pillow_version
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.alignment import Template, align
 from pipeline.config import Config
@@ -88,6 +88,15 @@ class Crop(Config):
     box: bool = False
     margin: float = Field(default=0.0, ge=0, le=4)
     align: Align | None = None
+
+    @model_validator(mode="after")
+    def _margin_is_of_a_box(self) -> Crop:
+        boxes = self.box or (self.align is not None and self.align.missing == "box")
+        if self.margin and not boxes:
+            raise ValueError(
+                "margin: widens the record's box, and no box is cut out; set box: true"
+            )
+        return self
 
 
 def decode(data: bytes) -> np.ndarray:

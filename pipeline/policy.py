@@ -16,14 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline import config as settings
 from pipeline import thresholds
 from pipeline.clusters import ClusterConfig
 from pipeline.cuts import AdaptiveConfig
 from pipeline.errors import ConfigError, LabelError
-from pipeline.schema import require_columns
+from pipeline.schema import class_name, require_columns
 from pipeline.storage import Location
 
 SCORE_COLUMNS = (
@@ -41,6 +41,9 @@ LABEL_COLUMNS = ("pseudo_label", "prototype_label", "neighbor_label")
 GUARD_COLUMNS = ("id", "twin_of", "twin_role", "duplicate_group")
 FACE_COLUMNS = ("id", "status", "group")
 CLUSTER_COLUMNS = ("id", "cluster")
+
+THRESHOLDS = ("adaptive", "confidence", "neighbors")
+"""Settings of a policy that are off unless somebody asks for them."""
 
 Mask = NDArray[np.bool_]
 
@@ -61,10 +64,22 @@ class SelectConfig(settings.Config):
     class_cap_labeled: float | None = Field(default=None, ge=0)  # the same, times labeled faces
     weights: Literal["one", "confidence", "softmatch"] = "softmatch"
 
+    @field_validator("confidence")
+    @classmethod
+    def _are_shares(cls, value: float | dict[str, float] | None) -> float | dict[str, float] | None:
+        by_class = value if isinstance(value, dict) else {}
+        for name in by_class:
+            class_name(name)
+        for lowest in (value,) if isinstance(value, float) else by_class.values():
+            if not 0 <= lowest <= 1:
+                raise ValueError("expected confidences from 0 to 1")
+        return value
+
     @model_validator(mode="after")
     def _all_has_no_thresholds(self) -> SelectConfig:
-        if self.policy == "all" and self.adaptive is not None:
-            raise ValueError("adaptive: policy all has no thresholds; only policy rules has")
+        asked = [name for name in THRESHOLDS if getattr(self, name) is not None]
+        if self.policy == "all" and asked:
+            raise ValueError(f"{asked[0]}: policy all has no thresholds; only policy rules has")
         return self
 
 

@@ -18,7 +18,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from pipeline.active import ActiveConfig
-from pipeline.config import Config, parse
+from pipeline.config import Config, nearest, parse
 from pipeline.embedding import EmbedConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluation import EvaluateConfig
@@ -30,6 +30,7 @@ from pipeline.report import ReportConfig
 from pipeline.scoring import ScoreConfig
 from pipeline.search import SearchConfig
 from pipeline.sources.reader import PoolSource
+from pipeline.spaces import HeadConfig
 from pipeline.streaming import StreamConfig
 from pipeline.survey import SurveyConfig
 from pipeline.tracking import TrackingConfig
@@ -39,6 +40,9 @@ from pipeline.training.pretraining import PretrainConfig
 from pipeline.training.runs import TrainConfig
 from pipeline.training.student import ControlConfig, StudentConfig
 from pipeline.training.teacher import TeachConfig
+
+SEARCHED = ("policy", "confidence", "prototype", "neighbors", "target_precision", "adaptive")
+"""Settings of select that a search decides in its place."""
 
 
 class Recipe(Config):
@@ -88,6 +92,46 @@ class Recipe(Config):
 
     def _beside(self) -> bool:
         return self.student.beside == "distilled"
+
+    @model_validator(mode="after")
+    def _shares_are_of_sources(self) -> Recipe:
+        known = list(self.sources())
+        for name in self.student.source_share:
+            if name not in known:
+                raise ValueError(
+                    f"student.source_share: no source of the pool is named {name!r}"
+                    f"{nearest(name, known)}"
+                )
+        if self.student.source_share and self._beside():
+            raise ValueError("student.source_share: beside the distilled set no source is drawn")
+        return self
+
+    @model_validator(mode="after")
+    def _search_decides(self) -> Recipe:
+        if self.search is None:
+            return self
+        given, default = self.select.model_fields_set, SelectConfig()
+        # A stored recipe names every setting, and means none of those that are the default.
+        stored = given >= set(SelectConfig.model_fields)
+        for name in SEARCHED:
+            chosen = name in given and not stored
+            if chosen or getattr(self.select, name) != getattr(default, name):
+                raise ValueError(
+                    f"select.{name}: search finds the operating point and reads none of select's; "
+                    "drop it, or say search=null"
+                )
+        if self.search.seed not in (0, self.seed):
+            raise ValueError(f"search.seed: the search takes the recipe's seed, {self.seed}")
+        rules = [each.rule for each in self.search.adaptive]
+        twice = sorted({rule for rule in rules if rules.count(rule) > 1})
+        if twice:
+            raise ValueError(f"search.adaptive: two rules are {twice[0]}; only one is looked at")
+        if self.search.objective != "head" and self.search.head != HeadConfig():
+            raise ValueError(
+                f"search.head: no head judges the objective {self.search.objective}; "
+                "say search.objective=head"
+            )
+        return self
 
     @model_validator(mode="after")
     def _teacher_sees_what_is_distilled(self) -> Recipe:
@@ -147,7 +191,14 @@ def load(path: str | os.PathLike[str], sets: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigError: no such file, not YAML, or any number of faults, one line each.
     """
-    return parse(Recipe, _expand(_read(path, sets)), where=Path(path).name)
+    faults: list[str] = []
+    values = _expand(_read(path, sets, faults), faults)
+    try:
+        recipe = parse(Recipe, values, where=Path(path).name)
+    except ConfigError as err:
+        raise ConfigError("\n".join([*faults, str(err)])) from err
+    _refuse(faults)
+    return recipe
 
 
 def variables(path: str | os.PathLike[str], sets: Sequence[str] = ()) -> dict[str, str]:
@@ -156,13 +207,50 @@ def variables(path: str | os.PathLike[str], sets: Sequence[str] = ()) -> dict[st
     Raises:
         ConfigError: no such file, not YAML, or a variable that the environment does not define.
     """
+    faults: list[str] = []
     named: set[str] = set()
-    _expand(_read(path, sets), named)
+    _expand(_read(path, sets, faults), faults, named)
+    _refuse(faults)
     return {name: os.environ[name] for name in sorted(named)}
 
 
-def _read(path: str | os.PathLike[str], sets: Sequence[str]) -> dict[str, Any]:
-    """A recipe's values with `--set` applied, as they stand there."""
+def _refuse(faults: Sequence[str]) -> None:
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML that notes keys which a mapping holds twice: the last one would win unheard."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.twice: list[str] = []
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """The mapping as it is written; merged keys come later and may be there twice."""
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                self.twice.append(f"key {name!r} is in line {lines[name]} and in line {line}")
+            lines[name] = line
+        return node
+
+
+def _yaml(text: str, where: str, faults: list[str]) -> Any:
+    """What a text says; keys that it has twice are added to `faults`."""
+    loader = _Loader(text)
+    try:
+        values = loader.get_single_data()
+    finally:
+        loader.dispose()
+    faults += [f"{where}: {line}; keep one" for line in loader.twice]
+    return values
+
+
+def _read(path: str | os.PathLike[str], sets: Sequence[str], faults: list[str]) -> dict[str, Any]:
+    """A recipe's values with `--set` applied, as they stand there; what is wrong joins `faults`."""
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")
@@ -171,23 +259,26 @@ def _read(path: str | os.PathLike[str], sets: Sequence[str]) -> dict[str, Any]:
     except UnicodeDecodeError as err:
         raise ConfigError(f"{file}: not text, so no recipe: {err.reason}") from err
     try:
-        values = yaml.safe_load(text)
+        values = _yaml(text, file.name, faults)
     except yaml.YAMLError as err:
         raise ConfigError(f"{file}: not YAML: {' '.join(str(err).split())}") from err
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: a recipe is a mapping of settings, got {type(values).__name__}")
     for item in sets:
-        _assign(values, item)
+        try:
+            _assign(values, item, faults)
+        except ConfigError as err:
+            faults.append(str(err))
     return values
 
 
-def _assign(values: dict[str, Any], item: str) -> None:
+def _assign(values: dict[str, Any], item: str, faults: list[str]) -> None:
     """Apply one `a.b.0.c=value` in place."""
     path, sign, text = item.partition("=")
     if not sign or not path.strip():
         raise ConfigError(f"--set {item!r}: expected KEY.PATH=VALUE")
     try:
-        value = yaml.safe_load(text)
+        value = _yaml(text, f"--set {item!r}", faults)
     except yaml.YAMLError as err:
         raise ConfigError(f"--set {item!r}: the value is not YAML") from err
     *parents, last = path.strip().split(".")
@@ -215,22 +306,25 @@ def _index(here: Any, part: str, item: str) -> int:
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
-def _expand(value: Any, named: set[str] | None = None) -> Any:
-    """Fill `$NAME` and `${NAME}` in every string; a missing variable is an error.
+def _expand(value: Any, faults: list[str], named: set[str] | None = None) -> Any:
+    """Fill `$NAME` and `${NAME}` in every string; a variable that is missing joins `faults`.
 
     The names are added to `named`.
     """
     if isinstance(value, dict):
-        return {key: _expand(item, named) for key, item in value.items()}
+        return {key: _expand(item, faults, named) for key, item in value.items()}
     if isinstance(value, list):
-        return [_expand(item, named) for item in value]
+        return [_expand(item, faults, named) for item in value]
     if not isinstance(value, str):
         return value
 
     def fill(match: re.Match[str]) -> str:
         name = match.group(1) or match.group(2)
         if name not in os.environ:
-            raise ConfigError(f"recipe names ${name}, which the environment does not define")
+            line = f"recipe names ${name}, which the environment does not define"
+            if line not in faults:
+                faults.append(line)
+            return match.group()
         if named is not None:
             named.add(name)
         return os.environ[name]

@@ -62,6 +62,20 @@ def emotion(name: str, where: str = "") -> str:
     raise LabelError(f"{where + ': ' if where else ''}unknown class name {name!r}{hint}")
 
 
+def class_name(name: str) -> str:
+    """A class name of settings, which compare names as they stand: no spelling but the canonical.
+
+    Raises:
+        ValueError: any other name; the message offers the nearest.
+    """
+    if name in ALIASES:
+        return name
+    spelled = {one: own for own, others in ALIASES.items() for one in (own, *others)}
+    near = difflib.get_close_matches(name.strip().lower(), spelled, n=1)
+    hint = f"; did you mean {spelled[near[0]]!r}?" if near else f"; known: {', '.join(ALIASES)}"
+    raise ValueError(f"unknown class name {name!r}{hint}")
+
+
 # -- status and reasons ---------------------------------------------------------------------------
 
 OK = "ok"

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 
 from pipeline.artifacts import Teacher, load_teacher, on_node
-from pipeline.config import Config
+from pipeline.config import Actors, Config
 from pipeline.embedding import EmbedConfig, Embedder, spread
 from pipeline.errors import LedgerError, ModelError
 from pipeline.ledger import Ledger
@@ -39,7 +39,7 @@ class ScoreConfig(Config):
     neighbor_tau: float = Field(default=0.07, gt=0)  # weight of a vote: exp(cosine / tau)
     threads: int = Field(default=1, ge=1)  # FAISS and torch threads of one actor
     run_in: Literal["actor", "embed"] = "embed"  # embed: in the embedding actor
-    pool: tuple[int, int] = (1, 1)  # fewest and most actors of its own
+    pool: Actors = (1, 1)  # fewest and most actors of its own
     num_cpus: float = Field(default=0.25, gt=0)  # of one actor
 
 

@@ -23,6 +23,7 @@ in purity, utilization and evenness at once are marked `pareto`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -54,6 +55,8 @@ from pipeline.spaces import FinalistsConfig, HeadConfig, Space, Study, heads, sa
 from pipeline.storage import Location
 from pipeline.training.teacher import stratified_folds
 from pipeline.tuning import Plan, Trial, tuned
+
+logger = logging.getLogger(__name__)
 
 GRID = 1024  # steps of the confidence
 SHARES = 32  # steps of the neighbors' share
@@ -166,6 +169,8 @@ def search(
         for place, (one, on) in enumerate(zip(found, front, strict=True))
     ]
     best = max(trials, key=lambda trial: trial["objective"])
+    if short := unmet(best, config):
+        logger.warning("search: no point of %d %s; the least bad is taken", len(trials), short)
     judged: Mapping[str, float] = {}
     if final is not None and config.finalists is not None and seen.judges is not None:
         entered = _finalists(trials, seen, config.finalists.count)
@@ -187,6 +192,15 @@ def search(
     if held.study is not None:
         estimates["accuracy_labels_only"] = head_worth(held.study.starts, held)["accuracy"]
     return point.model_copy(update={"estimates": estimates, "trials": tuple(trials)})
+
+
+def unmet(best: Mapping[str, Any], config: SearchConfig) -> str:
+    """What the best point misses of what was asked for, in words; empty where it has all."""
+    asked = {"utilization": config.min_utilization}
+    if config.objective != "head":
+        asked["purity"] = config.target_purity
+    short = [(name, value) for name, value in asked.items() if best[name] < value]
+    return " and ".join(f"reaches {name} {value:g} ({best[name]:.3f})" for name, value in short)
 
 
 def evidence(

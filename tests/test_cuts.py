@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.adaptive import rule
+from pipeline.adaptive import READ, rule
 from pipeline.config import parse
 from pipeline.cuts import AdaptiveConfig, Seen, adaptive_cuts, look, probs_of, settled
 from pipeline.errors import ConfigError, RunError, SourceError
@@ -66,10 +66,15 @@ def in_one_go(config: AdaptiveConfig, pool: np.ndarray) -> torch.Tensor:
     return made.cuts()
 
 
+def settings(name: str) -> AdaptiveConfig:
+    own = {key: value for key, value in {"tau": 0.8, "floor": 0.3}.items() if key in READ[name]}
+    return AdaptiveConfig.model_validate({"rule": name, **own})
+
+
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("sure", [0.05, 0.3, 2.0])
 def test_settled__equals_the_rule_on_the_same_rows_in_one_go(name: str, sure: float) -> None:
-    config = AdaptiveConfig(rule=name, tau=0.8, floor=0.3)
+    config = settings(name)
     pool, (probs, labels) = drawn(500, 1, sure), labeled()
     expected = in_one_go(config, pool)
     torch.testing.assert_close(settled(config, Seen.of(pool, 0.8), probs, labels).cuts(), expected)
@@ -121,7 +126,7 @@ def test_settled__no_confident_face_and_one_class_only(name: str) -> None:
 @pytest.mark.parametrize("name", RULES)
 def test_operating_point__select_keeps_what_the_rule_would(name: str) -> None:
     pool, (probs, labels) = drawn(300, 3), labeled()
-    adaptive = AdaptiveConfig(rule=name, tau=0.8, floor=0.3)
+    adaptive = settings(name)
     config = SelectConfig(adaptive=adaptive, prototype=False)
     chunks = [table(pool[:120]), table(pool[120:])]
     point = operating_point(config, table(probs, labels), chunks)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pipeline.errors import ConfigError
-from pipeline.recipe import Recipe, load
+from pipeline.recipe import Recipe, load, variables
 
 SHIPPED = sorted((Path(__file__).parents[1] / "jobs" / "recipes").glob("*.yaml"))
 
@@ -133,6 +133,26 @@ def test_set__unknown_key_gets_the_nearest(tmp_path: Path, item: str, line: str)
         ("student.online.anchors=9", "less than or equal to 8 (given 9)"),
         ("pretrain.method=byol", "Input should be 'simclr', 'moco' or 'mae'"),
         ("pretrain.method=moco", "moco's keys come from the average of the weights"),
+        ("student.source_share={synthetc0: 0.25}", "'synthetc0'; did you mean 'synthetic0'?"),
+        ("student.source_share={synthetic0: 25}", "less than or equal to 1 (given 25)"),
+        ("student.rescore_at=[50]", "less than 1 (given 50)"),
+        ("student.rescore_at=[0]", "greater than 0 (given 0)"),
+        ("student.betas=[0.9, 1.5]", "less than 1 (given 1.5)"),
+        ("pretrain.betas=[0.9, 1.5]", "less than 1 (given 1.5)"),
+        ("evaluate.large=[hapiness]", "class name 'hapiness'; did you mean 'happiness'?"),
+        ("train.stage_workers={techer: 4}", "'techer' trains nothing; did you mean 'teach'?"),
+        ("train.stage_workers={teach: -1}", "greater than or equal to 0 (given -1)"),
+        ("select.adaptive={rule: dtm, tau: 0.8}", "tau: dtm has no use for it"),
+        ("select.confidence=95", "expected confidences from 0 to 1 (given 95"),
+        ("select.confidence={fear: 95}", "expected confidences from 0 to 1"),
+        ("select.confidence={angry: 0.5}", "class name 'angry'; did you mean 'anger'?"),
+        ("select={policy: all, confidence: 0.5}", "confidence: policy all has no thresholds"),
+        ("embed.pool=[4, 1]", "expected the fewest and the most actors, from 1 up"),
+        ("score.pool=[0, 1]", "expected the fewest and the most actors, from 1 up"),
+        ("labeled.crop.margin=0.2", "no box is cut out; set box: true"),
+        ("search.seed=7", "search.seed: the search takes the recipe's seed, 0"),
+        ("search.adaptive=[{rule: dtm}, {rule: dtm, floor: 0.5}]", "two rules are dtm"),
+        ("search.head.l2=0.1", "no head judges the objective balanced"),
     ],
 )
 def test_load__says_what_a_policy_or_method_may_be(tmp_path: Path, item: str, said: str) -> None:
@@ -146,6 +166,37 @@ def test_load__all_faults_at_once(tmp_path: Path) -> None:
     for named in ("'sed'", "labeled.synthetic.fraction", "teach.folds", "pool.0.synthetic.count"):
         assert sum(named in line for line in told) == 1, told
     assert len(told) == 4
+
+
+def test_load__variables_that_are_missing_are_told_with_all_else(tmp_path: Path) -> None:
+    told = faults(tmp_path, "removals=$NOWHERE/a", "run=$ELSEWHERE/$NOWHERE", "sed=1", "seed")
+    assert [line.split(": ", 1)[-1] for line in told] == [
+        "expected KEY.PATH=VALUE",
+        "recipe names $NOWHERE, which the environment does not define",
+        "recipe names $ELSEWHERE, which the environment does not define",
+        "unknown key 'sed'; did you mean 'seed'?",
+    ]
+    with pytest.raises(ConfigError, match=r"\$NOWHERE.*\n.*\$ELSEWHERE"):
+        variables(tmp_path / "small.yaml", ["removals=$NOWHERE/$ELSEWHERE"])
+
+
+def test_load__a_key_that_is_there_twice(tmp_path: Path) -> None:
+    text = f"{SMALL}teach: {{folds: 3}}\nembed:\n  batch: 1\n  batch: 2\nteach: {{steps: 9}}\n"
+    assert faults(tmp_path, "survey={threads: 1, threads: 2}", text=text) == [
+        "small.yaml: key 'batch' is in line 9 and in line 10; keep one",
+        "small.yaml: key 'teach' is in line 7 and in line 11; keep one",
+        "--set 'survey={threads: 1, threads: 2}': key 'threads' is in line 1 and in line 1; "
+        "keep one",
+    ]
+
+
+def test_load__a_merged_key_may_be_overridden(tmp_path: Path) -> None:
+    merged = "teach: {model: &a {size: 32, color: gray}}\n"
+    merged += "student: {model: &b {<<: *a, size: 24}}\ncontrol: {}\n"
+    merged += "pretrain: {model: {<<: *b, size: 16}}\n"
+    recipe = small(tmp_path, text=SMALL + merged)
+    assert recipe.pretrain is not None
+    assert (recipe.student.model.size, recipe.pretrain.model.size) == (24, 16)
 
 
 def test_load__missing_variable(tmp_path: Path) -> None:
@@ -167,6 +218,25 @@ def test_load__a_student_sees_the_color_of_the_set_it_learns_from() -> None:
     line = "student.beside: the distilled set is gray, student.model sees rgb faces"
     with pytest.raises(ConfigError, match=line):
         load(demo, [small, rgb, "student.beside=distilled"])
+
+
+@pytest.mark.parametrize(
+    "unread",
+    ["confidence=0.5", "prototype=true", "neighbors=0.5", "target_precision=0.9", "policy=rules"],
+)
+def test_load__a_search_reads_no_threshold_of_select(tmp_path: Path, unread: str) -> None:
+    (line,) = faults(tmp_path, "search={}", f"select.{unread}")
+    assert f"select.{unread.split('=')[0]}: search finds" in line
+    assert "say search=null" in line
+    assert small(tmp_path, "search=null", f"select.{unread}").search is None
+    stored = small(tmp_path, "search={}", "select.group_cap=20").model_dump(mode="json")
+    assert small(tmp_path, text=yaml.safe_dump(stored)).select.group_cap == 20
+
+
+def test_load__no_source_is_drawn_beside_the_distilled_set(tmp_path: Path) -> None:
+    sets = ("student.source_share={synthetic0: 0.5}", "student.beside=distilled", "distill.ipc=1")
+    (line,) = faults(tmp_path, *sets, "distill.net.size=48")
+    assert "beside the distilled set no source is drawn" in line
 
 
 def test_load__sources_of_one_name(tmp_path: Path) -> None:

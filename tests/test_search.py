@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline import search as searching
 from pipeline.errors import RunError
 from pipeline.policy import OperatingPoint, passes, rows_of
 from pipeline.schema import EMOTIONS, with_label_names
@@ -208,6 +209,22 @@ def test_worth__of_a_head_misses_a_utilization_that_is_asked_for() -> None:
     missing = 0.5 - found["utilization"]
     assert missing > 0.3
     assert found["objective"] == pytest.approx(found["accuracy"] - 10 * missing)
+
+
+@pytest.mark.parametrize(("purity", "warned"), [(0.5, 0), (1.0, 1)])
+def test_search__says_that_a_target_is_out_of_reach(
+    purity: float,
+    warned: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rules = {"confidence": 0.0, "prototype": False, "neighbors": None}
+    monkeypatch.setattr(searching, "tuned", lambda f, shared, *_: [f(rules, shared)])
+    config = SearchConfig(target_purity=purity, min_utilization=0.3)
+    search(_rows(400, 0), [_rows(800, 1)], config, tmp_path)
+    assert len(caplog.messages) == warned
+    assert all("no point of 1 reaches purity 1 (0." in line for line in caplog.messages)
 
 
 def test_search__says_that_ray_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -316,9 +316,9 @@ def test_operating_point__cuts_reach_the_target_on_fresh_faces() -> None:
     assert point.estimates["purity"] == pytest.approx(0.85, abs=0.02)
 
 
-def test_operating_point__misspelt_class() -> None:
-    with pytest.raises(ConfigError, match="'neutrl' is not a class"):
-        operating_point(SelectConfig(confidence={"neutrl": 0.5}), _points(10))
+def test_operating_point__a_class_that_the_data_lacks() -> None:
+    with pytest.raises(ConfigError, match="'contempt' is not a class"):
+        operating_point(SelectConfig(confidence={"contempt": 0.5}), _points(10))
 
 
 def test_operating_point__json_and_digest(tmp_path: Any) -> None:

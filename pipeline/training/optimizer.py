@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from pipeline.config import Config
 from pipeline.training.worker import Worker
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Schedule(Config):
@@ -32,7 +34,7 @@ class Schedule(Config):
     weight_decay: float = Field(default=0.05, ge=0)
     """Of weights; biases, norms and other vectors are left alone."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
     """Of adamw."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Of sgd, which adds the decay to the gradient."""

@@ -19,11 +19,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config import Config
+from pipeline.config import Config, unread
 from pipeline.errors import ConfigError
 from pipeline.losses import Gather, cross_entropy
 from pipeline.models import FaceModel
@@ -47,6 +47,8 @@ from pipeline.training.supervised import (
 )
 
 DECODER = "decoder"
+OWN = {"pico": ("prototype_momentum", "contrastive"), DECODER: (DECODER, "uniformity")}
+"""Settings that one method alone reads."""
 
 
 class LabelDecoderConfig(Config):
@@ -82,6 +84,15 @@ class PartialConfig(Config):
     decoder: LabelDecoderConfig = LabelDecoderConfig()
     uniformity: float = Field(default=0.1, ge=0)
     """Weight of the term that keeps the decoder's label embeddings apart."""
+
+    @model_validator(mode="after")
+    def _are_of_the_method(self) -> PartialConfig:
+        others = [name for method, names in OWN.items() if method != self.method for name in names]
+        if (name := unread(self, others)) is not None:
+            raise ValueError(f"{name}: {self.method} has no use for it")
+        if self.candidates != "derived" and unread(self, ["ratio"]):
+            raise ValueError("ratio: of derived candidates; these are votes")
+        return self
 
     def momentum_at(self, at: Step) -> float:
         """Momentum of the targets in a step."""

@@ -46,6 +46,7 @@ from pipeline.models import FaceModel, ModelConfig
 from pipeline.training.data import Batch, LabeledFaces, Stream
 from pipeline.training.faces import Faces
 from pipeline.training.loop import Fitted, Hook, Loss, Schedule, Step, Worker, fit
+from pipeline.training.optimizer import Beta
 from pipeline.training.supervised import averaged_model, new_model
 
 MOVED = Strength(12.0, 0.25, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0.0)
@@ -71,7 +72,7 @@ class PretrainConfig(Schedule):
     """What starts from it must be the same network; dropout may differ."""
     steps: int = Field(default=5000, ge=1)
     lr: float = Field(default=1e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     ema: float | None = Field(default=None, gt=0, lt=1)
     batch: int = Field(default=256, ge=2)
     """Faces per step, over all workers together."""

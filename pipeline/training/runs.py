@@ -11,14 +11,14 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pipeline.artifacts import WEIGHTS, load_teacher, read_meta, save_model, save_teacher
-from pipeline.config import Config
+from pipeline.config import Config, nearest
 from pipeline.models import FaceModel
 from pipeline.progress import meter
 from pipeline.schema import label_names_of
@@ -39,15 +39,27 @@ FOLDS_FILE = "folds.parquet"
 TEACHER = "teacher"
 HISTORY_FILE = "history.json"
 """Rows of a training's history, beside what it made."""
+TRAIN = ("pretrain", "teach", "distill", "student", "control_a", "control_b", "tuned")
+"""Stages whose training may have workers of its own."""
 PREVIEWS = "previews"
 """Folder of pictures that a training keeps on its way."""
+
+
+def _trains(stage: str) -> str:
+    if stage not in TRAIN:
+        raise ValueError(f"stage {stage!r} trains nothing{nearest(stage, list(TRAIN))}")
+    return stage
+
+
+Trains = Annotated[str, AfterValidator(_trains)]
 
 
 class TrainConfig(Config):
     """Where training runs; decides nothing about what is trained."""
 
     workers: int = Field(default=0, ge=0)  # Ray Train workers; 0 trains in this process
-    stage_workers: dict[str, int] = Field(default_factory=dict)  # other numbers for some stages
+    stage_workers: dict[Trains, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    """Other numbers for some stages."""
     use_gpu: bool = False
     bf16: bool | None = None  # autocast; None: where it is faster, see worker.precision
     threads: int | None = Field(default=None, ge=1)  # torch threads of a worker; None: all cores

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from pipeline.adaptive import ThresholdConfig
 from pipeline.augment import VIEWS, Augmentation, View
-from pipeline.config import Config
+from pipeline.config import Config, unread
 from pipeline.losses import cross_entropy, kl_divergence, softmatch_weight
 from pipeline.models import PRETRAINED, FaceModel, ModelConfig
 from pipeline.training.data import (
@@ -65,6 +65,11 @@ class OnlineConfig(Config):
 
     @model_validator(mode="after")
     def _terms_have_a_subject(self) -> OnlineConfig:
+        rule = self.thresholds.rule
+        if (name := self.thresholds.stray) is not None:
+            raise ValueError(f"thresholds.{name}: {rule} has no use for it")
+        if rule not in ("ada_cm", "dtm") and self.held_out and unread(self, ["held_out"]):
+            raise ValueError(f"held_out: {rule} reads no threshold from labeled faces")
         if self.low is not None and self.thresholds.rule == "remixmatch":
             raise ValueError(f"low: {self.low}, and remixmatch leaves no face below a threshold")
         if self.fairness and self.thresholds.rule != "freematch":
@@ -72,6 +77,11 @@ class OnlineConfig(Config):
                 f"fairness: {self.thresholds.rule} keeps no shares; only freematch does"
             )
         return self
+
+    @property
+    def sharpens(self) -> bool:
+        """Whether the rule raises targets to a power."""
+        return self.thresholds.rule == "remixmatch" and self.thresholds.temperature < 1
 
 
 class CandidatesConfig(Config):
@@ -107,7 +117,7 @@ class StudentConfig(Schedule):
     """Mined faces are drawn by (class mass)^-power."""
     mined_cap: float = Field(default=5.0, ge=1)
     """No mined face is drawn more than this many times as often as the mean."""
-    source_share: dict[str, float] = Field(default_factory=dict)
+    source_share: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(default_factory=dict)
     """Largest share of the mined draws, by name of the source."""
     mined_weight: float = Field(default=1.5, ge=0)
     """lambda at the end of its ramp."""
@@ -125,7 +135,7 @@ class StudentConfig(Schedule):
     online: OnlineConfig | None = None
     """Semi-supervised: the student labels the mined faces itself, in every step. None: the
     teacher's probabilities, as they are or scored again."""
-    rescore_at: tuple[float, ...] = ()
+    rescore_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     """Shares of the steps after which the student itself scores the mined faces again."""
     rescore_keep: float = Field(default=0.5, ge=0, le=1)
     """Share of the old targets that stays."""
@@ -136,6 +146,14 @@ class StudentConfig(Schedule):
             raise ValueError("rescore_at: an online student labels the faces in every step anyway")
         if self.online is not None and self.online.labeler == "ema" and self.ema is None:
             raise ValueError("online.labeler: ema, and there is no average of the weights (ema)")
+        if self.online is not None and unread(self, ["weighting"]):
+            raise ValueError("weighting: online.thresholds say how much a face counts")
+        sharp = self.online is not None and self.online.sharpens
+        if sharp and self.targets == "hard":
+            raise ValueError(
+                "targets: hard, and remixmatch's sharpened targets would be lost; say soft, or "
+                "online.thresholds.temperature=1"
+            )
         if self.targets == "candidates" and (self.online is not None or self.rescore_at):
             raise ValueError("targets: candidates are the teacher's; neither online nor rescore_at")
         if self.candidates is not None and self.targets != "candidates":

@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.toy import CONVNET, NAMES, RESNET, labeled
 from helpers.workers import in_threads
+from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -56,8 +57,27 @@ def config(**changes: object) -> SupervisedConfig:
 
 
 def partial(method: str, **changes: object) -> PartialConfig:
-    small = {"width": 8, "depth": 1, "heads": 2}
-    return PartialConfig.model_validate({"method": method, "decoder": small, **changes})
+    own = {"decoder": {"width": 8, "depth": 1, "heads": 2}} if method == "decoder" else {}
+    return PartialConfig.model_validate({"method": method, **own, **changes})
+
+
+@pytest.mark.parametrize(
+    ("method", "other", "said"),
+    [
+        ("proden", {"contrastive": 0.5}, "contrastive: proden has no use for it"),
+        ("pico", {"uniformity": 0.2}, "uniformity: pico has no use for it"),
+        ("proden", {"decoder": {"width": 8}}, "decoder: proden has no use for it"),
+        ("decoder", {"ratio": 0.9}, "ratio: of derived candidates; these are votes"),
+    ],
+)
+def test_config__settings_of_another_method_are_refused(
+    method: str, other: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ValidationError, match=said):
+        partial(method, **other)
+    stored = partial(method).model_dump()
+    assert PartialConfig.model_validate(stored) == partial(method)
+    assert partial("proden", candidates="derived", ratio=0.9).ratio == 0.9
 
 
 def one_step(
@@ -246,7 +266,7 @@ def test_fit__interrupted_and_continued_gives_the_same_model(tmp_path: Path) -> 
             raise KeyboardInterrupt
 
     for method in METHODS:
-        own = partial(method, momentum=0.3, contrastive=0.5)
+        own = partial(method, momentum=0.3, **({"contrastive": 0.5} if method == "pico" else {}))
         whole = train_partial(settings, own, voted(), NAMES, WORKER, seed=0)
         worker = replace(WORKER, checkpoint=str(tmp_path / method), checkpoint_every=4)
         given = (settings, own, voted(), NAMES, worker)
@@ -260,7 +280,7 @@ def test_fit__interrupted_and_continued_gives_the_same_model(tmp_path: Path) -> 
 @pytest.mark.parametrize("method", METHODS)
 def test_fit__two_workers_equal_one(method: str) -> None:
     settings = config(steps=6, ema=0.9, imbalance="sampler")
-    own = partial(method, momentum=0.3, contrastive=0.5)
+    own = partial(method, momentum=0.3, **({"contrastive": 0.5} if method == "pico" else {}))
 
     def objective() -> Partial:
         model = new_model(settings.model, NAMES, 0)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.adaptive import RULES
+from pipeline.adaptive import READ, RULES
 from pipeline.training.data import Batches
 from pipeline.training.loop import Fitted, Step, Worker, fit, local
 from pipeline.training.semi import SemiStudent
@@ -133,7 +133,8 @@ def test_loss__a_running_average_labels_and_not_the_model() -> None:
 
 @pytest.mark.parametrize("name", list(RULES))
 def test_train_student__every_rule_trains_and_logs_its_cuts(name: str) -> None:
-    settings = online({"rule": name, "tau": 0.6}, steps=12, ema=0.9)
+    own = {"tau": 0.6} if "tau" in READ[name] else {}
+    settings = online({"rule": name, **own}, steps=12, ema=0.9)
     trained = train_student(settings, labeled(40), mined(), NAMES, WORKER, seed=0)
     row = trained.fitted.history[-1]
     assert 0 <= row["used"] <= 1
@@ -166,7 +167,7 @@ def test_hold_out__class_thresholds_are_read_from_faces_that_do_not_train() -> N
     everything = semi(online({"rule": "dtm"}, held_out=None))
     assert everything.streams()[0].rows is None
     assert len(everything._judged) == 40
-    assert semi(online({"rule": "flexmatch"}, held_out=0.25)).streams()[0].rows is None
+    assert semi(online({"rule": "flexmatch"})).streams()[0].rows is None
 
 
 def test_update__class_thresholds_move_once_per_epoch_of_the_labels() -> None:
@@ -237,11 +238,25 @@ def test_control__has_the_images_of_an_online_step() -> None:
         ({"ema": None}, "there is no average of the weights"),
         ({"fairness": 0.01}, "fixed keeps no shares"),
         ({"anchors": 0}, "greater than or equal to 1"),
+        ({"held_out": 0.25}, "fixed reads no threshold from labeled faces"),
+        ({"weighting": "none"}, "online.thresholds say how much a face counts"),
     ],
 )
 def test_config__what_does_not_fit_is_named(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         online({"rule": "fixed"}, **changes)
+
+
+def test_config__settings_of_another_rule_are_refused_and_stored_ones_are_not() -> None:
+    with pytest.raises(ValidationError, match=r"thresholds\.width: fixed has no use for it"):
+        online({"rule": "fixed", "width": 3.0})
+    assert StudentConfig.model_validate(online({"rule": "fixed"}).model_dump()).online is not None
+
+
+def test_config__hard_targets_would_lose_what_remixmatch_sharpens() -> None:
+    with pytest.raises(ValidationError, match="remixmatch's sharpened targets would be lost"):
+        online({"rule": "remixmatch"}, targets="hard")
+    online({"rule": "remixmatch", "temperature": 1.0}, targets="hard")
 
 
 def test_config__remixmatch_has_no_face_below_a_threshold() -> None:
