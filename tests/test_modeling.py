@@ -13,7 +13,7 @@ from pipeline.synthetic import draw, encode
 
 
 def test_own_networks__have_the_names_and_shapes_of_what_was_trained() -> None:
-    deep = ModelConfig(size=16, args={"widths": [4, 8], "stem": [3, 1], "blocks": 2})
+    deep = ModelConfig(size=16, args={"widths": [8, 16], "stem": [3, 1], "blocks": 2})
     small = ModelConfig(name="convnet", size=16, args={"width": 4, "depth": 2})
     for config in (TINY, deep, small):
         trained = tiny_model(config=config).net.state_dict()

@@ -39,8 +39,8 @@ def test_create__the_resnet_18_of_cifar() -> None:
     model = create(ModelConfig(color="rgb", size=32, args=args), tuple("abcdefghij"))
     assert sum(p.numel() for p in model.parameters()) == 11_173_962  # its known size
     assert model.embed_dim == 512
-    small = create(ModelConfig(size=16, args={**args, "widths": [4, 8]}), NAMES)
-    assert small.net.forward_features(torch.rand(2, 1, 16, 16)).shape == (2, 8, 8, 8)
+    small = create(ModelConfig(size=16, args={**args, "widths": [8, 16]}), NAMES)
+    assert small.net.forward_features(torch.rand(2, 1, 16, 16)).shape == (2, 16, 8, 8)
 
 
 def test_create__the_stem_and_one_block_of_a_width_are_the_default() -> None:

@@ -26,7 +26,7 @@ from pipeline.trials import TrialJob, finished, kept, trial, trials_of, worker_o
 from pipeline.twins import guard_labeled
 
 ROOT = Path(__file__).parents[1]
-NET = "{name: compact_resnet, args: {widths: [4, 8]}, size: 16, dropout: 0.2}"
+NET = "{name: compact_resnet, args: {widths: [8, 16]}, size: 16, dropout: 0.2}"
 SMALL = (
     flow.UNTRACKED,
     "labeled.count=120",

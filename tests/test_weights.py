@@ -14,7 +14,7 @@ from pipeline.weights import load_weights
 NAMES = ("neutral", "happiness")
 
 
-def model(seed, color="gray", names=NAMES, widths=(4, 8)):
+def model(seed, color="gray", names=NAMES, widths=(8, 16)):
     torch.manual_seed(seed)
     return create(ModelConfig(size=16, color=color, args={"widths": list(widths)}), names)
 
@@ -63,7 +63,7 @@ def test_load_weights__color_stem_is_summed_for_gray_and_gray_is_spread_over_col
 
 
 def test_load_weights__below_ninety_percent_refuses_and_changes_nothing(tmp_path):
-    theirs, ours = model(1, widths=(4, 12)), model(2)
+    theirs, ours = model(1, widths=(8, 12)), model(2)
     save_file({**theirs.net.state_dict(), "extra": torch.zeros(1)}, tmp_path / "w.safetensors")
     before = {k: v.clone() for k, v in ours.net.state_dict().items()}
     with pytest.raises(ModelError, match=r"of [\d,]+ values .* match .*90%; missing .*; .* extra"):
@@ -78,7 +78,7 @@ def test_load_weights__a_small_gap_is_reported(tmp_path):
     save_file(state, tmp_path / "w.safetensors")
     report = load_weights(model(2), location(tmp_path / "w.safetensors"))
     assert report.missing == ("bn1.bias",)
-    assert report.total - report.matched == 4
+    assert report.total - report.matched == 8
 
 
 class Trap:

@@ -57,7 +57,7 @@ SMALL = (
 """What is set in the recipe for two cores: half the widths, 32 px, a third of the time."""
 FACES, QUICK_FACES = 27_570, 290
 """Training faces that are no twins of test faces, about; only for the estimate."""
-TINY_NET = "{name: compact_resnet, args: {widths: [4, 8]}, size: 24, dropout: %s}"
+TINY_NET = "{name: compact_resnet, args: {widths: [8, 16]}, size: 24, dropout: %s}"
 QUICK = (
     "labeled={kind: synthetic, count: 300, test_count: 100}",
     "pool=[{kind: synthetic, name: faces, count: 100}]",

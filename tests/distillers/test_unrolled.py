@@ -106,7 +106,7 @@ def test_loss__two_workers_have_the_sum_of_one() -> None:
 
 
 def test_loss__a_network_with_running_statistics_is_refused() -> None:
-    config = CONFIG.model_copy(update={"name": "compact_resnet", "args": {"widths": [4, 4]}})
+    config = CONFIG.model_copy(update={"name": "compact_resnet", "args": {"widths": [8, 8]}})
 
     def with_batch_norm(seed: int) -> FaceModel:
         return create(config, NAMES).double()

@@ -6,7 +6,7 @@ from pipeline.artifacts import Teacher
 from pipeline.models import ModelConfig, create
 
 NAMES = ("neutral", "happiness", "sadness")
-TINY = ModelConfig(size=16, args={"widths": [4, 8]})
+TINY = ModelConfig(size=16, args={"widths": [8, 16]})
 
 
 def tiny_model(seed=0, config=TINY):
