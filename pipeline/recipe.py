@@ -126,7 +126,8 @@ class Recipe(Config):
         twice = sorted({rule for rule in rules if rules.count(rule) > 1})
         if twice:
             raise ValueError(f"search.adaptive: two rules are {twice[0]}; only one is looked at")
-        if self.search.objective != "head" and self.search.head != HeadConfig():
+        draws = self.search.objective == "head" or self.search.finalists is not None
+        if not draws and self.search.head != HeadConfig():
             raise ValueError(
                 f"search.head: no head judges the objective {self.search.objective}; "
                 "say search.objective=head"
