@@ -53,6 +53,7 @@ from pipeline.policy import (
 from pipeline.schema import OK, label_names_of
 from pipeline.spaces import FinalistsConfig, HeadConfig, Space, Study, heads, said, study
 from pipeline.storage import Location
+from pipeline.training.data import seed_of
 from pipeline.training.teacher import stratified_folds
 from pipeline.tuning import Plan, Trial, tuned
 
@@ -279,11 +280,12 @@ def halves(
     """Which rows (N,) the search may see: half of every class, the odd one included.
 
     Faces of a group stay together, as in the teacher's folds: a person who is searched on must not
-    judge the winner. Classes are then halved as nearly as the groups allow.
+    judge the winner. Classes are then halved as nearly as the groups allow, and by a draw of its
+    own: halves that follow the teacher's folds would leave a member nothing to be taught with.
     """
     if groups is not None and any(group is not None for group in groups):
         alone = [f"\0{row}" if group is None else group for row, group in enumerate(groups)]
-        return np.asarray(stratified_folds(labels, alone, 2, seed) == 0)
+        return np.asarray(stratified_folds(labels, alone, 2, seed_of(seed, "halves")) == 0)
     rng = np.random.default_rng(seed)
     seen = np.zeros(len(labels), dtype=bool)
     for code in np.unique(labels):

@@ -101,6 +101,9 @@ def test_halves__keep_groups_together_and_are_as_ever_without_them() -> None:
     assert len(set(seen[people == 0])) == 2
     assert (abs(np.bincount(labels[seen], minlength=3) / np.bincount(labels) - 0.5) < 0.03).all()
     assert (halves(labels, 0, [None] * 400) == halves(labels, 0)).all()
+    alone = [group or str(row) for row, group in enumerate(groups)]
+    fold = stratified_folds(labels, alone, 2, 0)  # the teacher's, of the same seed
+    assert min(np.histogram2d(seen, fold, 2)[0].ravel()) > 50
 
 
 def test_appraise__penalizes_what_misses_its_targets() -> None:
