@@ -28,6 +28,7 @@ from pipeline.search import (
     worth,
 )
 from pipeline.spaces import Space, heads, said
+from pipeline.training.teacher import stratified_folds
 
 pytestmark = pytest.mark.ray
 NAMES = EMOTIONS[:4]
