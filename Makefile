@@ -39,7 +39,7 @@ bench: $(READY)  ## every benchmark, one after the other
 	$(BIN)/python -m tests.bench.active
 	$(BIN)/python -m tests.bench.acquisition_scale
 
-audit:  ## known weaknesses of the pinned packages; asks pypi.org, installs nothing into .venv
+audit:  ## known weaknesses of the pinned packages; asks the package index, installs nothing into .venv
 	@at=$$(mktemp -d) && trap 'rm -rf "$$at"' EXIT && $(PYTHON) -m venv "$$at" \
 	&& "$$at/bin/python" -m pip install --quiet --disable-pip-version-check pip-audit \
 	&& "$$at/bin/pip-audit" --strict --no-deps --disable-pip --requirement constraints.txt

@@ -25,10 +25,11 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from pipeline.adaptive import READ, Rule, ThresholdConfig, rule
+from pipeline.adaptive import Rule, rule
 from pipeline.config import Config, unread
 from pipeline.errors import RunError
 from pipeline.schema import OK, label_codes, require_columns
+from pipeline.threshold_config import READ, ThresholdConfig
 
 COLUMNS = ("status", "probs")
 """What is read of a score table."""

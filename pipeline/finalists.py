@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from pipeline import drawing, flow
 from pipeline.artifacts import load_teacher
@@ -29,10 +30,11 @@ from pipeline.policy import Mask, OperatingPoint, passes
 from pipeline.search import Verdict
 from pipeline.spaces import FinalistsConfig, Space
 from pipeline.storage import Location, location, read_table, to_json
+from pipeline.streaming import room
 from pipeline.training import runs, student
 from pipeline.training.finalist import Contest, Outcome, contest
 from pipeline.training.runs import TrainConfig
-from pipeline.trials import worker_of
+from pipeline.trials import asked_by, worker_of
 from pipeline.tuning import grid
 
 LABELS = "labels"
@@ -83,7 +85,7 @@ class Final:
             own = own.model_copy(update={"steps": self.config.steps})
         folds = read_table(at / runs.FOLDS_FILE)
         logits = np.stack(folds["logits"].to_numpy(zero_copy_only=False))
-        temperature = load_teacher(at / runs.TEACHER).temperature
+        teacher = load_teacher(at / runs.TEACHER)
         faces = drawing.fetched(job, self.plan, self.place)
         order = np.argsort(
             [list(job.views).index(name) for name in faces["source"].to_pylist()], kind="stable"
@@ -97,7 +99,7 @@ class Final:
             ids=folds["id"].to_pylist(),
             fold=folds["fold"].to_numpy(),
             taught=np.asarray(seen),
-            known=_softmax(logits / temperature),
+            known=teacher.member_probs(torch.from_numpy(logits)).numpy(),
             faces=faces.take(pa.array(order)),
             soft=np.stack([space.soft[order] for space in self.spaces]),
             kept=np.stack(
@@ -116,7 +118,9 @@ class Final:
             [{"finalist": f, "member": m, "name": names[f]} for f, m in open_],
             {"made": made, "kept": self.kept.uri, "place": place.model_dump(mode="json")},
             name="finalists",
-            each={"cpu": place.threads or 1, "gpu": int(place.use_gpu)},
+            trainings=len(open_),
+            each=asked_by(place),
+            there=room(self.job.recipe.stream),
             work=self.job.run.scratch / "tune",
         )
 
@@ -181,14 +185,8 @@ def _trial(config: Mapping[str, Any], made: Contest, kept: str, place: Mapping[s
     found = contest(made, finalist, one["member"], worker)
     at = _file(location(kept), one["name"], one["member"])
     at.create(to_json(found.model_dump(mode="json")))
-    tune.report({"accuracy": found.right / max(found.judged, 1)})
+    tune.report({"trainings": 1})
 
 
 def _file(kept: Location, name: str, member: int) -> Location:
     return kept / f"{name}-m{member}.json"
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    found: np.ndarray = (powers / powers.sum(1, keepdims=True)).astype(np.float32)
-    return found

@@ -6,10 +6,6 @@ the one format that the leading bytes announce and is never asked to guess. torc
 are deprecated and not used. Nothing here unpickles. Memory is bounded by MAX_PIXELS: the header is
 read before any pixel is.
 
-Resizing is an exact area average, two small matrix products: 41 us for 125 x 125 to 48 x 48, where
-Pillow's BOX takes 64 us and is up to 10 gray levels off (a pixel is in or out), torch's `area`
-110 us. Enlarging is linear.
-
 Departs: transparency is dropped, not composed onto a background; that is what common loaders show
 a network. The perceptual hash takes the signs of the 64 lowest DCT frequencies (the mean replaced
 by the vertical frequency 8) instead of comparing them with their median, so a mirror image flips
@@ -34,6 +30,7 @@ from pydantic import Field, model_validator
 from pipeline.alignment import Template, align
 from pipeline.config import Config
 from pipeline.errors import RecordError
+from pipeline.resampling import luma, resampled, rounded
 
 Color = Literal["gray", "rgb"]
 
@@ -62,7 +59,6 @@ UNSUPPORTED: tuple[tuple[int, bytes], ...] = (
 )
 # EXIF orientation -> (quarter turns counterclockwise, then mirror left-right)
 ORIENTATION = {2: (0, 1), 3: (2, 0), 4: (2, 1), 5: (3, 1), 6: (3, 0), 7: (1, 1), 8: (1, 0)}
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
 class Align(Config):
@@ -200,20 +196,20 @@ def face(
 def planes(pixels: np.ndarray, color: Color, size: int) -> np.ndarray:
     """Cropped pixels (H, W) or (H, W, 3) to uint8 (C, size, size)."""
     if color == "gray":
-        return _round(_resize(_luma(pixels), size, size))[None]
+        return rounded(resampled(luma(pixels), size, size))[None]
     if pixels.ndim == 2:
-        return np.repeat(_round(_resize(pixels, size, size))[None], 3, axis=0)
-    return np.stack([_round(_resize(pixels[..., c], size, size)) for c in range(3)])
+        return np.repeat(rounded(resampled(pixels, size, size))[None], 3, axis=0)
+    return np.stack([rounded(resampled(pixels[..., c], size, size)) for c in range(3)])
 
 
 def to_gray(pixels: np.ndarray) -> np.ndarray:
     """ITU-R BT.601 luma, uint8 (H, W)."""
-    return pixels if pixels.ndim == 2 else _round(_luma(pixels))
+    return pixels if pixels.ndim == 2 else rounded(luma(pixels))
 
 
 def resize(gray: np.ndarray, size: int) -> np.ndarray:
     """Area average (linear where it enlarges) to uint8 (size, size)."""
-    return _round(_resize(gray, size, size))
+    return rounded(resampled(gray, size, size))
 
 
 def thumbnail(gray: np.ndarray) -> np.ndarray:
@@ -223,7 +219,7 @@ def thumbnail(gray: np.ndarray) -> np.ndarray:
 
 def phash(gray: np.ndarray) -> int:
     """64-bit perceptual hash: signs of the lowest DCT frequencies of the 32 x 32 face."""
-    return int(hash_bits(_resize(gray, 32, 32)[None])[0])
+    return int(hash_bits(resampled(gray, 32, 32)[None])[0])
 
 
 def hash_bits(squares: np.ndarray) -> np.ndarray:
@@ -242,7 +238,7 @@ def hash_bits(squares: np.ndarray) -> np.ndarray:
 
 def quality(gray: np.ndarray) -> tuple[float, float, float]:
     """Brightness (mean, 0-255), contrast (std, 0-255), sharpness (Laplacian variance at 48 px)."""
-    small = _resize(gray, 48, 48)
+    small = resampled(gray, 48, 48)
     around = small[:-2, 1:-1] + small[2:, 1:-1] + small[1:-1, :-2] + small[1:-1, 2:]
     laplacian = around - 4 * small[1:-1, 1:-1]
     return float(gray.mean()), float(gray.std()), float(laplacian.var())
@@ -366,37 +362,6 @@ def _orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
         return np.ascontiguousarray(pixels)
     turned = np.rot90(pixels, turns)
     return np.ascontiguousarray(turned[:, ::-1] if mirror else turned)
-
-
-def _luma(pixels: np.ndarray) -> np.ndarray:
-    return pixels if pixels.ndim == 2 else pixels @ LUMA
-
-
-def _round(values: np.ndarray) -> np.ndarray:
-    return (values + 0.5).astype(np.uint8) if values.dtype != np.uint8 else values
-
-
-def _resize(gray: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Float32 (height, width); rows first, both products stay small."""
-    if gray.shape == (height, width):
-        return gray.astype(np.float32)
-    rows = _weights(gray.shape[0], height)
-    columns = _weights(gray.shape[1], width)
-    return (rows @ gray.astype(np.float32)) @ columns.T
-
-
-@functools.lru_cache(maxsize=256)
-def _weights(old: int, new: int) -> np.ndarray:
-    """Rows that sum to 1, float32 (new, old): overlaps of areas, or linear between centers."""
-    if new > old:
-        centers = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
-        weights = np.maximum(0, 1 - np.abs(centers[:, None] - np.arange(old)))
-    else:
-        edges = np.arange(new + 1) * old / new
-        pixel = np.arange(old)
-        overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
-        weights = np.maximum(0, overlap) * new / old
-    return weights.astype(np.float32)
 
 
 @functools.lru_cache(maxsize=4)

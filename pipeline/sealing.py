@@ -57,8 +57,9 @@ def _each(what: str, work: Work, ledger: Ledger, groups: Iterable[list[Slice]]) 
                 ray.get(ready)
         ray.get(running)
     except ray.exceptions.RayError as error:  # a task's own, or a node that died time and again
-        for other in running:
-            ray.cancel(other)
+        # The others end first: whoever is told of the fault finds nobody at work.
+        if running:
+            ray.wait(running, num_returns=len(running))
         raise told(getattr(error, "cause", error), what) from error
 
 

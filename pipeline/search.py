@@ -31,7 +31,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -47,20 +46,18 @@ from pipeline.policy import (
     class_curves,
     labeled_rows,
     passes,
-    rows_of,
     with_cuts,
 )
-from pipeline.schema import OK, label_names_of
+from pipeline.schema import label_names_of
 from pipeline.spaces import FinalistsConfig, HeadConfig, Space, Study, heads, said, study
 from pipeline.storage import Location
+from pipeline.tally import GRID, on_grid, pool_counts, pool_kept
 from pipeline.training.data import seed_of
 from pipeline.training.teacher import stratified_folds
 from pipeline.tuning import Plan, Trial, tuned
 
 logger = logging.getLogger(__name__)
 
-GRID = 1024  # steps of the confidence
-SHARES = 32  # steps of the neighbors' share
 PRECISIONS = tuple(float(p) for p in np.linspace(0.50, 0.975, 20))
 VOTES = (None, 0.25, 0.5, 0.625, 0.75)
 BALANCE = 0.25  # weight of the classes' evenness beside the utilization
@@ -229,7 +226,7 @@ def evidence(
             "expected at least one of each"
         )
     adaptive: dict[str, dict[str, float]] = {
-        each.rule: _on_grid(adaptive_cuts(each, pool_seen, points.filter(pa.array(seen)), names))
+        each.rule: on_grid(adaptive_cuts(each, pool_seen, points.filter(pa.array(seen)), names))
         for each, pool_seen in zip(config.adaptive, seen_pool, strict=True)
     }
     taught = None
@@ -292,40 +289,6 @@ def halves(
         own = rng.permutation(np.flatnonzero(labels == code))
         seen[own[: (len(own) + 1) // 2]] = True
     return seen
-
-
-def pool_counts(pool: Iterable[pa.Table], names: tuple[str, ...]) -> NDArray[np.int64]:
-    """Pool faces (K, 2, SHARES + 2, GRID + 1): class, prototype agrees, vote bin, confidence bin.
-
-    Vote bin 0 is "neighbors name another class", bin 1 + s a share of at least s / SHARES.
-    """
-    shape = (len(names), 2, SHARES + 2, GRID + 1)
-    counts = np.zeros(shape, dtype=np.int64)
-    for table in pool:
-        good = table.filter(pc.equal(table["status"], OK))
-        rows = rows_of(good.filter(pc.is_valid(good["pseudo_label"])), names)
-        vote = np.floor(np.clip(rows.agreement, 0, 1) * np.float32(SHARES)).astype(np.int64) + 1
-        cell = (
-            rows.predicted,
-            (rows.prototype == rows.predicted).astype(np.int64),
-            np.where(rows.neighbor == rows.predicted, vote, 0),
-            np.floor(np.clip(rows.confidence, 0, 1) * np.float32(GRID)).astype(np.int64),
-        )
-        flat = np.ravel_multi_index(cell, shape)
-        counts += np.bincount(flat, minlength=counts.size).reshape(shape)
-    return counts
-
-
-def pool_kept(point: OperatingPoint, counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Pool faces (K,) that a point with thresholds on the grid keeps, per class."""
-    vote = 0 if point.neighbors is None else 1 + round(point.neighbors * SHARES)
-    by_confidence = counts[:, int(point.prototype) :, vote:].sum((1, 2))
-    floor = point.confidence if isinstance(point.confidence, float) else 0.0
-    kept = np.zeros(len(counts), dtype=np.int64)
-    for code, name in enumerate(point.label_names):
-        cut = max(floor, (point.cuts or {}).get(name, 0.0))
-        kept[code] = by_confidence[code, round(cut * GRID) :].sum()
-    return kept
 
 
 def appraise(point: OperatingPoint, evidence: Evidence, config: SearchConfig) -> dict[str, float]:
@@ -410,10 +373,6 @@ def _points(
         else:
             curves = curves or class_curves(evidence.rows, evidence.labels, point)
             yield with_cuts(point, curves, way["target_precision"], GRID)
-
-
-def _on_grid(cuts: Mapping[str, float]) -> dict[str, float]:
-    return {name: float(np.ceil(cut * GRID) / GRID) for name, cut in cuts.items()}
 
 
 def _take(rows: Rows, which: NDArray[np.bool_]) -> Rows:

@@ -23,6 +23,7 @@ from pipeline import (
     evaluation,
     finalists,
     flow,
+    judged,
     pool,
     selection,
     twins,
@@ -306,13 +307,13 @@ def student(job: Job) -> Artifact:
 
 def evaluate(job: Job) -> Artifact:
     """Judge every model on the test faces; the only stage that reads their labels."""
-    before = ("teach", *flow.judged_names(job), "test", "select")
+    before = ("teach", *judged.judged_names(job), "test", "select")
     inputs = {name: job.run.artifact(name).digest for name in before}
     stage = job.open("evaluate", inputs)
     if stage.done is None:
-        probs, faces, names = flow.sit_exam(job)
+        probs, faces, names = judged.sit_exam(job)
         labels = label_codes(faces["label"].to_pylist(), names)
-        protocol = flow.protocol_card(job)
+        protocol = judged.protocol_card(job)
         votes = evaluation.votes_of(faces)
         metrics = evaluation.evaluate(probs, labels, names, protocol, job.recipe.evaluate, votes)
         decided = (t for _, t in pool.ledger(job, "select").tables(pool.pool_plan(job)))

@@ -28,10 +28,9 @@ from pipeline.active import (
     rounds,
 )
 from pipeline.config import Config
-from pipeline.errors import ConfigError, ResourceError, RunError
+from pipeline.errors import ConfigError
 from pipeline.job import Job
 from pipeline.models import PRETRAINED
-from pipeline.progress import meter
 from pipeline.recipe import Recipe
 from pipeline.schema import label_codes, label_names_of
 from pipeline.sources.removals import Removals
@@ -43,12 +42,10 @@ from pipeline.training.learner import Networks
 from pipeline.training.loop import Worker, local, precision, prepare_cpu
 from pipeline.training.runs import TrainConfig
 from pipeline.training.supervised import SupervisedConfig
-from pipeline.tuning import quiet_tune
+from pipeline.tuning import grid
 
 FIRST = "first"
 """Stands for the strategy where the first round's model is kept."""
-RESTARTS = 2
-"""Times that a trial whose process died is started again."""
 
 
 class TrialJob(Config):
@@ -216,38 +213,18 @@ def tuned(trials: Sequence[TrialJob], job: Job) -> None:
     """
     if not trials:
         return
-    from ray import tune
-
     start_ray(job.recipe.stream)
     place = job.recipe.train
-    each = {"cpu": place.threads or 1, "gpu": int(place.use_gpu)}
-    there = room(job.recipe.stream)
-    if each["cpu"] > there["CPU"] or each["gpu"] > there["GPU"]:
-        raise ResourceError(
-            f"active: a trial takes {each['cpu']} CPUs and {each['gpu']} GPUs; there are "
-            f"{there['CPU']:g} and {there['GPU']:g}"
-        )
-    count = sum(1 if t.strategy is None else t.active.rounds - len(kept(t)) for t in trials)
-    with quiet_tune(), meter("active", count, "trainings") as shown:
-        trainable = tune.with_parameters(_tune_trial, place=place.model_dump(mode="json"))
-        tuner = tune.Tuner(
-            tune.with_resources(trainable, each),
-            param_space={
-                "trial": tune.grid_search([one.model_dump(mode="json") for one in trials])
-            },
-            run_config=tune.RunConfig(
-                name="active",
-                storage_path=str((job.run.scratch / "tune").resolve()),
-                failure_config=tune.FailureConfig(max_failures=RESTARTS),
-                callbacks=[_counting(shown.advance)],
-                verbose=0,
-            ),
-        )
-        results = tuner.fit()
-    failed = [result.error for result in results if result.error is not None]
-    if failed:
-        line = str(failed[0]).strip().splitlines()[-1]
-        raise RunError(f"active: {len(failed)} of {len(trials)} trials failed; first: {line}")
+    grid(
+        _tune_trial,
+        [one.model_dump(mode="json") for one in trials],
+        {"place": place.model_dump(mode="json")},
+        name="active",
+        trainings=sum(1 if t.strategy is None else t.active.rounds - len(kept(t)) for t in trials),
+        each=asked_by(place),
+        there=room(job.recipe.stream),
+        work=job.run.scratch / "tune",
+    )
 
 
 def _tune_trial(config: dict[str, Any], place: Mapping[str, Any]) -> None:
@@ -257,8 +234,8 @@ def _tune_trial(config: dict[str, Any], place: Mapping[str, Any]) -> None:
     def told(made: Round) -> None:
         tune.report({"labels": made.labels, "accuracy": made.accuracy, "trainings": 1})
 
-    trial(config["trial"], worker_of(TrainConfig.model_validate(place)), told)
-    if config["trial"]["strategy"] is None:
+    trial(config["item"], worker_of(TrainConfig.model_validate(place)), told)
+    if config["item"]["strategy"] is None:
         tune.report({"trainings": 1})
 
 
@@ -269,13 +246,6 @@ def worker_of(place: TrainConfig) -> Worker:
     return local(device, precision(place.bf16, device))
 
 
-def _counting(advance: Callable[[int], None]) -> Any:
-    from ray import tune
-
-    class Counting(tune.Callback):
-        def on_trial_result(
-            self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any
-        ) -> None:
-            advance(int(result.get("trainings", 0)))
-
-    return Counting()
+def asked_by(place: TrainConfig) -> dict[str, float]:
+    """CPU and GPU of a trial."""
+    return {"CPU": place.threads or 1, "GPU": int(place.use_gpu)}

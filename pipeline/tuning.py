@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.errors import RunError
+from pipeline.errors import ResourceError, RunError
 from pipeline.progress import meter
 from pipeline.storage import Location
 
@@ -111,37 +111,48 @@ def grid(
     shared: Mapping[str, Any],
     *,
     name: str,
+    trainings: int,
     each: Mapping[str, float],
+    there: Mapping[str, float],
     work: Path,
 ) -> None:
     """Run one Tune trial per item, as many at a time as there is room for.
 
     Args:
-        trainable: called in a worker with `{"item": item}` and `shared`; reports once per unit of
-            work done.
+        trainable: called in a worker with `{"item": item}` and `shared`; reports `trainings`, how
+            many it has finished since the report before.
         items: JSON-able.
         shared: further arguments; put into the object store once.
         name: for the meter and for messages.
-        each: CPUs and GPUs of a trial.
+        trainings: of all trials, for the meter.
+        each: CPU and GPU of a trial.
+        there: CPU and GPU that there are, see :func:`pipeline.streaming.room`.
         work: local folder for Tune's own files.
 
     Raises:
+        ResourceError: not even one fits.
         RunError: a trial failed, again after every restart; with the first one's error.
     """
     if not items:
         return
     from ray import tune
 
-    with quiet_tune(), meter(name, len(items), "trainings") as shown:
+    if any(each[what] > there[what] for what in each):
+        raise ResourceError(
+            f"{name}: a trial takes {each['CPU']:g} CPUs and {each['GPU']:g} GPUs; there are "
+            f"{there['CPU']:g} and {there['GPU']:g}"
+        )
+    with quiet_tune(), meter(name, trainings, "trainings") as shown:
 
         class Counting(tune.Callback):
-            def on_trial_complete(
-                self, iteration: int, trials: Any, trial: Any, **info: Any
+            def on_trial_result(
+                self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any
             ) -> None:
-                shown.advance(1)
+                shown.advance(int(result.get("trainings", 0)))
 
+        asked = {what.lower(): count for what, count in each.items()}
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(trainable, **shared), dict(each)),
+            tune.with_resources(tune.with_parameters(trainable, **shared), asked),
             param_space={"item": tune.grid_search(list(items))},
             run_config=tune.RunConfig(
                 name=name,

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.adaptive import RULES, FlexMatch, FreeMatch, Rule, ThresholdConfig, rule
+from pipeline.adaptive import RULES, FlexMatch, FreeMatch, Rule, rule
 from pipeline.config import parse
 from pipeline.errors import ConfigError, IdentityError
 from pipeline.losses import Gather
+from pipeline.threshold_config import ThresholdConfig
 from tests.test_losses import in_workers
 
 K, POOL, PRIOR = 4, 30, (0.1, 0.2, 0.3, 0.4)

@@ -9,13 +9,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.adaptive import READ, rule
+from pipeline.adaptive import rule
 from pipeline.config import parse
 from pipeline.cuts import AdaptiveConfig, Seen, adaptive_cuts, look, probs_of, settled
 from pipeline.errors import ConfigError, RunError, SourceError
 from pipeline.policy import OperatingPoint, SelectConfig, passes, rows_of
 from pipeline.schema import EMOTIONS, scores_schema, with_label_names
 from pipeline.selection import operating_point
+from pipeline.threshold_config import READ
 
 NAMES = EMOTIONS[:4]
 RULES = ("fixed", "ada_cm", "dtm", "flexmatch", "freematch", "adamatch")

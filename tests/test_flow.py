@@ -95,12 +95,3 @@ def test_pool_rows__faces_of_all_stages_side_by_side(job: tiny.LoggedJob) -> Non
     for name in ("id", "confidence"):
         assert rows[name].equals(scores[name])
     assert rows["pseudo_label"].to_pylist() == scores["pseudo_label"].to_pylist()
-
-
-def test_sit_exam__probabilities_of_every_model(job: tiny.LoggedJob) -> None:
-    probs, labels, names = flow.sit_exam(job)
-    assert set(probs) == {"teacher", "control_a", "control_b", "student", "tuned"}
-    assert names == EMOTIONS
-    for model, table in probs.items():
-        assert table.shape == (len(labels), len(names)), model
-        np.testing.assert_allclose(table.sum(1), 1, atol=1e-3)

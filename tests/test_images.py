@@ -222,21 +222,6 @@ def test_face__shapes_and_luma() -> None:
     assert face(encoded(smooth()[..., 0], "PNG"), crop=Crop(), color="rgb", size=9).shape[0] == 3
 
 
-@pytest.mark.parametrize("size", [8, 16, 12])
-def test_resize__is_the_area_average(size: int) -> None:
-    gray = smooth(48, 48)[..., 1]
-    fine = np.repeat(np.repeat(gray.astype(float), size, 0), size, 1)
-    expected = fine.reshape(size, 48, size, 48).mean((1, 3))
-    assert np.abs(images.resize(gray, size) - expected).max() <= 0.51
-
-
-def test_resize__enlarging_keeps_a_ramp() -> None:
-    ramp = np.tile(np.arange(0, 240, 10, dtype=np.uint8), (24, 1))
-    large = images.resize(ramp, 48)
-    assert np.all(np.diff(large.astype(int), axis=1) >= 0)
-    assert abs(float(large.mean()) - float(ramp.mean())) < 1
-
-
 def test_phash__mirror_flips_every_other_bit() -> None:
     rng = np.random.default_rng(1)
     for _ in range(8):

@@ -12,6 +12,7 @@ ELSEWHERE = {
     "placement.py": "tests/test_streaming.py",
     "policy.py": "tests/test_selection.py",
     "posix.py": "tests/test_storage.py",
+    "threshold_config.py": "tests/test_adaptive.py",
     "verbs.py": "tests/test_cli.py, and the test files of what each verb calls",
     "s3.py": "tests/chaos/test_s3_faults.py",
     "labeled/files.py": "the readers of sets of files, tests/labeled/test_expw.py first",

@@ -13,7 +13,6 @@ from pipeline.errors import RunError
 from pipeline.policy import OperatingPoint, passes, rows_of
 from pipeline.schema import EMOTIONS, with_label_names
 from pipeline.search import (
-    GRID,
     Evidence,
     SearchConfig,
     appraise,
@@ -22,19 +21,18 @@ from pipeline.search import (
     halves,
     pareto,
     point_of,
-    pool_counts,
-    pool_kept,
     search,
     worth,
 )
 from pipeline.spaces import Space, heads, said
+from pipeline.tally import pool_counts
 from pipeline.training.teacher import stratified_folds
 
 pytestmark = pytest.mark.ray
 NAMES = EMOTIONS[:4]
 
 
-def _rows(n: int, seed: int) -> pa.Table:
+def score_rows(n: int, seed: int) -> pa.Table:
     """Score rows with `label`; confidence is honest, prototype and neighbors see something, too."""
     rng = np.random.default_rng(seed)
     names = np.array(NAMES)
@@ -57,31 +55,11 @@ def _rows(n: int, seed: int) -> pa.Table:
 
 
 def _evidence(n: int = 1500) -> Evidence:
-    points, pool = _rows(n, 0), _rows(4000, 1)
+    points, pool = score_rows(n, 0), score_rows(4000, 1)
     labels = np.array([NAMES.index(name) for name in points["label"].to_pylist()])
     labeled = {name: int((labels == i).sum()) for i, name in enumerate(NAMES)}
     start = OperatingPoint(label_names=NAMES, labeled=labeled)
     return Evidence(rows_of(points, NAMES), labels, pool_counts([pool], NAMES), start)
-
-
-@pytest.mark.parametrize("prototype", [False, True])
-@pytest.mark.parametrize("neighbors", [None, 0.25, 0.625])
-def test_pool_kept__is_exactly_what_the_rules_keep(prototype: bool, neighbors: float) -> None:
-    pool = _rows(4000, 1)
-    point = OperatingPoint(
-        label_names=NAMES,
-        confidence=0.3125,
-        prototype=prototype,
-        neighbors=neighbors,
-        cuts={"neutral": 411 / GRID, "happiness": 0.5, "sadness": 2.0, "surprise": 0.0},
-    )
-    counts = pool_counts([pool.slice(0, 1000), pool.slice(1000)], NAMES)
-    good = pool.filter(pa.array([s == "ok" for s in pool["status"].to_pylist()]))
-    rows = rows_of(good, NAMES)
-    expected = np.bincount(rows.predicted[passes(rows, point)], minlength=4)
-    assert counts.sum() == len(good)
-    assert pool_kept(point, counts).tolist() == expected.tolist()
-    assert expected.sum() > 0
 
 
 def test_halves__split_every_class_evenly() -> None:
@@ -182,7 +160,7 @@ def _spaces(points: pa.Table, pool: pa.Table) -> list[Space]:
 
 def _judged(**rules: object) -> tuple[dict, dict, Evidence, Evidence]:
     """What rules are worth in the search and after it, and the evidence of both."""
-    points, pool = _rows(400, 0), _rows(300, 1)
+    points, pool = score_rows(400, 0), score_rows(300, 1)
     config = SearchConfig(objective="head", min_utilization=0)
     seen, held = evidence(points, [pool], config, (), _spaces(points, pool))
     found = worth({"cut_by": "precision", "target_precision": 0.75, **rules}, (seen, config))
@@ -205,7 +183,7 @@ def test_worth__of_a_head_is_its_accuracy_on_faces_that_its_space_has_not_seen()
 
 
 def test_worth__of_a_head_misses_a_utilization_that_is_asked_for() -> None:
-    points, pool = _rows(400, 0), _rows(300, 1)
+    points, pool = score_rows(400, 0), score_rows(300, 1)
     config = SearchConfig(objective="head", min_utilization=0.5)
     seen, _ = evidence(points, [pool], config, (), _spaces(points, pool))
     rules = {"confidence": 0.875, "prototype": True, "neighbors": 0.75, "cut_by": "none"}
@@ -226,7 +204,7 @@ def test_search__says_that_a_target_is_out_of_reach(
     rules = {"confidence": 0.0, "prototype": False, "neighbors": None}
     monkeypatch.setattr(searching, "tuned", lambda f, shared, *_: [f(rules, shared)])
     config = SearchConfig(target_purity=purity, min_utilization=0.3)
-    search(_rows(400, 0), [_rows(800, 1)], config, tmp_path)
+    search(score_rows(400, 0), [score_rows(800, 1)], config, tmp_path)
     assert len(caplog.messages) == warned
     assert all("no point of 1 reaches purity 1 (0." in line for line in caplog.messages)
 
@@ -234,12 +212,12 @@ def test_search__says_that_a_target_is_out_of_reach(
 def test_search__says_that_ray_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     with pytest.raises(RunError, match="Ray is not started"):
-        search(_rows(200, 0), [_rows(100, 1)], SearchConfig(), tmp_path)
+        search(score_rows(200, 0), [score_rows(100, 1)], SearchConfig(), tmp_path)
 
 
 def test_search__without_pool(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="0 scored pool faces"):
-        search(_rows(200, 0), [], SearchConfig(), tmp_path)
+        search(score_rows(200, 0), [], SearchConfig(), tmp_path)
 
 
 @pytest.mark.cluster
@@ -249,7 +227,7 @@ def test_search__same_seed_same_trials_and_honest_estimate(tmp_path: Path) -> No
     ray.init(address="local", num_cpus=2, object_store_memory=300_000_000, include_dashboard=False)
     before = dict(os.environ)
     try:
-        points, pool = _rows(3000, 0), [_rows(4000, 1)]
+        points, pool = score_rows(3000, 0), [score_rows(4000, 1)]
         config = SearchConfig(trials=14, target_purity=0.85, concurrency=2)
         first = search(points, pool, config, tmp_path / "a")
         again = search(points, pool, config, tmp_path / "b")
@@ -266,7 +244,7 @@ def test_search__same_seed_same_trials_and_honest_estimate(tmp_path: Path) -> No
     assert found["winners_curse_purity"] == pytest.approx(best["purity"] - found["purity"])
     assert found["labeled_searched"] + found["labeled_held_out"] == 3000
 
-    fresh = _rows(20_000, 7)
+    fresh = score_rows(20_000, 7)
     rows = rows_of(fresh, NAMES)
     kept = passes(rows, first)
     right = np.asarray(fresh["label"]) == np.asarray(fresh["pseudo_label"])

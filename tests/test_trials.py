@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from helpers import flow
 
-from pipeline import conduct, trials
+from pipeline import conduct, trials, tuning
 from pipeline.active import Round
 from pipeline.errors import ConfigError, ResourceError
 from pipeline.flow import read_labels
@@ -170,7 +170,7 @@ def test_tuned__a_gpu_that_the_cluster_can_grow_to_is_enough(
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.7:6379")
     monkeypatch.setattr(ray, "cluster_resources", dict)
     monkeypatch.setattr(trials, "start_ray", lambda config: None)
-    monkeypatch.setattr(trials, "quiet_tune", started)
+    monkeypatch.setattr(tuning, "quiet_tune", started)
     first: Any = SimpleNamespace(strategy=None)
 
     def job(**stream: int) -> Any:

@@ -23,11 +23,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.adaptive import ThresholdConfig
 from pipeline.augment import VIEWS, Augmentation, View
 from pipeline.config import Config, unread
 from pipeline.losses import cross_entropy, kl_divergence, softmatch_weight
 from pipeline.models import PRETRAINED, FaceModel, ModelConfig
+from pipeline.threshold_config import ThresholdConfig
 from pipeline.training.data import (
     Batch,
     LabeledFaces,

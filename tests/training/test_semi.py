@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.adaptive import READ, RULES
+from pipeline.adaptive import RULES
+from pipeline.threshold_config import READ
 from pipeline.training.data import Batches
 from pipeline.training.loop import Fitted, Step, Worker, fit, local
 from pipeline.training.semi import SemiStudent

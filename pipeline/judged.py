@@ -1,0 +1,78 @@
+"""What evaluate judges: the models of a run, the test faces they sit, the protocol they had."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import flow
+from pipeline.errors import RunError
+from pipeline.evaluation import CONTROLS, STUDENT
+from pipeline.job import Job
+from pipeline.storage import Location, read_table
+from pipeline.training import exam, runs
+from pipeline.training.handed import FACES_FILE, LABELED_FILE, usable
+
+
+def judged_names(job: Job) -> tuple[str, ...]:
+    """Stages whose models are judged, the teacher apart."""
+    return (*CONTROLS, STUDENT, *((flow.TUNED,) if job.recipe.tune is not None else ()))
+
+
+def judged_models(job: Job) -> dict[str, Location]:
+    """Folders of the models that are judged."""
+    trained = {name: job.run.artifact(name).dir / flow.MODEL for name in judged_names(job)}
+    return {"teacher": job.run.artifact("teach").dir / runs.TEACHER, **trained}
+
+
+def sit_exam(job: Job) -> tuple[dict[str, np.ndarray], pa.Table, tuple[str, ...]]:
+    """Probabilities (N, K) of every model on the test faces; their id, label, soft; class names."""
+    at = job.run.artifact("test").dir
+    rows = usable(read_table(at / LABELED_FILE), read_table(at / FACES_FILE), job.removals)
+    names = flow.label_names(job)
+    unknown = sorted(set(rows["label"].to_pylist()) - set(names))
+    if unknown:
+        raise RunError(f"test faces have classes the training set lacks: {', '.join(unknown)}")
+    worker = exam.examiner(job.recipe.train)
+    probs = {
+        name: exam.probabilities(folder, rows, flow.handed(job), worker)
+        for name, folder in judged_models(job).items()
+    }
+    return probs, rows.select(["id", "label", "soft"]), names
+
+
+def protocol_card(job: Job) -> dict[str, Any]:
+    """What a number needs beside it to be compared."""
+    recipe, teacher = job.recipe, job.run.artifact("teach")
+    labeled, added = job.run.artifact("labeled").facts, job.run.latest("annotated")
+    config = recipe.labeled.model_dump(mode="json")
+    known = ("kind", "path", "rule", "fraction", "test", "development", "validation")
+    said = {k: config[k] for k in known if config.get(k)}
+    said["path"] = Path(said["path"]).name if "path" in said else None
+    return {
+        "split": ", ".join(f"{k} {v}" for k, v in said.items() if v),
+        "labeled": labeled.get("roles"),
+        **({} if added is None else {"annotated": added.facts["faces"]}),
+        **({"candidates": teacher.facts["candidates"]} if "candidates" in teacher.facts else {}),
+        "seeds": [recipe.seed],
+        "sampler": f"labeled drawn by class count ^ -{recipe.student.labeled_power}",
+        "views": {
+            "student": f"labeled {recipe.student.labeled_augment}, mined "
+            f"{recipe.student.mined_augment}",
+            "controls": recipe.control.augment or recipe.student.labeled_augment,
+        },
+        "crop": recipe.labeled.crop.model_dump(mode="json", exclude_none=True),
+        "passes": {
+            **(
+                {"pretrain": job.run.artifact("pretrain").facts["passes"]}
+                if recipe.starts_pretrained
+                else {}
+            ),
+            "teacher": teacher.facts["passes"],
+            **{name: job.run.artifact(name).facts["passes"] for name in judged_names(job)},
+        },
+        "pretraining_data": flow.started(job, recipe.teach).model.pretraining_data or "none",
+    }
