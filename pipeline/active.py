@@ -170,7 +170,7 @@ def rounds(
         ConfigError: fewer faces than the first round or a step needs, or deepfool's sample is
             smaller than a step.
     """
-    _check_sample(config, strategy, len(oracle.labels))
+    check_sample(config, strategy, len(oracle.labels))
     found = list(done)
     labeled = np.zeros(len(oracle.labels), bool)
     labeled[first_rows(oracle.labels, config, seed)] = True
@@ -219,7 +219,7 @@ def share_of(share: float, faces: int, name: str) -> int:
     return count
 
 
-def _check_sample(config: ActiveConfig, strategy: str, faces: int) -> None:
+def check_sample(config: ActiveConfig, strategy: str, faces: int) -> None:
     """Raise ConfigError where the rest of a budget would be faces that nobody looked at."""
     most = config.look.boundary_faces
     if most is None or "boundary" not in READS[strategy] or config.rounds == 1:

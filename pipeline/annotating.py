@@ -122,7 +122,6 @@ def _unused(one: Round, config: AskConfig, suggest: bool) -> list[str]:
     differ = {
         "budget": config.budget != queries.num_rows,
         "acquisition": config.acquisition not in queries["acquisition"].to_pylist(),
-        "candidates": True,  # no round says how many were looked at
     }
     named = [f"--{name}" for name, other in differ.items() if other and name in given]
     return [*named, *(["--suggest"] if suggest and not shown else [])]

@@ -19,12 +19,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from pipeline.errors import OmniferError
 from pipeline.storage import Location
 
+_LOG = logging.getLogger(__name__)
 Record = dict[str, Any]
 
 PATIENCE = 5.0
-"""Seconds that calls in vain may take in all; from then on one calls once more, at the end."""
+"""Seconds that calls in vain may take in all; from then on nobody asks."""
 PAUSE, LONGEST = 30.0, 600.0
 """Seconds between two calls in vain, at first and at most."""
 
@@ -49,11 +51,9 @@ class Patience:
         """A call was answered."""
         self.lost, self._pause = False, PAUSE
 
-    def may_call(self, last: bool = False) -> bool:
-        """Whether to call now; `last`: there will be no later chance."""
-        if not self.lost or last:
-            return True
-        return self._spent < PATIENCE and time.monotonic() >= self._next
+    def may_call(self) -> bool:
+        """Whether to call now."""
+        return not self.lost or (self._spent < PATIENCE and time.monotonic() >= self._next)
 
 
 class Waiting:
@@ -76,14 +76,17 @@ class Waiting:
         return self._own.parent
 
     def add(self, record: Record) -> None:
-        """Let a record wait."""
+        """Let a record wait; where no file can be written, in memory alone."""
         self.records.append(record)
-        if self._own.is_local:
-            self.place.mkdir()
-            with open(self._own.uri, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        elif "end" in record:
-            self._own.write_text("".join(json.dumps(each) + "\n" for each in self.records))
+        try:
+            if self._own.is_local:
+                self.place.mkdir()
+                with open(self._own.uri, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
+            elif "end" in record:
+                self._own.write_text("".join(json.dumps(each) + "\n" for each in self.records))
+        except (OSError, OmniferError) as error:
+            _LOG.warning("tracking: %s: %s", self.place, error)
 
     def clear(self) -> None:
         """All were told."""

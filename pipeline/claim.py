@@ -29,7 +29,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import ConfigError, OmniferError, RunError
 from pipeline.storage import Location, to_json
 
 _LOG = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ def _beat(at: Location, mine: dict[str, Any], done: threading.Event) -> None:
         count += 1
         try:
             at.write_json({**mine, "beat": count})
-        except OSError as error:  # of S3 too; one that is missed must not end all that follow
+        except (OSError, OmniferError) as error:  # one that is missed must not end all that follow
             _LOG.warning("claim: heartbeat failed (%s); trying again", error)
 
 

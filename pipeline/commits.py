@@ -1,6 +1,7 @@
 """What a ledger writes of a slice: the commit record, its digest, and the names of files.
 
-Pure values; the protocol that makes one of them the winner is in :mod:`pipeline.ledger`.
+Values, and seals that were read; the protocol that makes one of them the winner is in
+:mod:`pipeline.ledger`.
 """
 
 from __future__ import annotations

@@ -41,14 +41,15 @@ SELECTED = "selected"
 IN_A_LINE = 5
 """Facts of a stage that a terminal shows in a line."""
 SHARED = ("survey", "embed", "score", "mine")
+REPORT = "report"
 BESIDE: Mapping[str, Stage] = {"active": active}
 """Verbs that no run of all stages includes."""
 READERS: Mapping[str, tuple[str, ...]] = {
-    "labeled": ("guard", "teach", "experts", "student", "control_a", "control_b", "active"),
+    "labeled": ("guard", "pretrain", "teach", "search", "distill", "student", "active"),
     "test": ("guard", "evaluate", "active"),
-    "pool": ("survey", "pretrain", "embed", "mine"),
+    "pool": ("survey", "pretrain", "embed", "search", "mine"),
 }
-"""Stages that read faces of a data set, for their tracked runs."""
+"""Stages that read a data set's faces, or what is stored of them, for their tracked runs."""
 MODELS = {
     "teacher": "teacher",
     "control_a": "control A",
@@ -100,9 +101,13 @@ def start(
 def run_all(job: Job, until: str | None) -> None:
     """Every stage up to and including `until`; ends with the results table."""
     names = list(STAGES)
-    if until in (None, "report") or not (job.run.root / COMMAND_FILE).exists():
-        job.note_command()
-    _conduct(job, names if until is None else names[: names.index(until) + 1])
+    names = names if until is None else names[: names.index(until) + 1]
+    with driving(job):
+        advance(job, [name for name in names if name != REPORT])
+        # Now it is known that this command makes the run: nothing of it was refused.
+        if REPORT in names or not (job.run.root / COMMAND_FILE).exists():
+            job.note_command()
+        advance(job, [name for name in names if name == REPORT])
     if until in (None, "evaluate", "report"):
         show_results(job)
 

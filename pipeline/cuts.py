@@ -42,7 +42,7 @@ Ints = NDArray[np.int64]
 
 
 class AdaptiveConfig(Config):
-    """Which rule; the defaults are those of training, see adaptive.ThresholdConfig."""
+    """Which rule; the defaults are those of training, see threshold_config.ThresholdConfig."""
 
     rule: Literal["fixed", "ada_cm", "dtm", "flexmatch", "freematch", "adamatch"] = "dtm"
     tau: float = Field(default=0.95, gt=0, le=1)

@@ -7,37 +7,26 @@ narrow columns and one read of the embeddings; memory: a few thousand faces.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline import annotated, flow, pool, selection
 from pipeline.artifacts import load_teacher
 from pipeline.errors import RunError
 from pipeline.job import Job
-from pipeline.mining import check_bytes
-from pipeline.ordered import in_order
-from pipeline.plan import Plan, Slice
+from pipeline.plan import Plan
 from pipeline.policy import OperatingPoint, SelectConfig, codes_of, mask_of
 from pipeline.scoring import matrix
-from pipeline.sources.reader import PoolSource, fetch
 from pipeline.spaces import Drawn, HeadConfig, Space, spaces_of
 from pipeline.storage import read_table
 from pipeline.training import runs
 from pipeline.tuning import Trial
 
-READERS = 8
-"""Slices that are read side by side; on S3 a read is mostly waiting."""
 
-
-def spaces(job: Job, plan: Plan, config: HeadConfig) -> tuple[list[Space], np.ndarray]:
-    """Each member's space with the faces drawn, and their places (P,) in the pool.
-
-    Score and twins are finished.
-    """
+def spaces(job: Job, plan: Plan, config: HeadConfig) -> tuple[list[Space], list[str]]:
+    """Each member's space with the faces drawn, and their ids (P); score and twins are finished."""
     at = job.run.artifact("teach").dir
     teacher = load_teacher(at / runs.TEACHER)
     place, stands_for = drawn_rows(job, plan, config.class_faces)
@@ -58,41 +47,7 @@ def spaces(job: Job, plan: Plan, config: HeadConfig) -> tuple[list[Space], np.nd
         sub_prototypes=job.recipe.teach.sub_prototypes,
         seed=job.recipe.seed,
     )
-    return found, place
-
-
-def fetched(job: Job, plan: Plan, place: np.ndarray) -> pa.Table:
-    """The faces at ascending places (P,) of the pool: id, source, image, box, landmarks.
-
-    Several slices are read side by side; one without a drawn face is not opened.
-
-    Raises:
-        LedgerError: a face's bytes are not those that were surveyed.
-        SourceError: a shard changed or is gone.
-    """
-    parts = list(in_order(partial(_fetched, job.sources), _asked(job, plan, place), READERS))
-    return pa.concat_tables(parts)
-
-
-def _asked(job: Job, plan: Plan, place: np.ndarray) -> Iterator[tuple[Slice, pa.Table]]:
-    """Slices with drawn faces and these faces' survey rows."""
-    first = 0
-    for slice, table in pool.ledger(job, "survey").tables(plan, ["id", "position", "sha256"]):
-        low, high = np.searchsorted(place, [first, first + len(table)])
-        if high > low:
-            yield slice, table.take(pa.array(place[low:high] - first))
-        first += len(table)
-
-
-def _fetched(sources: Mapping[str, PoolSource], asked: tuple[Slice, pa.Table]) -> pa.Table:
-    slice, rows = asked
-    order = pc.sort_indices(rows["position"])
-    rows = rows.take(order)
-    read = fetch(slice, rows["position"].to_pylist(), sources)
-    check_bytes(slice, rows, read)
-    found = read.select(["id", "image", "box", "landmarks"])
-    found = found.append_column("source", pa.repeat(slice.source, len(found)))
-    return found.take(pc.sort_indices(order))
+    return found, drawn.ids.tolist()
 
 
 def track(job: Job, number: int, points: Trial) -> None:

@@ -19,14 +19,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
+import pyarrow.compute as pc
 
-from pipeline import drawing, flow
-from pipeline.artifacts import load_teacher
+from pipeline import flow
 from pipeline.config import digest
 from pipeline.job import Job
-from pipeline.plan import Plan
 from pipeline.policy import Mask, OperatingPoint, passes
+from pipeline.querying import faces_of
 from pipeline.search import Verdict
 from pipeline.spaces import FinalistsConfig, Space
 from pipeline.storage import Location, location, read_table, to_json
@@ -46,11 +45,10 @@ class Final:
     """Judges finalists; :func:`pipeline.search.search` calls it."""
 
     job: Job
-    plan: Plan
     config: FinalistsConfig
     spaces: Sequence[Space]
-    place: np.ndarray
-    """Places (P,) of the spaces' pool faces in the pool."""
+    ids: Sequence[str]
+    """Of the spaces' pool faces (P)."""
     kept: Location
     """Folder of finished trainings."""
 
@@ -84,12 +82,11 @@ class Final:
         if self.config.steps is not None:
             own = own.model_copy(update={"steps": self.config.steps})
         folds = read_table(at / runs.FOLDS_FILE)
-        logits = np.stack(folds["logits"].to_numpy(zero_copy_only=False))
-        teacher = load_teacher(at / runs.TEACHER)
-        faces = drawing.fetched(job, self.plan, self.place)
-        order = np.argsort(
-            [list(job.views).index(name) for name in faces["source"].to_pylist()], kind="stable"
-        )
+        faces = faces_of(job, self.ids)
+        views = list(job.views)
+        source = [views.index(name) for name in faces["source"].to_pylist()]
+        faces = faces.take(pa.array(np.argsort(source, kind="stable")))
+        place = pc.index_in(faces["id"], pa.array(self.ids)).to_numpy()
         return Contest(
             handed=flow.handed(job),
             student=own,
@@ -99,11 +96,10 @@ class Final:
             ids=folds["id"].to_pylist(),
             fold=folds["fold"].to_numpy(),
             taught=np.asarray(seen),
-            known=teacher.member_probs(torch.from_numpy(logits)).numpy(),
-            faces=faces.take(pa.array(order)),
-            soft=np.stack([space.soft[order] for space in self.spaces]),
+            faces=faces,
+            soft=np.stack([space.soft[place] for space in self.spaces]),
             kept=np.stack(
-                [[passes(space.rows, point)[order] for space in self.spaces] for point in points]
+                [[passes(space.rows, point)[place] for space in self.spaces] for point in points]
             ),
         )
 

@@ -183,8 +183,10 @@ def write_points(job: Job, stage: Stage, teacher: Artifact) -> None:
 
 
 def points(job: Job) -> pa.Table:
-    """Out-of-fold score rows of the labeled faces, with the groups that the labeled set names."""
-    return grouped(job.run, read_table(job.run.artifact("score").dir / POINTS_FILE))
+    """Out-of-fold score rows of the labeled faces, with their `group` and teacher's `fold`."""
+    rows = grouped(job.run, read_table(job.run.artifact("score").dir / POINTS_FILE))
+    folds = read_table(job.run.artifact("teach").dir / runs.FOLDS_FILE, ["id", "fold"])
+    return rows.append_column("fold", folds["fold"].take(pc.index_in(rows["id"], folds["id"])))
 
 
 def score_columns(job: Job, columns: Sequence[str]) -> Iterator[pa.Table]:

@@ -31,7 +31,7 @@ from pipeline.config import digest, parse
 from pipeline.errors import RunError
 from pipeline.job import COMMAND_FILE, FORGOTTEN_LIST, command_of, forgotten
 from pipeline.journal import HOME, Rewrite, apply, close, interrupted
-from pipeline.made import Made, finished
+from pipeline.made import Made, finished, made_with
 from pipeline.packs import content_digest
 from pipeline.plan import Plan
 from pipeline.pool import PLAN_FILE, removed_by
@@ -58,7 +58,7 @@ from pipeline.sources.extents import content_fingerprint
 from pipeline.sources.removals import Removals, blind
 from pipeline.sources.rest import GONE_FILE, Gone
 from pipeline.storage import Location, read_table, to_json
-from pipeline.tracing import ACTIVE, find, roles_of, saw, unfinished, unknown
+from pipeline.tracing import ACTIVE, backbone_of, find, roles_of, saw, unfinished, unknown
 from pipeline.training.distilled import GRID, PROVENANCE, STATEMENT
 from pipeline.training.distilling import CHOSEN
 from pipeline.training.handed import LABELED_FILE
@@ -188,10 +188,12 @@ def _marks(run: Run, ids: frozenset[str], told: Forgotten) -> dict[Location, dic
         for folder in run.folders(stage):
             if stage in ACTIVE:
                 hits = [Counter({"labeled": trained})]
+                start = backbone_of(folder)
+                if start and (made := made_with(run, "pretrain", start)):
+                    hits[0].update(saw(made, wanted))
             else:
                 hits = [saw(made, wanted) for made in finished(run, stage, folder)]
-            hit = next((h for h in hits if h.total()), None)
-            if hit is not None:
+            if (hit := next((h for h in hits if h.total()), None)) is not None:
                 told.saw[f"{stage} {folder.name}"] = dict(hit)
                 mark = folder / FORGOTTEN
                 before = mark.read_json()["faces"] if mark.exists() else 0

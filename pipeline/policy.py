@@ -77,9 +77,8 @@ class SelectConfig(settings.Config):
 
     @model_validator(mode="after")
     def _all_has_no_thresholds(self) -> SelectConfig:
-        asked = [name for name in THRESHOLDS if getattr(self, name) is not None]
-        if self.policy == "all" and asked:
-            raise ValueError(f"{asked[0]}: policy all has no thresholds; only policy rules has")
+        if self.policy == "all" and (asked := settings.unread(self, THRESHOLDS)):
+            raise ValueError(f"{asked}: policy all has no thresholds; only policy rules has")
         return self
 
 

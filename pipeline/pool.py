@@ -126,7 +126,7 @@ def _changed(job: Job, base: Plan) -> str:
     for old, new in itertools.zip_longest(before, base):
         if old is None or new is None or replace(old, key=new.key) != new:
             slice = new or old
-            return f"\nthe pool changed, first at slice {slice.key}: {slice.source}, {slice.shard}"
+            return f"\nthe plans differ, first at slice {slice.key}: {slice.source}, {slice.shard}"
     return ""
 
 

@@ -24,11 +24,13 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def explained(uri: str) -> Iterator[None]:
+def explained(uri: str, writing: bool = False) -> Iterator[None]:
     """What a disk or a store raises, as one line that names the place."""
     try:
         yield
     except FileNotFoundError as err:
+        if writing:  # its folder could not be made
+            raise RunError(f"{uri}: cannot be written there") from err
         raise SourceError(f"{uri}: no such file") from err
     except IsADirectoryError as err:
         raise SourceError(f"{uri}: expected a file, found a folder") from err

@@ -28,6 +28,7 @@ from pipeline.config import Config, nearest
 from pipeline.errors import ConfigError, LedgerError
 from pipeline.job import Job
 from pipeline.mining import check_bytes
+from pipeline.ordered import in_order
 from pipeline.plan import Slice
 from pipeline.pool import ledger, pool_plan
 from pipeline.rounds import QUERIES
@@ -38,6 +39,8 @@ from pipeline.training import runs
 
 FACES = READ.append(pa.field("source", pa.string(), nullable=False))
 """READ rows with the recipe's name of their source."""
+READERS = 8
+"""Slices that are read side by side; on S3 a read is mostly waiting."""
 
 
 class AskConfig(Config):
@@ -91,23 +94,29 @@ def choose(job: Job, config: AskConfig, closed: Collection[str], seed: int) -> p
 def faces_of(job: Job, ids: Collection[str]) -> pa.Table:
     """FACES rows of pool faces, their bytes fetched from the sources; in the order of the pool.
 
-    Faces that the pool no longer has, such as removed ones, are left out.
+    Several slices are read side by side; one without such a face is not opened. Faces that the pool
+    no longer has, such as removed ones, are left out.
 
     Raises:
         LedgerError: a face's bytes are not those that were surveyed.
         SourceError: a source changed or is gone.
     """
     wanted = pa.array(sorted(ids), pa.string())
-    found = [FACES.empty_table()]
-    surveyed = ledger(job, "survey").tables(pool_plan(job), ["id", "position", "sha256"])
-    for slice, table in surveyed:
-        own = table.filter(pc.is_in(table["id"], value_set=wanted)).sort_by("position")
-        if own.num_rows:
-            read = fetch(slice, own["position"].to_pylist(), job.sources)
-            check_bytes(slice, own, read)
-            source = pa.repeat(slice.source, own.num_rows)
-            found.append(read.append_column(FACES.field("source"), source))
-    return pa.concat_tables(found)
+
+    def asked() -> Iterator[tuple[Slice, pa.Table]]:
+        columns = ["id", "position", "sha256"]
+        for slice, table in ledger(job, "survey").tables(pool_plan(job), columns):
+            own = table.filter(pc.is_in(table["id"], value_set=wanted)).sort_by("position")
+            if own.num_rows:
+                yield slice, own
+
+    def fetched(one: tuple[Slice, pa.Table]) -> pa.Table:
+        slice, own = one
+        read = fetch(slice, own["position"].to_pylist(), job.sources)
+        check_bytes(slice, own, read)
+        return read.append_column(FACES.field("source"), pa.repeat(slice.source, own.num_rows))
+
+    return pa.concat_tables([FACES.empty_table(), *in_order(fetched, asked(), READERS)])
 
 
 def _askable(job: Job, closed: Collection[str]) -> Rows:

@@ -126,6 +126,11 @@ class Recipe(Config):
         twice = sorted({rule for rule in rules if rules.count(rule) > 1})
         if twice:
             raise ValueError(f"search.adaptive: two rules are {twice[0]}; only one is looked at")
+        if self.search.finalists is not None and self.student.asks_out_of_fold:
+            raise ValueError(
+                "search.finalists: student.kd and conformal candidates take what teachers say that "
+                "have seen the judges; drop one of them"
+            )
         draws = self.search.objective == "head" or self.search.finalists is not None
         if not draws and self.search.head != HeadConfig():
             raise ValueError(

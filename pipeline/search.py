@@ -52,7 +52,6 @@ from pipeline.schema import label_names_of
 from pipeline.spaces import FinalistsConfig, HeadConfig, Space, Study, heads, said, study
 from pipeline.storage import Location
 from pipeline.tally import GRID, on_grid, pool_counts, pool_kept
-from pipeline.training.data import seed_of
 from pipeline.training.teacher import stratified_folds
 from pipeline.tuning import Plan, Trial, tuned
 
@@ -167,8 +166,6 @@ def search(
         for place, (one, on) in enumerate(zip(found, front, strict=True))
     ]
     best = max(trials, key=lambda trial: trial["objective"])
-    if short := unmet(best, config):
-        logger.warning("search: no point of %d %s; the least bad is taken", len(trials), short)
     judged: Mapping[str, float] = {}
     if final is not None and config.finalists is not None and seen.judges is not None:
         entered = _finalists(trials, seen, config.finalists.count)
@@ -176,6 +173,8 @@ def search(
         for trial, value in zip(entered, said.accuracy, strict=True):
             trial["student_accuracy"] = value
         best, judged = entered[said.best], said.estimates
+    if short := unmet(best, config):
+        logger.warning("search: the point taken of %d misses %s", len(trials), short)
     point = point_of(best, seen)
     again = appraise(point, held, config)
     estimates = {
@@ -198,7 +197,7 @@ def unmet(best: Mapping[str, Any], config: SearchConfig) -> str:
     if config.objective != "head":
         asked["purity"] = config.target_purity
     short = [(name, value) for name, value in asked.items() if best[name] < value]
-    return " and ".join(f"reaches {name} {value:g} ({best[name]:.3f})" for name, value in short)
+    return " and ".join(f"{name} {value:g} ({best[name]:.3f})" for name, value in short)
 
 
 def evidence(
@@ -214,8 +213,11 @@ def evidence(
     """
     names = label_names_of(points.schema)
     rows, labels = labeled_rows(points, names)
-    groups = points["group"].to_pylist() if "group" in points.column_names else None
-    seen = halves(labels, config.seed, groups)
+    known = points.column_names
+    groups = points["group"].to_pylist() if "group" in known else None
+    seen = halves(
+        labels, config.seed, groups, points["fold"].to_numpy() if "fold" in known else None
+    )
     counts = np.bincount(labels, minlength=len(names))
     labeled = {name: int(n) for name, n in zip(names, counts, strict=True)}
     start = OperatingPoint(label_names=names, labeled=labeled)
@@ -272,19 +274,28 @@ def pareto(trials: Sequence[Mapping[str, Any]]) -> Mask:
 
 
 def halves(
-    labels: NDArray[np.int64], seed: int, groups: Sequence[str | None] | None = None
+    labels: NDArray[np.int64],
+    seed: int,
+    groups: Sequence[str | None] | None = None,
+    fold: NDArray[np.integer[Any]] | None = None,
 ) -> NDArray[np.bool_]:
     """Which rows (N,) the search may see: half of every class, the odd one included.
 
     Faces of a group stay together, as in the teacher's folds: a person who is searched on must not
-    judge the winner. Classes are then halved as nearly as the groups allow, and by a draw of its
-    own: halves that follow the teacher's folds would leave a member nothing to be taught with.
+    judge the winner. Each fold (N,) is then halved by itself, as nearly as its groups allow: halves
+    that followed the folds would leave a member nothing to be taught with.
     """
-    if groups is not None and any(group is not None for group in groups):
-        alone = [f"\0{row}" if group is None else group for row, group in enumerate(groups)]
-        return np.asarray(stratified_folds(labels, alone, 2, seed_of(seed, "halves")) == 0)
-    rng = np.random.default_rng(seed)
     seen = np.zeros(len(labels), dtype=bool)
+    if groups is not None and any(group is not None for group in groups):
+        names = np.array([group or f"\0{row}" for row, group in enumerate(groups)], dtype=object)
+        for number in np.unique(fold) if fold is not None else (None,):
+            own = np.flatnonzero(fold == number) if number is not None else np.arange(len(labels))
+            if len(set(names[own])) < 2:  # seen
+                seen[own] = True
+                continue
+            seen[own] = stratified_folds(labels[own], names[own].tolist(), 2, seed) == 0
+        return seen
+    rng = np.random.default_rng(seed)
     for code in np.unique(labels):
         own = rng.permutation(np.flatnonzero(labels == code))
         seen[own[: (len(own) + 1) // 2]] = True

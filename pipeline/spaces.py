@@ -26,6 +26,7 @@ from pydantic import Field
 
 from pipeline.artifacts import Teacher
 from pipeline.config import Config
+from pipeline.errors import RunError
 from pipeline.heads import fit_head, named
 from pipeline.policy import Mask, OperatingPoint, Rows, passes, rows_of
 from pipeline.scoring import ScoreConfig, matrix
@@ -106,10 +107,16 @@ def spaces_of(
 def study(
     spaces: Sequence[Space], labels: Codes, taught: Mask, classes: int, config: HeadConfig
 ) -> Study:
-    """Fit the heads of the labels alone, from which all others start."""
+    """Fit the heads of the labels alone, from which all others start.
+
+    Raises:
+        RunError: no labeled face may teach in one of the spaces.
+    """
     starts = []
     for space in spaces:
         known = taught & ~space.unseen
+        if not known.any():
+            raise RunError("search: a member has no face to teach a head with; too few groups")
         even = np.ones(int(known.sum()))
         starts.append(fit_head(space.labeled[known], labels[known], even, classes, config.l2))
     return Study(spaces, labels, taught, starts, config)

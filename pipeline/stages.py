@@ -13,8 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-import numpy as np
-
 from pipeline import (
     annotated,
     clustering,
@@ -183,11 +181,11 @@ def search(job: Job) -> Artifact | None:
             cuts.look(flow.score_columns(job, cuts.COLUMNS), classes, each.tau)
             for each in config.adaptive
         ]
-        drawn, place = drawing.spaces(job, plan, config.head) if draws else ([], np.zeros(0))
+        drawn, ids = drawing.spaces(job, plan, config.head) if draws else ([], [])
         final = None
         if config.finalists is not None:
             kept = stage.dir / FINALISTS
-            final = finalists.Final(job, plan, config.finalists, drawn, place, kept)
+            final = finalists.Final(job, config.finalists, drawn, ids, kept)
         point = searching.search(
             flow.points(job),
             flow.score_columns(job, SCORE_COLUMNS),

@@ -133,14 +133,17 @@ class Location:
         Sorted by relative path, the same on disk and on S3; names with a leading dot are skipped,
         links are followed. Memory: one folder listing per level on disk, every key on S3.
         """
-        found = posix.walk(self.uri) if self.is_local else sorted(self._below())
-        yield from self._ending(found, suffixes)
+        with posix.explained(self.uri):
+            found = posix.walk(self.uri) if self.is_local else sorted(self._below())
+            yield from self._ending(found, suffixes)
 
     def listed(self, suffixes: Sequence[str]) -> Iterator[tuple[Location, str, int]]:
         """As :meth:`files`, with stamp and size; on S3 from the listing, no request per file."""
-        below = {} if self.is_local else self._below()
-        for at in self._ending(sorted(below), suffixes) if below else self.files(suffixes):
-            yield (at, *below[at._key]) if below else (at, at.stamp(), at.size())
+        if self.is_local:
+            yield from ((at, at.stamp(), at.size()) for at in self.files(suffixes))
+            return
+        below = self._below()
+        yield from ((at, *below[at._key]) for at in self._ending(sorted(below), suffixes))
 
     def _below(self) -> dict[str, tuple[str, int]]:
         with posix.explained(self.uri):
@@ -217,7 +220,7 @@ class Location:
 
         On an error, or if the process dies, whatever was here before stays.
         """
-        with posix.explained(self.uri), self._replacing() as file:
+        with posix.explained(self.uri, writing=True), self._replacing() as file:
             yield file
 
     @contextlib.contextmanager
@@ -261,12 +264,12 @@ class Location:
         Raises:
             SourceError: the file system has no hard links.
         """
-        with posix.explained(self.uri):
+        with posix.explained(self.uri, writing=True):
             return posix.create(self.uri, data) if self.is_local else s3.create(self._key, data)
 
     def mkdir(self) -> None:
         """Make the folder and its parents; nothing to do on S3."""
-        with posix.explained(self.uri):
+        with posix.explained(self.uri, writing=True):
             if self.is_local:
                 posix.make_folder(self.uri)
 

@@ -17,7 +17,7 @@ import numpy as np
 from rich.table import Table
 
 from pipeline import flow
-from pipeline.active import BASELINE, ActiveConfig, Round, points
+from pipeline.active import BASELINE, ActiveConfig, Round, check_sample, points
 from pipeline.config import digest
 from pipeline.job import Job
 from pipeline.pool import done
@@ -26,6 +26,7 @@ from pipeline.report.figures import Curve, learning_curves, standalone
 from pipeline.run import Artifact
 from pipeline.schema import label_codes
 from pipeline.storage import Location
+from pipeline.training.handed import labeled_rows
 from pipeline.trials import (
     TrialJob,
     finished,
@@ -55,7 +56,7 @@ def active(job: Job, run: Runner | None = None) -> Artifact:
         run: runs the trials; None: :func:`tuned`.
 
     Raises:
-        ConfigError: the recipe has no `active`.
+        ConfigError: the recipe has no `active`, or a strategy's sample is smaller than a step.
         RunError: a trial failed.
     """
     config = required(job.recipe)
@@ -65,6 +66,9 @@ def active(job: Job, run: Runner | None = None) -> Artifact:
     }
     if "pretrained" in config.starts:
         inputs["pretrain"] = job.run.artifact("pretrain").digest
+    faces = len(labeled_rows(flow.handed(job), ("train",)))
+    for strategy in config.strategies:
+        check_sample(config, strategy, faces)
     stage = job.open("active", inputs, retarget=LISTS)
     if stage.done is None:
         made = job.open("rounds", inputs, hide=LISTS)

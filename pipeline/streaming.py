@@ -99,7 +99,7 @@ def start_ray(config: StreamConfig) -> None:
 
 def check_room(what: str, cpus: float, config: StreamConfig) -> None:
     """ResourceError where CPUs needed at once are more than there are; Ray would wait for ever."""
-    there = _capacity(config).cpus
+    there = room(config)["CPU"]
     if cpus > there:
         raise ResourceError(f"{what} would hang: {cpus:g} CPUs needed at once, {there:g} there")
 

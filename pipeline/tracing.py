@@ -19,7 +19,9 @@ from pipeline.storage import Location, open_stored, read_table
 from pipeline.training.handed import FACES_FILE, LABELED_FILE
 
 ACTIVE = ("rounds", "active")
-"""Stages that train on labeled faces alone, which no teacher need have seen."""
+"""Stages of active learning; they train on labeled faces, and judge the test faces."""
+LABELED = ("teach", "control_a", "control_b", *ACTIVE)
+"""Stages that read labeled faces alone, unless they start from a backbone."""
 
 
 def find(run: Run, listed: Removals) -> tuple[dict[str, bytes | None], int]:
@@ -77,17 +79,25 @@ def unfinished(
 ) -> Iterator[tuple[Location, list[Location]]]:
     """Folders of trainings without an end that may have read the faces, and what they left.
 
-    Rounds of active learning never end; only labeled training and test faces are in them.
+    Rounds of active learning never end.
     """
     roles = roles_of(run, pa.array(sorted(ids), pa.string()))
     for stage in stages:
         for folder in run.folders(stage):
-            read = stage not in ACTIVE or roles["train"] or roles["test"]
+            read = stage not in LABELED or backbone_of(folder) is not None
+            read = read or bool(roles["train"] or (stage in ACTIVE and roles["test"]))
             if read and not any(finished(run, stage, folder)):
                 kept = ("identity.json", FORGOTTEN)
                 left = [child for child in folder.children() if child.name not in kept]
                 if left:
                     yield folder, left
+
+
+def backbone_of(folder: Location) -> str | None:
+    """Digest of the run's backbone that a generation starts from; None: from nothing."""
+    identity = (folder / "identity.json").read_json()
+    found: str | None = identity.get("inputs", {}).get("pretrain")
+    return found
 
 
 def saw(made: Made, ids: pa.Array) -> Counter[str]:

@@ -1,4 +1,4 @@
-"""Where MLflow is told what a run did; the only module that imports it.
+"""Where MLflow is told what a run did; it and registering.py alone import it.
 
 A run is one MLflow parent run with one child per stage, tied by the tag `mlflow.parentRunId`: no
 global state, so several runs may live in one process. Tracking is a courtesy, never a condition:
@@ -151,7 +151,7 @@ class Tracker:
             self.catch_up()
             self.client.set_terminated(self.parent.info.run_id, "FINISHED" if ok else "FAILED")
 
-        if self._waiting is not None and self._patience.may_call(last=True):
+        if self._waiting is not None:
             self.guarded(call)
 
     def guarded(self, call: Callable[[], T]) -> T | None:
@@ -182,7 +182,7 @@ class Tracker:
 
         def call() -> bool:
             self.catch_up()
-            self._tell(record)
+            self._unless_refused(record)
             return True
 
         if not (self._patience.may_call() and self.guarded(call)):
@@ -190,19 +190,24 @@ class Tracker:
 
     def catch_up(self) -> None:
         """Open the connection where there is none, and tell what waits."""
-        from mlflow.exceptions import MlflowException
-
         if self._waiting is None or self._opener is None:
             return
         if self.client is None:
             self.client, self.parent = self._opener()
         for record in self._waiting.records:
-            try:
-                self._tell(record, again=True)
-            except MlflowException as err:
-                if err.error_code not in REFUSED:
-                    raise
+            self._unless_refused(record, again=True)
         self._waiting.clear()
+
+    def _unless_refused(self, record: Record, again: bool = False) -> None:
+        """Tell a record; one that MLflow will never take is lost, and no sign of a lost server."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._tell(record, again)
+        except MlflowException as err:
+            if err.error_code not in REFUSED:
+                raise
+            logger.warning("tracking: refused: %s", public(str(err)).splitlines()[0][:300])
 
     def _tell(self, record: Record, again: bool = False) -> None:
         """Tell one record; with `again` it may have been told before."""

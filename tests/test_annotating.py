@@ -43,7 +43,7 @@ def test_unused__options_for_a_new_round_are_named(tmp_path: Path) -> None:
     assert annotating._unused(one, same, False) == []
     assert annotating._unused(one, AskConfig(), False) == []
     other = AskConfig(budget=3, acquisition="random", candidates=5)
-    wanted = ["--budget", "--acquisition", "--candidates", "--suggest"]
+    wanted = ["--budget", "--acquisition", "--suggest"]
     assert annotating._unused(one, other, True) == wanted
 
 

@@ -25,7 +25,6 @@ def test_patience__pauses_grow_and_all_of_it_ends(monkeypatch: pytest.MonkeyPatc
             patience.failed(0.5)
     assert tries == [0, 30, 90, 210, 450, 930, 1530, 2130, 2730, 3330]
     assert 0.5 * len(tries) == calling.PATIENCE
-    assert patience.may_call(last=True)
     patience.worked()
     assert patience.may_call()
 

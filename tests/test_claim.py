@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -10,12 +11,14 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import IO
 
 import pytest
 from helpers.s3 import s3_bucket
 
-from pipeline import claim
+from pipeline import claim, posix
 from pipeline.claim import WHOLE, Part, claimed
 from pipeline.errors import ConfigError, RunError
 from pipeline.storage import Location, location
@@ -151,21 +154,22 @@ def test_claimed__goes_on_beating_after_a_failed_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(claim, "BEAT", 0.02)
-    run, write, failed = location(tmp_path), Location.write_json, threading.Event()
+    run, replacing, failed = location(tmp_path), posix.replacing, threading.Event()
 
-    def fails_once(at: Location, value: object) -> None:
+    def fails_once(path: str) -> AbstractContextManager[IO[bytes]]:
         if not failed.is_set():
             failed.set()
-            raise OSError("503 SlowDown")
-        write(at, value)
+            raise OSError(errno.EIO, "Input/output error")
+        return replacing(path)
 
-    monkeypatch.setattr(Location, "write_json", fails_once)
+    monkeypatch.setattr(posix, "replacing", fails_once)
     with claimed(run, WHOLE):
         until = time.monotonic() + 20
         while records(run, "1of1")[0]["beat"] < 2:
             assert time.monotonic() < until
             time.sleep(0.01)
-    assert "heartbeat failed (503 SlowDown)" in caplog.text
+    assert "heartbeat failed" in caplog.text
+    assert "Input/output error" in caplog.text
 
 
 def test_claimed__is_given_back_after_an_error(tmp_path: Path) -> None:

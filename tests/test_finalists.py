@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from helpers import flow
 
-from pipeline import drawing, pool, stages
+from pipeline import pool, querying, stages
 from pipeline.errors import SourceError
 from pipeline.finalists import best_half, verdict
 from pipeline.ledger import Ledger
@@ -45,7 +45,7 @@ def test_verdict__only_who_stood_to_the_end_wins_and_the_labels_alone_never_do()
     assert said.estimates["passes"] == len(found)
 
 
-def test_fetched__are_the_faces_asked_for_with_their_own_bytes(
+def test_faces_of__are_the_faces_asked_for_with_their_own_bytes(
     tiny_run: Path, tmp_path: Path
 ) -> None:
     root = flow.copy(tiny_run, tmp_path / "run", without=["evaluate"])
@@ -53,8 +53,9 @@ def test_fetched__are_the_faces_asked_for_with_their_own_bytes(
     plan = pool.pool_plan(job)
     survey = pa.concat_tables(t for _, t in pool.ledger(job, "survey").tables(plan, ["id"]))
     place = np.array([0, 1, 70, 400, len(survey) - 1])
-    found = drawing.fetched(job, plan, place)
-    assert found["id"].to_pylist() == survey["id"].take(pa.array(place)).to_pylist()
+    ids = survey["id"].take(pa.array(place)).to_pylist()
+    found = querying.faces_of(job, ids[::-1])
+    assert found["id"].to_pylist() == ids
     assert set(found["source"].to_pylist()) == set(job.views)
     mined = Ledger(job.run.artifact("mine").dir)
     bytes_of = {
@@ -67,7 +68,7 @@ def test_fetched__are_the_faces_asked_for_with_their_own_bytes(
     assert all(row["image"] == bytes_of[row["id"]] for row in both)
     job.sources[next(iter(job.sources))].__dict__["draw_seed"] = 99  # the pool shows other faces
     with pytest.raises(SourceError):
-        drawing.fetched(job, plan, place)
+        querying.faces_of(job, ids)
 
 
 @pytest.mark.cluster

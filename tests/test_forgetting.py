@@ -212,13 +212,34 @@ def test_forget__sweeps_what_active_learning_and_killed_writers_left(root, tmp_p
     ] * 2
 
 
-def test_forget__a_pool_face_costs_no_round_of_active_learning(root, tmp_path) -> None:
+def test_forget__a_pool_face_costs_no_training_on_labels(root, tmp_path) -> None:
     faces = chosen(root)
     left = remains(root, faces)
+    begun = root / "teach" / "g009-00000000"
+    (begun / "checkpoints").mkdir(parents=True)
+    (begun / "identity.json").write_text('{"inputs": {}}')
+    (root / "student" / "g009-00000000" / "identity.json").write_text('{"inputs": {}}')
     told = forget(location(root), listed(tmp_path, faces["rejected"]))
     assert told.saw == {}
     assert left["round"].exists()
+    assert (begun / "checkpoints").exists()
+    assert not left["checkpoint"].exists()  # of a student: it may have seen the pool
     assert not left["staged"].exists()
+
+
+def test_forget__rounds_that_start_from_a_backbone_which_saw_the_face(root, tmp_path) -> None:
+    faces = chosen(root)
+    left = remains(root, faces)
+    left["identity"].write_text('{"inputs": {"pretrain": "b"}}')
+    folder = root / "pretrain" / "g001-00000000"
+    folder.mkdir(parents=True)
+    job = opened(root)
+    inputs = {name: job.run.artifact(name).digest for name in ("survey", "guard")}
+    (folder / "identity.json").write_text(json.dumps({"inputs": inputs}))
+    (folder / "done.json").write_text('{"digest": "b", "facts": {}}')
+    told = forget(location(root), listed(tmp_path, faces["rejected"]))
+    assert told.saw["pretrain g001-00000000"] == told.saw["rounds g001-00000000"]
+    assert not left["round"].exists()
 
 
 @pytest.mark.slow

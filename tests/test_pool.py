@@ -65,7 +65,7 @@ def test_plan_pool__a_changed_pool_or_decoder_is_refused(
     assert planned() == first
     os.utime(shards[1], ns=(1, 1))
     said = (
-        r"inputs\.pool: .*\n.*--fresh.*\nthe pool changed, first at slice s0000001: web, .*b\.parq"
+        r"inputs\.pool: .*\n.*--fresh.*\nthe plans differ, first at slice s0000001: web, .*b\.parq"
     )
     with pytest.raises(IdentityError, match=said):
         planned()

@@ -80,9 +80,19 @@ def test_halves__keep_groups_together_and_are_as_ever_without_them() -> None:
     assert len(set(seen[people == 0])) == 2
     assert (abs(np.bincount(labels[seen], minlength=3) / np.bincount(labels) - 0.5) < 0.03).all()
     assert (halves(labels, 0, [None] * 400) == halves(labels, 0)).all()
-    alone = [group or str(row) for row, group in enumerate(groups)]
-    fold = stratified_folds(labels, alone, 2, 0)  # the teacher's, of the same seed
-    assert min(np.histogram2d(seen, fold, 2)[0].ravel()) > 50
+
+
+def test_halves__of_each_fold_apart_whatever_the_groups_sizes() -> None:
+    videos = np.repeat(np.arange(12), np.arange(12, 24))  # each of another size
+    labels = np.arange(len(videos)) % 3
+    groups = [f"video {one}" for one in videos]
+    for seed in range(3):
+        fold = stratified_folds(labels, groups, 2, seed)  # the teacher's
+        seen = halves(labels, seed, groups, fold)
+        assert all(len(set(seen[videos == one])) == 1 for one in range(12))
+        assert (np.histogram2d(seen, fold, 2)[0] > 0.3 * len(labels) / 2).all()
+    lone = halves(labels, 0, groups, videos)  # a fold of one group is seen whole
+    assert lone.all()
 
 
 def test_appraise__penalizes_what_misses_its_targets() -> None:
@@ -206,7 +216,7 @@ def test_search__says_that_a_target_is_out_of_reach(
     config = SearchConfig(target_purity=purity, min_utilization=0.3)
     search(score_rows(400, 0), [score_rows(800, 1)], config, tmp_path)
     assert len(caplog.messages) == warned
-    assert all("no point of 1 reaches purity 1 (0." in line for line in caplog.messages)
+    assert all("the point taken of 1 misses purity 1 (0." in line for line in caplog.messages)
 
 
 def test_search__says_that_ray_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

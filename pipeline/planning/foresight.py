@@ -316,7 +316,8 @@ def _distill(found: Measured, recipe: Recipe, rented: Rented) -> list[Row]:
     expected = cost_of(config, names, int(faces), max(1, workers))
     teachers, views = recipe.teach.folds, 2 if recipe.embed.flip else 1
     each = found.forward_rate * views * (machine.gpu_factor or machine.core_speed)
-    looking = expected.judged / each
+    # Workers look at the same time, each at what one alone would.
+    looking = cost_of(config, names, int(faces)).judged / each
     judged = Row(
         "distill",
         expected.judged * teachers * FORWARD,

@@ -185,17 +185,20 @@ def _folder(
     root = location(source.path)
     if not root.is_dir():
         raise SourceError(f"{root}: no such folder")
-    files = list(root.files(IMAGE_SUFFIXES))
+    # S3 says size and state in the listing; a disk is asked file by file.
+    listed = None if root.is_local else list(root.listed(IMAGE_SUFFIXES))
+    files = list(root.files(IMAGE_SUFFIXES)) if listed is None else [at for at, *_ in listed]
     said = f"all {len(files):,} files listed"
     chosen = files
-    if len(files) > MOST_LISTED:
+    if listed is None and len(files) > MOST_LISTED:
         stretch = MOST_LISTED // STRETCHES // 2
         starts = choose(len(files) - stretch, STRETCHES, rng.random(STRETCHES).tolist())
         places = sorted({i for start in starts for i in range(start, start + stretch)})
         chosen = [files[i] for i in places]
         said = f"{len(files):,} files listed, {len(chosen):,} of them asked for their size"
     index = work / f"{name}.index.parquet"
-    entries = (Entry(name_below(root, at), at.stamp(), at.size()) for at in chosen)
+    about = listed or ((at, at.stamp(), at.size()) for at in chosen)
+    entries = (Entry(name_below(root, at), stamp, size) for at, stamp, size in about)
     build(index, entries, f"{root}: no image in it ({' '.join(IMAGE_SUFFIXES)})")
     cut = [
         Slice("", 0, name, e.shard, e.start, e.stop, e.fingerprint, e.faces)

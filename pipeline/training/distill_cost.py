@@ -7,7 +7,6 @@ so in a second and not after an hour. Cost: a few losses of the method on tensor
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,7 +18,7 @@ from pipeline.distillers.learned import Real, flat, weights_of
 from pipeline.errors import ConfigError
 from pipeline.training.distill import CANDIDATES, CROPS
 from pipeline.training.distilling import DistillConfig, Distilling, objective_of
-from pipeline.training.faces import ArrayFaces
+from pipeline.training.faces import ArrayFaces, machine_memory
 from pipeline.training.loop import Step, Worker, local
 from pipeline.training.supervised import new_model
 
@@ -118,7 +117,7 @@ def refuse_too_large(config: DistillConfig, found: Cost, worker: Worker) -> None
     The graph is on the worker's device: on a GPU beside nothing else, on a CPU beside the experts
     and all other workers. Experts are always in the host's memory.
     """
-    host = SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6 / worker.world
+    host = SHARE * machine_memory() / 1e6 / worker.world
     beside, limit, on_gpu = found.expert_mb, host, worker.device.type == "cuda"
     if on_gpu:
         beside, limit = 0.0, SHARE * torch.cuda.mem_get_info(worker.device)[0] / 1e6

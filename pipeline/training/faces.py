@@ -10,9 +10,11 @@ take what the files take, and about 0.1 to 0.5 ms of one core per face and draw.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
+import socket
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -143,7 +145,7 @@ def pack_faces(
     }
     if not (at / META).exists():
         channels = 1 if color == "gray" else 3
-        limit = int(MEMORY_SHARE * _machine_memory()) if memory is None else memory
+        limit = int(MEMORY_SHARE * machine_memory()) if memory is None else memory
         shape = (count, channels, size, size)
         with _only_packer(at) as partial:
             if partial is not None:
@@ -167,13 +169,15 @@ def _only_packer(at: Path) -> Iterator[Path | None]:
     """A new folder to pack into, while others on the node wait; None: another one has packed."""
     at.parent.mkdir(parents=True, exist_ok=True)
     held = os.open(at.parent, os.O_RDONLY)  # a lock on the folder itself leaves no file behind
-    partial = at.with_name(f".{at.name}-{uuid.uuid4().hex[:8]}")
+    # A folder that nodes share may know a lock per node only, so a node sweeps nobody else's.
+    own = f".{at.name}-{hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]}"
+    partial = at.with_name(f"{own}-{uuid.uuid4().hex[:8]}")
     try:
         fcntl.flock(held, fcntl.LOCK_EX)
         if (at / META).exists():
             yield None
             return
-        for left in at.parent.glob(f".{at.name}-????????"):  # of packers that were killed
+        for left in at.parent.glob(f"{own}-????????"):  # of packers that were killed
             shutil.rmtree(left, ignore_errors=True)
         partial.mkdir()
         yield partial
@@ -245,7 +249,7 @@ def _publish(partial: Path, at: Path) -> None:
             raise
 
 
-def _machine_memory() -> int:
+def machine_memory() -> int:
     """Bytes of memory this process may count on: the machine's, or its control group's if less."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")

@@ -66,8 +66,6 @@ class Contest:
     """The member (N,) that has not seen each labeled face."""
     taught: np.ndarray
     """Which labeled faces (N,) the search may see."""
-    known: np.ndarray
-    """Calibrated out-of-fold probabilities (N, K) of the labeled faces."""
     faces: pa.Table
     """The drawn faces: id, source, image, box, landmarks; those of one source together."""
     soft: np.ndarray
@@ -124,7 +122,6 @@ def contest(made: Contest, finalist: int | None, member: int, worker: Worker) ->
             worker,
             seed=seed,
             start=_start(made, member) if config.warm_start else None,
-            kd_targets=made.known[known] if config.asks_out_of_fold else None,
         )
     else:
         trained = train_supervised(made.alone, labeled, names, worker, seed=seed)

@@ -11,13 +11,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.config import Config
+from pipeline.config import Config, unread
 from pipeline.training.worker import Worker
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -42,6 +42,13 @@ class Schedule(Config):
     """Largest norm of the gradient; None: not clipped."""
     ema: float | None = Field(default=0.998, gt=0, lt=1)
     """Decay of the average of the weights, which is what is kept; None: the last weights are."""
+
+    @model_validator(mode="after")
+    def _settings_of_the_optimizer(self) -> Self:
+        other = "momentum" if self.optimizer == "adamw" else "betas"
+        if unread(self, [other]):
+            raise ValueError(f"{other}: {self.optimizer} reads none; drop it")
+        return self
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""

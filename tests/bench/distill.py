@@ -240,14 +240,6 @@ def students() -> Mapping[int, Record]:
     return {record["seed"]: record for record in found.values() if record["method"] == "both"}
 
 
-def best_of(records: Mapping[str, Any], method: str) -> tuple[str, list[float]] | None:
-    """The labels with which a method's ten images per class teach best, and the seeds' accuracy."""
-    found = {labels: over_seeds(records, method, 10, labels) for labels in OWN}
-    if not all(found.values()):
-        return None
-    return max(found.items(), key=lambda item: float(np.mean(item[1])))
-
-
 def over_seeds(
     records: Mapping[str, Any], method: str, ipc: int, model: str, source: str = "mined"
 ) -> list[float]:

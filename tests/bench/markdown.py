@@ -24,8 +24,13 @@ NAMED = 12  # open cells that are named; more are counted
 def section(bench: Bench, title: str, body: Callable[[Records], list[str]]) -> list[str]:
     """A heading, what is missing, the body of the records that hold, the gates."""
     states, records = current(bench)
-    head = [f"## {bench.name}: {title}", "", *said(states)]
+    head = [f"## {bench.name}: {title}", "", measured_by(bench.name), "", *said(states)]
     return [*head, *body(records), *gates(bench, records)]
+
+
+def measured_by(bench: str, options: str = "") -> str:
+    """The command that measures."""
+    return f"Measured by `python -m tests.bench.{bench}{options}`."
 
 
 def current(bench: Bench) -> tuple[dict[str, str], Records]:

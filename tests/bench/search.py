@@ -67,7 +67,8 @@ def _cell(seed: int, *, quick: bool) -> Cell:
     identity: dict[str, Any] = {name: settings(recipe, name) for name in UNTIL_SCORE}
     ferplus10.drop_later(identity)
     config = (QUICK if quick else FULL).model_copy(update={"seed": seed})
-    identity |= {"schema": SCHEMA_VERSION, "search": config.model_dump(mode="json"), "version": 2}
+    own = config.model_dump(mode="json", exclude={"finalists"})  # came later; nobody asks for them
+    identity |= {"schema": SCHEMA_VERSION, "search": own, "version": 2}
     run = ferplus10.run_of("part", seed, developing=False)
     return Cell(name=f"s{seed}", method=FOUND, seed=seed, identity=identity, run=run, sets=sets)
 

@@ -21,7 +21,7 @@ from tests.bench import (
     weak_tables,
 )
 from tests.bench.harness import HERE, RESULTS, Record, load
-from tests.bench.markdown import current, gates, said, spread, table
+from tests.bench.markdown import current, gates, measured_by, said, spread, table
 
 FILE = HERE / "RESULTS.md"
 TITLES = {
@@ -72,6 +72,7 @@ def _ferplus10() -> list[str]:
     bench = ferplus10.BENCH
     states, records = current(bench)
     lines = ["## ferplus10: FERPlus majority labels, judged on PublicTest", ""]
+    lines += [measured_by(ferplus10.NAME), ""]
     lines += said(states)
     readings = sum(r["readings"] for r in _stored(ferplus10.NAME).values())
     lines += [f"PublicTest was read {readings} times for these cells, stale ones included.", ""]
@@ -137,6 +138,8 @@ def _attempts() -> list[str]:
     stored = _stored(f"{ferplus10.NAME}-dev")
     lines = [
         "## ferplus10: attempts on the development set",
+        "",
+        measured_by(ferplus10.NAME, " --on development --name ATTEMPT"),
         "",
         "3,000 majority Training rows outside labels and pool; PublicTest is not read.",
         "",

@@ -69,7 +69,6 @@ def _made(handed: Handed) -> Contest:
         ids=rows["id"].to_pylist(),
         fold=np.arange(COUNT) % 2,
         taught=np.arange(COUNT) % 3 > 0,
-        known=rng.dirichlet(np.ones(classes), COUNT).astype(np.float32),
         faces=pool,
         soft=soft,
         kept=kept,
