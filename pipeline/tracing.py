@@ -5,6 +5,7 @@ Cost: narrow columns of what was surveyed and learned, a row group at a time.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -95,8 +96,8 @@ def unfinished(
 
 def backbone_of(folder: Location) -> str | None:
     """Digest of the run's backbone that a generation starts from; None: from nothing."""
-    identity = (folder / "identity.json").read_json()
-    found: str | None = identity.get("inputs", {}).get("pretrain")
+    data = (folder / "identity.json").find_bytes()
+    found: str | None = json.loads(data or b"{}").get("inputs", {}).get("pretrain")
     return found
 
 

@@ -236,9 +236,11 @@ def test_forget__rounds_that_start_from_a_backbone_which_saw_the_face(root, tmp_
     job = opened(root)
     inputs = {name: job.run.artifact(name).digest for name in ("survey", "guard")}
     (folder / "identity.json").write_text(json.dumps({"inputs": inputs}))
-    (folder / "done.json").write_text('{"digest": "b", "facts": {}}')
+    (done,) = {at.name for at in root.glob("guard/g*/done*.json")}  # of the same plan
+    (folder / done).write_text('{"digest": "b", "facts": {}}')
     told = forget(location(root), listed(tmp_path, faces["rejected"]))
-    assert told.saw["pretrain g001-00000000"] == told.saw["rounds g001-00000000"]
+    assert told.saw["pretrain g001-00000000"] == {"pool": 1}
+    assert told.saw["rounds g001-00000000"]["pool"] == 1
     assert not left["round"].exists()
 
 

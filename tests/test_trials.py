@@ -171,7 +171,7 @@ def test_tuned__a_gpu_that_the_cluster_can_grow_to_is_enough(
     monkeypatch.setattr(ray, "cluster_resources", dict)
     monkeypatch.setattr(trials, "start_ray", lambda config: None)
     monkeypatch.setattr(tuning, "quiet_tune", started)
-    first: Any = SimpleNamespace(strategy=None)
+    first: Any = SimpleNamespace(strategy=None, model_dump=lambda mode: {})
 
     def job(**stream: int) -> Any:
         train = TrainConfig(use_gpu=True)

@@ -169,8 +169,7 @@ def _only_packer(at: Path) -> Iterator[Path | None]:
     """A new folder to pack into, while others on the node wait; None: another one has packed."""
     at.parent.mkdir(parents=True, exist_ok=True)
     held = os.open(at.parent, os.O_RDONLY)  # a lock on the folder itself leaves no file behind
-    # A folder that nodes share may know a lock per node only, so a node sweeps nobody else's.
-    own = f".{at.name}-{hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]}"
+    own = _unfinished(at)
     partial = at.with_name(f"{own}-{uuid.uuid4().hex[:8]}")
     try:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -184,6 +183,14 @@ def _only_packer(at: Path) -> Iterator[Path | None]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         os.close(held)
+
+
+def _unfinished(at: Path) -> str:
+    """How folders begin that this node packs into.
+
+    A folder that nodes share may know a lock per node only, so a node sweeps nobody else's.
+    """
+    return f".{at.name}-{hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]}"
 
 
 def _decode(row: Row, position: int, crop: Crop, color: Color, size: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from PIL import Image
 from pipeline.alignment import TEMPLATES
 from pipeline.errors import SourceError
 from pipeline.images import Align, Color, Crop, face
-from pipeline.training.faces import ArrayFaces, Faces, PackedFaces, Row, pack_faces
+from pipeline.training.faces import ArrayFaces, Faces, PackedFaces, Row, _unfinished, pack_faces
 
 CROP = Crop(box=True)
 
@@ -100,7 +100,8 @@ def test_pack_faces__opens_what_is_there_without_reading_again(
 
 @pytest.mark.parametrize("memory", [0, None])
 def test_pack_faces__two_at_once_read_the_rows_once(tmp_path: Path, memory: int | None) -> None:
-    (tmp_path / ".a-0123abcd").mkdir()  # left by a packer that was killed
+    left = f"{_unfinished(tmp_path / 'a')}-0123abcd"  # by a packer that was killed
+    (tmp_path / left).mkdir()
     read: list[int] = []
     both = threading.Barrier(2)
 

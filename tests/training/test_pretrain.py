@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from pipeline import pool, stages
 from pipeline.artifacts import load_model, load_teacher
 from pipeline.errors import ConfigError, ResourceError
-from pipeline.flow import handed, protocol_card, started
+from pipeline.flow import handed, started
+from pipeline.judged import protocol_card
 from pipeline.ledger import Ledger
 from pipeline.training.pretrain import PretrainJob, open_pool
 from pipeline.training.runs import PREVIEWS, TEACHER
