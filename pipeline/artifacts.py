@@ -33,6 +33,8 @@ from pipeline.storage import Location, location
 
 WEIGHTS = "model.safetensors"
 CALIBRATION = "calibration.json"
+CROP = "crop"
+"""Of a model's facts: which part of a picture was the face where it learned."""
 _PICKLES = (
     *(".pkl", ".pickle", ".pt", ".pth", ".pt2", ".bin", ".ckpt", ".pth.tar"),
     *(".joblib", ".dill", ".cloudpickle", ".pkl.gz", ".npy"),
@@ -47,8 +49,8 @@ def save_model(model: FaceModel, at: Location, meta: Mapping[str, Any]) -> str:
     Args:
         model: any device; saved as it is.
         at: the folder; made if missing, replaced file by file.
-        meta: JSON-able facts kept with the model. `temperature` and `abstain_below` are read again
-            by predict.
+        meta: JSON-able facts kept with the model. `temperature`, `abstain_below` and `crop` are
+            read again by predict.
 
     Returns:
         hex sha256 of `model.safetensors`.
@@ -84,6 +86,7 @@ def save_model(model: FaceModel, at: Location, meta: Mapping[str, Any]) -> str:
                 "label_names": list(model.label_names),
                 "pretraining_data": config.pretraining_data,
                 "sha256": sha256,
+                **({} if model.started is None else {"started_from": model.started}),
                 "meta": dict(meta),
             },
         }

@@ -20,14 +20,14 @@ from pipeline.evaluation import STUDENT
 from pipeline.job import Job, file_stamp
 from pipeline.labeled.reader import read_labeled
 from pipeline.ledger import Ledger
-from pipeline.models import PRETRAINED, ModelConfig
+from pipeline.models import PRETRAINED, TIMM, ModelConfig
 from pipeline.packs import content_digest
 from pipeline.placement import Operator
 from pipeline.plan import Plan, Slice
 from pipeline.pool import TRUTH_FILE, grouped, ledger, plan_at, pool_plan
 from pipeline.run import Artifact, Stage
 from pipeline.schema import label_names_of
-from pipeline.storage import Location, read_table, write_table
+from pipeline.storage import Location, location, read_table, write_table
 from pipeline.streaming import check_room, start_ray
 from pipeline.survey import describe
 from pipeline.training import distillation, pretrain, pretraining, runs, student
@@ -38,6 +38,7 @@ from pipeline.training.references import out_of_fold_scores
 from pipeline.training.student import StudentConfig
 from pipeline.training.supervised import SupervisedConfig
 from pipeline.training.teacher import TeachConfig
+from pipeline.weights import file_of, weights_sha256
 
 Trains = TypeVar("Trains", TeachConfig, StudentConfig, SupervisedConfig)
 
@@ -234,10 +235,13 @@ def train(
 
 
 def backbone_input(job: Job, model: ModelConfig) -> dict[str, str]:
-    """What a network that starts from the run's own backbone depends on."""
-    if model.weights != PRETRAINED:
+    """What a network that starts from the run's own backbone, or from a file, depends on."""
+    if model.weights == PRETRAINED:
+        return {"pretrain": job.run.artifact("pretrain").digest}
+    if model.weights in (None, TIMM):
         return {}
-    return {"pretrain": job.run.artifact("pretrain").digest}
+    at = location(model.weights)
+    return {"weights": weights_sha256(at, file_of(at).stamp())}
 
 
 def started(job: Job, config: Trains) -> Trains:
@@ -274,15 +278,19 @@ def study(
 def control(job: Job, model: str, passes: float | None) -> None:
     """Train a control in a stage of its own, unless it is there: it depends on no mined face."""
     config = student.control(job.recipe.student, passes, job.recipe.control)
-    inputs = {"labeled": training_digest(job), "config": config.model_dump(mode="json")}
+    inputs = {
+        "labeled": training_digest(job),
+        "config": config.model_dump(mode="json"),
+        **backbone_input(job, config.model),
+    }
     stage = job.open(model, inputs)
     if stage.done is None:
         facts = study(job, stage, model, config)
         stage.finish(facts.pop("sha256"), **facts)
 
 
-def experts(job: Job, mined: Artifact) -> str | None:
-    """Folder of the experts a distillation follows, trained as parallel tasks if they are not.
+def experts(job: Job, mined: Artifact) -> Artifact | None:
+    """The experts a distillation follows, trained as parallel tasks if they are not.
 
     They depend on the faces and on the network, not on the number of images, so sets of any size
     share them.
@@ -316,8 +324,14 @@ def experts(job: Job, mined: Artifact) -> str | None:
             threads=place.threads,
             stream=job.recipe.stream,
         )
-        stage.finish(digest([one["sha256"] for one in made]), count=len(made))
-    return stage.dir.uri
+        passes = sum(one["passes"] for one in made)
+        stage.finish(digest([one["sha256"] for one in made]), count=len(made), passes=passes)
+    return job.run.artifact("experts")
+
+
+def distilled_passes(made: Artifact) -> float:
+    """Image passes of a distilled set, those of the experts it followed among them."""
+    return float(made.facts["passes"] + made.facts.get("expert_passes", 0.0))
 
 
 def tune(job: Job) -> None:
@@ -336,5 +350,5 @@ def tune(job: Job) -> None:
             seed=job.recipe.seed,
         )
         facts = train(job, stage.name, distillation.tune, settings)
-        facts["passes"] += teacher.facts["passes"] + made.facts["passes"]
+        facts["passes"] += teacher.facts["passes"] + distilled_passes(made)
         stage.finish(facts.pop("sha256"), **facts)

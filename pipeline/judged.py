@@ -12,6 +12,7 @@ from pipeline import flow
 from pipeline.errors import RunError
 from pipeline.evaluation import CONTROLS, STUDENT
 from pipeline.job import Job
+from pipeline.packs import content_digest
 from pipeline.storage import Location, read_table
 from pipeline.training import exam, runs
 from pipeline.training.handed import FACES_FILE, LABELED_FILE, usable
@@ -28,10 +29,22 @@ def judged_models(job: Job) -> dict[str, Location]:
     return {"teacher": job.run.artifact("teach").dir / runs.TEACHER, **trained}
 
 
+def exam_faces(job: Job) -> pa.Table:
+    """LABELED rows of the test faces that decode and may be read."""
+    at = job.run.artifact("test").dir
+    return usable(read_table(at / LABELED_FILE), read_table(at / FACES_FILE), job.removals)
+
+
+def exam_input(job: Job) -> dict[str, str]:
+    """What the exam depends on beside models and test set: the faces left of it by removals."""
+    if job.recipe.removals is None:
+        return {}
+    return {"judged": content_digest(exam_faces(job).select(["id"]))}
+
+
 def sit_exam(job: Job) -> tuple[dict[str, np.ndarray], pa.Table, tuple[str, ...]]:
     """Probabilities (N, K) of every model on the test faces; their id, label, soft; class names."""
-    at = job.run.artifact("test").dir
-    rows = usable(read_table(at / LABELED_FILE), read_table(at / FACES_FILE), job.removals)
+    rows = exam_faces(job)
     names = flow.label_names(job)
     unknown = sorted(set(rows["label"].to_pylist()) - set(names))
     if unknown:

@@ -30,6 +30,8 @@ from pipeline.errors import ModelError
 
 PRETRAINED = "pretrained"
 """Initial weights: the backbone of the run's own stage pretrain."""
+TIMM = "timm"
+"""Initial weights: those the library downloads."""
 
 
 class ModelConfig(Config):
@@ -86,6 +88,8 @@ class FaceModel(nn.Module):
         self.label_names = tuple(label_names)
         self.net = net
         self.embed_dim = classifier_of(net).in_features
+        self.started: dict[str, Any] | None = None
+        """What became of the weights file it started from; kept in its folder's config.json."""
         # Derived from the config, so not part of the weights.
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)

@@ -3,17 +3,16 @@
 What is at a path is told as `inspect` tells it; labels beside the pictures are not looked at. No
 Ray: one process, decode threads beside the forward pass. Memory is flat: a few hundred faces at a
 time, however many there are, but for compressed tars, which are read whole; results are written as
-they come. A bad image is a row with its reason. Faces are taken as they are, stretched to a square,
-so they should be framed like those that the model was trained on; `crop` cuts them out of larger
-pictures, and `detect` finds all faces of photos first: rows are then faces, photo#0 to the left of
-photo#1.
+they come. A bad image is a row with its reason. Faces are cropped as where the model learned, as
+far as a picture without box and landmarks can be, and stretched to a square; `crop` says otherwise,
+and `detect` finds all faces of photos first: rows are then faces, photo#0 to the left of photo#1.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,8 @@ import torch
 from pyarrow import csv
 from pydantic import TypeAdapter
 
-from pipeline.artifacts import Teacher, load_any, on_node, read_meta
+from pipeline.artifacts import CROP, Teacher, load_any, on_node, read_meta
+from pipeline.config import parse
 from pipeline.detection import DetectConfig, YuNet, find_faces
 from pipeline.embedding import Decoder, EmbedConfig, Forward, spread
 from pipeline.errors import ConfigError
@@ -64,7 +64,8 @@ def predict(
         out: `.parquet` or `.csv`; appears when everything is written.
         abstain: rows whose highest probability is below this are marked; None takes the cut that
             is stored with the model (`abstain_below`), if any.
-        crop: which part of each picture is the face; None: all of it, or the detector's box.
+        crop: which part of each picture is the face; None: the central fraction that the model
+            learned from, if any; with a detector the box with its margin, or its alignment.
         detect: find the faces of photos first; None: every picture is a face.
         config: batch, precision, threads and device; None: what this machine has.
 
@@ -89,7 +90,7 @@ def predict(
     seen = teacher.members[0].config
     decoder = Decoder(seen.color, seen.size, config.batch, config.decode_threads)
     schema = _schema(teacher.label_names, detect is not None)
-    crop = crop or Crop(box=detect is not None)
+    crop = crop or learned_crop(read_meta(model).get(CROP) or {}, detected=detect is not None)
     counts = {"images": 0, "quarantined": 0, "abstained": 0}
     with (
         tempfile.TemporaryDirectory(prefix="omnifer-") as work,
@@ -107,6 +108,14 @@ def predict(
             counts["quarantined"] += sum(reason is not None for reason in reasons)
             counts["abstained"] += sum(bool(v) for v in rows.column("abstain").to_pylist())
     return counts
+
+
+def learned_crop(said: Mapping[str, Any], *, detected: bool) -> Crop:
+    """The crop of a model's own faces, for pictures that have no boxes, or those of a detector."""
+    own = parse(Crop, said, where="crop of the model")
+    if not detected:
+        return Crop(fraction=own.fraction)
+    return Crop(box=True, margin=own.margin, align=own.align)
 
 
 def _this_machine() -> EmbedConfig:

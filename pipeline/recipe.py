@@ -157,6 +157,8 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _pretrained_by_this_run(self) -> Recipe:
+        if self.pretrain is not None and self.pretrain.model.weights == PRETRAINED:
+            raise ValueError("pretrain.model.weights: pretrained is what this stage makes")
         starts = [
             (name, model, f"{name}.model.weights")
             for name, model in (("teach", self.teach.model), ("student", self.student.model))

@@ -87,6 +87,7 @@ def pretrain(job: Job) -> Artifact | None:
     if job.recipe.pretrain is None:
         return None
     inputs = {name: job.run.artifact(name).digest for name in ("survey", "guard")}
+    inputs |= flow.backbone_input(job, job.recipe.pretrain.model)
     stage = job.open("pretrain", inputs, hide=flow.PROBES, plan=pool.pool_plan(job).digest)
     if stage.done is None:
         survey = job.run.artifact("survey").dir
@@ -260,16 +261,19 @@ def distill(job: Job) -> Artifact | None:
     }
     stage = job.open("distill", inputs, hide=flow.DISTILL_BOUNDS)
     if stage.done is None:
+        experts = flow.experts(job, mined)
         settings = distillation.DistillJob(
             handed=flow.handed(job, mined=True),
             distill=job.recipe.distill,
             teacher=teacher.dir.uri,
-            experts=flow.experts(job, mined),
+            experts=None if experts is None else experts.dir.uri,
             out=stage.dir.uri,
             checkpoints=flow.checkpoints(stage),
             seed=job.recipe.seed,
         )
         facts = flow.train(job, stage.name, distillation.distill, settings)
+        if experts is not None:
+            facts["expert_passes"] = experts.facts["passes"]
         stage.finish(facts.pop("sha256"), **facts)
     return pool.done(stage)
 
@@ -296,6 +300,8 @@ def student(job: Job) -> Artifact:
         spent = sum(job.run.artifact(name).facts["passes"] for name in before)
         if job.recipe.search is not None:  # of finalists
             spent += job.run.artifact("search").facts.get("passes", 0)
+        if job.recipe.student.beside == "distilled":
+            spent += flow.distilled_passes(job.run.artifact("distill"))
         stage.finish(facts.pop("sha256"), **{**facts, "passes": spent + facts["passes"]})
     flow.control(job, "control_a", passes=None)
     flow.control(job, "control_b", passes=pool.done(stage).facts["passes"])
@@ -306,7 +312,7 @@ def student(job: Job) -> Artifact:
 def evaluate(job: Job) -> Artifact:
     """Judge every model on the test faces; the only stage that reads their labels."""
     before = ("teach", *judged.judged_names(job), "test", "select")
-    inputs = {name: job.run.artifact(name).digest for name in before}
+    inputs = {name: job.run.artifact(name).digest for name in before} | judged.exam_input(job)
     stage = job.open("evaluate", inputs)
     if stage.done is None:
         probs, faces, names = judged.sit_exam(job)

@@ -11,6 +11,7 @@ import hashlib
 import io
 import pickle
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from safetensors import SafetensorError
@@ -34,6 +35,12 @@ class WeightsReport:
     unexpected: tuple[str, ...]  # of the file, not in the network
     adapted: tuple[str, ...]  # first layers turned from color to gray or back
     sha256: str  # of the file
+
+    def __str__(self) -> str:
+        named = [("missing", self.missing), ("unexpected", self.unexpected)]
+        lists = [f"{what} {', '.join(names)}" for what, names in named if names]
+        share = f"{self.matched:,} of {self.total:,} values match"
+        return "; ".join([share, *lists, f"sha256 {self.sha256[:12]}"])
 
 
 def load_weights(model: FaceModel, path: Location) -> WeightsReport:
@@ -96,16 +103,32 @@ def _other_channels(value: Tensor, own: Tensor) -> Tensor | None:
     return gray if own.shape[1] == 1 else gray.expand_as(own) / 3
 
 
-def _state(path: Location) -> tuple[bytes, dict[str, Tensor]]:
-    """The bytes of a weights file and its tensors."""
+def file_of(path: Location) -> Location:
+    """The file with the weights: itself, or the one in a timm-style folder.
+
+    Raises:
+        ModelError: not there.
+    """
     if path.is_dir():
         names = ("model.safetensors", "pytorch_model.bin")
         inside = [path / name for name in names if (path / name).exists()]
         if not inside:
             raise ModelError(f"{path.uri}: expected {' or '.join(names)} in the folder; not there")
-        path = inside[0]
+        return inside[0]
     if not path.exists():
         raise ModelError(f"{path.uri}: expected a weights file or folder; not there")
+    return path
+
+
+@lru_cache(maxsize=16)
+def weights_sha256(path: Location, stamp: str) -> str:
+    """Hex sha256 of a weights file, read once per `stamp` of it."""
+    return hashlib.sha256(file_of(path).read_bytes()).hexdigest()
+
+
+def _state(path: Location) -> tuple[bytes, dict[str, Tensor]]:
+    """The bytes of a weights file and its tensors."""
+    path = file_of(path)
     data = path.read_bytes()
     try:
         if path.name.endswith(".safetensors"):

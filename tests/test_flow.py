@@ -1,5 +1,6 @@
 """Proves how artifacts of a run are found, joined and counted between stages."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from helpers import flow as tiny
 
 from pipeline import flow, pool, synthetic
+from pipeline.errors import ModelError
+from pipeline.models import ModelConfig
 from pipeline.policy import SCORE_COLUMNS
 from pipeline.schema import EMOTIONS
 from pipeline.storage import read_table
@@ -95,3 +98,19 @@ def test_pool_rows__faces_of_all_stages_side_by_side(job: tiny.LoggedJob) -> Non
     for name in ("id", "confidence"):
         assert rows[name].equals(scores[name])
     assert rows["pseudo_label"].to_pylist() == scores["pseudo_label"].to_pylist()
+
+
+def test_backbone_input__weights_of_the_same_name_with_another_content(
+    job: tiny.LoggedJob, tmp_path: Path
+) -> None:
+    file = tmp_path / "w.safetensors"
+    model = ModelConfig(weights=str(file), pretraining_data="none")
+    found = []
+    for content in (b"one", b"two"):
+        file.write_bytes(content)
+        found.append(flow.backbone_input(job, model)["weights"])
+    assert found == [hashlib.sha256(content).hexdigest() for content in (b"one", b"two")]
+    assert flow.backbone_input(job, ModelConfig()) == {}
+    file.unlink()
+    with pytest.raises(ModelError, match="expected a weights file or folder; not there"):
+        flow.backbone_input(job, model)

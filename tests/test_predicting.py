@@ -16,12 +16,12 @@ from pyarrow.csv import read_csv
 from sources import writers
 
 from pipeline import predicting
-from pipeline.artifacts import save_model, save_teacher
+from pipeline.artifacts import load_model, save_model, save_teacher
 from pipeline.detection import DetectConfig
 from pipeline.embedding import EmbedConfig
 from pipeline.errors import ConfigError, ModelError, SourceError
 from pipeline.images import Align, Crop
-from pipeline.predicting import predict
+from pipeline.predicting import learned_crop, predict
 from pipeline.storage import location
 
 CONFIG = EmbedConfig(batch=4, decode_threads=2)
@@ -243,6 +243,16 @@ def test_predict__crop_takes_the_center(student, folder, tmp_path):
     _, whole = run(student, folder, tmp_path / "x.parquet")
     _, center = run(student, folder, tmp_path / "y.parquet", crop=Crop(fraction=0.5))
     assert whole["prob_neutral"].to_pylist() != center["prob_neutral"].to_pylist()
+
+
+def test_predict__crops_as_where_the_model_learned(student, folder, tmp_path):
+    _, center = run(student, folder, tmp_path / "x.parquet", crop=Crop(fraction=0.5))
+    said = {"temperature": 2.0, "crop": {"fraction": 0.5, "box": True, "margin": 0.2}}
+    save_model(load_model(student), location(tmp_path / "n"), said)
+    _, own = run(location(tmp_path / "n"), folder, tmp_path / "y.parquet")
+    assert own["prob_neutral"].to_pylist() == center["prob_neutral"].to_pylist()
+    assert learned_crop(said["crop"], detected=True) == Crop(box=True, margin=0.2)
+    assert learned_crop({}, detected=False) == Crop()
 
 
 def test_predict__what_cannot_be_done_is_said_and_nothing_is_left_behind(student, folder, tmp_path):

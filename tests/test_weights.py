@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from pipeline.errors import ModelError
 from pipeline.models import ModelConfig, create
 from pipeline.storage import location
-from pipeline.weights import load_weights
+from pipeline.weights import WeightsReport, load_weights
 
 NAMES = ("neutral", "happiness")
 
@@ -84,6 +84,11 @@ def test_load_weights__a_small_gap_is_reported(tmp_path):
 class Trap:
     def __reduce__(self):
         return (print, ("unpickled",))
+
+
+def test_weights_report__says_which_keys_were_left():
+    report = WeightsReport(9, 10, ("a.w", "b.w"), (), (), "0123456789abcdef")
+    assert str(report) == "9 of 10 values match; missing a.w, b.w; sha256 0123456789ab"
 
 
 def test_load_weights__a_pickled_object_is_refused_unopened(tmp_path, capsys):

@@ -15,7 +15,7 @@ from pipeline.plan import GROUP
 from pipeline.planning.forecast import Machine, Part, Span, Spent, Step, stream_time, train_time
 from pipeline.planning.probing import Requests, Sealed
 from pipeline.recipe import Recipe
-from pipeline.training.distill_cost import cost_of
+from pipeline.training.distill_cost import Cost, cost_of
 from pipeline.training.loop import FORWARD
 
 RAY_START_CPU = 5.0
@@ -136,6 +136,9 @@ def _passes(found: Measured, recipe: Recipe) -> dict[str, float]:
         passes["pretrain"] = float(recipe.pretrain.steps * recipe.pretrain.step_images)
         if recipe.starts_pretrained:
             passes["control_b"] += passes["pretrain"]
+    if recipe.distill is not None and student.beside == "distilled":
+        expected = _distilling(found, recipe)
+        passes["control_b"] += expected.passes + expected.expert_passes
     return passes
 
 
@@ -306,18 +309,25 @@ def _serial(stage: str, found: Measured, rented: Rented, seconds: float, waits: 
     )
 
 
+def _distilling(found: Measured, recipe: Recipe, workers: int | None = None) -> Cost:
+    """Cost of the recipe's distillation, at most: as if every face were selected."""
+    assert recipe.distill is not None
+    if workers is None:
+        workers = recipe.train.stage_workers.get("distill", recipe.train.workers)
+    names, faces = [str(code) for code in range(found.classes)], found.training_faces + found.faces
+    return cost_of(recipe.distill, names, int(faces), max(1, workers))
+
+
 def _distill(found: Measured, recipe: Recipe, rented: Rented) -> list[Row]:
     """At most: as if every face were selected, which experts and the teacher then see."""
     config, machine = recipe.distill, rented.resting
     if config is None:
         return []
-    workers = recipe.train.stage_workers.get("distill", recipe.train.workers)
-    names, faces = [str(code) for code in range(found.classes)], found.training_faces + found.faces
-    expected = cost_of(config, names, int(faces), max(1, workers))
+    expected = _distilling(found, recipe)
     teachers, views = recipe.teach.folds, 2 if recipe.embed.flip else 1
     each = found.forward_rate * views * (machine.gpu_factor or machine.core_speed)
     # Workers look at the same time, each at what one alone would.
-    looking = cost_of(config, names, int(faces)).judged / each
+    looking = _distilling(found, recipe, workers=1).judged / each
     judged = Row(
         "distill",
         expected.judged * teachers * FORWARD,

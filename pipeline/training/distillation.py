@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from pipeline.artifacts import WEIGHTS, Teacher, load_teacher, read_meta, save_model
+from pipeline.artifacts import CROP, WEIGHTS, Teacher, load_teacher, read_meta, save_model
 from pipeline.config import Config
 from pipeline.progress import console
 from pipeline.schema import label_names_of
@@ -149,19 +149,21 @@ def judge_of(teacher: Teacher, device: torch.device) -> Judge:
 def expert(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     """Train one expert and keep it."""
     job = ExpertJob.model_validate(settings)
-    at = location(job.out)
+    at, own = location(job.out), job.distill.experts
+    faces, labels, _, _, names = real_faces(job.handed, job.distill)
     if not file_of(at, job.number).exists():
-        faces, labels, _, _, names = real_faces(job.handed, job.distill)
         seed = seed_of(job.seed, "expert", job.number)
         weights = train_expert(job.distill, faces, labels, names, worker, seed=seed)
         save_expert(at, job.number, weights)
-    return {"sha256": hashlib.sha256(file_of(at, job.number).read_bytes()).hexdigest()}
+    sha256 = hashlib.sha256(file_of(at, job.number).read_bytes()).hexdigest()
+    return {"sha256": sha256, "passes": own.passes(len(faces)) / own.count}
 
 
 def tune(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     """Train every member of the teacher on from the distilled set; norms keep their statistics."""
     job = TuneJob.model_validate(settings)
-    teacher = load_teacher(location(job.teacher) / TEACHER)
+    at = location(job.teacher) / TEACHER
+    teacher, crop = load_teacher(at), {k: v for k, v in read_meta(at).items() if k == CROP}
     made = load_distilled(location(job.distilled))
     passes = seconds = 0.0
     digests = []
@@ -189,7 +191,8 @@ def tune(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
                 )
             facts = {"passes": trained.fitted.passes, "seconds": trained.fitted.seconds}
             if worker.rank == 0:
-                save_model(trained.model, out, {**facts, "temperature": teacher.temperature})
+                kept = {"temperature": teacher.temperature, **crop}
+                save_model(trained.model, out, {**facts, **kept})
             worker.barrier()
         kept = read_meta(out)
         passes, seconds = passes + kept["passes"], seconds + kept["seconds"]

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from pydantic import AfterValidator, Field
 
-from pipeline.artifacts import WEIGHTS, load_teacher, read_meta, save_model, save_teacher
+from pipeline.artifacts import CROP, WEIGHTS, load_teacher, read_meta, save_model, save_teacher
 from pipeline.config import Config, nearest
 from pipeline.models import FaceModel
 from pipeline.progress import meter
 from pipeline.schema import label_names_of
-from pipeline.storage import Location, location, read_table, write_table
+from pipeline.storage import location, read_table, write_table
 from pipeline.training.data import MinedFaces
 from pipeline.training.distilled import load_distilled
 from pipeline.training.faces import ArrayFaces
@@ -126,7 +126,7 @@ def teach(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
         )
         out = location(job.out)
         write_table(out / FOLDS_FILE, folds)
-        facts["sha256"] = save_teacher(teacher, out / TEACHER, facts)
+        facts["sha256"] = save_teacher(teacher, out / TEACHER, facts | seen_as(job.handed))
         facts["weights_sha256"] = teacher.weights_sha256
     worker.barrier()
     return facts
@@ -138,7 +138,8 @@ def study(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     out = location(job.out)
     if (out / "config.json").exists():
         sha256 = hashlib.sha256((out / WEIGHTS).read_bytes()).hexdigest()
-        return {**read_meta(out), "sha256": sha256}
+        facts = {name: value for name, value in read_meta(out).items() if name != CROP}
+        return {**facts, "sha256": sha256}
     data, rows = open_labeled(job.handed, job.student.model)
     names = label_names_of(rows.schema)
     worker = replace(worker, checkpoint=job.checkpoints)
@@ -161,7 +162,12 @@ def study(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     else:
         with shown(job.model, job.control.steps, worker) as hooks:
             trained = train_supervised(job.control, data, names, worker, seed=job.seed, hooks=hooks)
-    return _saved(trained, out, worker)
+    return _saved(trained, job, worker)
+
+
+def seen_as(handed: Handed) -> dict[str, Any]:
+    """What a model keeps of the faces it learned from: predict crops others the same way."""
+    return {CROP: handed.crop.model_dump(mode="json", exclude_none=True)}
 
 
 def _beside(job: StudentJob) -> MinedFaces:
@@ -188,12 +194,12 @@ def _from_teacher(job: StudentJob) -> tuple[FaceModel | None, np.ndarray | None]
     return start, kd
 
 
-def _saved(trained: Trained, out: Location, worker: Worker) -> dict[str, Any]:
-    fitted = trained.fitted
+def _saved(trained: Trained, job: StudentJob, worker: Worker) -> dict[str, Any]:
+    fitted, out = trained.fitted, location(job.out)
     facts: dict[str, Any] = {"passes": fitted.passes, "seconds": fitted.seconds}
     if worker.rank == 0:
         (out / HISTORY_FILE).write_json(fitted.history)
-        facts["sha256"] = save_model(trained.model, out, facts)
+        facts["sha256"] = save_model(trained.model, out, facts | seen_as(job.handed))
     worker.barrier()
     return facts
 

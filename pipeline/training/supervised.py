@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
@@ -27,7 +27,8 @@ from pipeline.augment import GEOMETRY, VIEWS, Augmentation, move_boxes, plain
 from pipeline.boxes import FALLBACK
 from pipeline.facemix import draw_mix, facemix_loss, iou, mix, mixup_loss
 from pipeline.losses import cross_entropy, logit_adjustment
-from pipeline.models import FaceModel, ModelConfig, create, load_timm_weights
+from pipeline.models import TIMM, FaceModel, ModelConfig, create, load_timm_weights
+from pipeline.progress import console
 from pipeline.storage import location
 from pipeline.training.data import Batch, LabeledFaces, Stream, class_chances, seed_of
 from pipeline.training.faces import Faces
@@ -199,10 +200,12 @@ def new_model(config: ModelConfig, label_names: Sequence[str], seed: int) -> Fac
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "weights"))
         model = create(config, label_names)
-        if config.weights == "timm":
+        if config.weights == TIMM:
             load_timm_weights(model)
         elif config.weights is not None:
-            load_weights(model, location(config.weights))
+            report = load_weights(model, location(config.weights))
+            console.print(f"{config.weights}: {report}", markup=False, soft_wrap=True)
+            model.started = asdict(report)
     return model
 
 

@@ -41,6 +41,9 @@ def test_distill__two_ray_workers_learn_the_images_of_one_process(
     two = distilled(tiny_run, tmp_path / "two", "train.stage_workers={distill: 2}")
     assert one.run.artifact("experts").facts["count"] == 2
     assert one.run.artifact("experts").digest == two.run.artifact("experts").digest
+    passes = 2 * 3 * 2 * 16  # experts, epochs, steps, faces
+    assert one.run.artifact("experts").facts["passes"] == passes
+    assert one.run.artifact("distill").facts["expert_passes"] == passes
     sets = [load_distilled(job.run.artifact("distill").dir) for job in (one, two)]
     assert np.abs(sets[0].images.astype(int) - sets[1].images).max() <= 1
     assert np.allclose(sets[0].soft, sets[1].soft, atol=1e-4)

@@ -85,6 +85,19 @@ def test_foresee__experts_train_on_labeled_and_mined_faces() -> None:
     assert many.amount - few.amount == pytest.approx(2 * 3 * 9000 + judged)
 
 
+def test_foresee__control_b_gets_what_a_student_beside_the_distilled_set_took() -> None:
+    experts = "{count: 2, epochs: 3, batch: 100, ahead: 1, latest: [0, 1]}"
+    sets = ("distill.method=trajectory", f"distill.experts={experts}")
+    mined, beside = (
+        rows(measured(), rented(Machine(64)), *sets, *more)
+        for more in ((), ("student.beside=distilled",))
+    )
+    looks = 1_000_300 * tiny().teach.folds / 3  # of the teacher; they are not training
+    spent = beside["control_b"].amount - mined["control_b"].amount
+    assert spent == pytest.approx(beside["distill"].amount - looks, rel=1e-3)
+    assert spent > 2 * 3 * 1_000_000
+
+
 def test_foresee__chosen_images_cost_the_looks_of_the_teacher() -> None:
     row = rows(measured(), rented(Machine(64)), "distill.method=herding")["distill"]
     judged = 2 * (1_000_300 + 8)  # to choose and for provenance

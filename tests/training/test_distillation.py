@@ -117,7 +117,10 @@ def test_expert__is_trained_once_and_then_followed(job: tiny.LoggedJob, tmp_path
     digests = [distillation.expert(e.model_dump(), WORKER)["sha256"] for e in both]
     assert digests[0] != digests[1]
     written = (at / "expert-000.safetensors").stat().st_mtime_ns
-    assert distillation.expert(one.model_dump(), WORKER)["sha256"] == digests[0]
+    again = distillation.expert(one.model_dump(), WORKER)
+    assert again["sha256"] == digests[0]
+    kept = EXPERTS["epochs"] * EXPERTS["epoch_steps"] * EXPERTS["batch"]
+    assert again["passes"] == kept
     assert (at / "expert-000.safetensors").stat().st_mtime_ns == written
     facts = distillation.distill(given.model_dump(), WORKER)
     assert facts["passes"] == pytest.approx(facts["expected_passes"])

@@ -1,5 +1,6 @@
 """Proves what is predicted, how imbalance is met, and that a toy problem is learned."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import torch
 from helpers.toy import CONVNET, NAMES, RESNET, labeled
 from safetensors.torch import save_file
 
+from pipeline.artifacts import save_model
 from pipeline.augment import move_boxes
 from pipeline.boxes import FALLBACK
 from pipeline.config import parse
 from pipeline.errors import ConfigError
 from pipeline.facemix import draw_mix, iou
 from pipeline.models import ModelConfig
+from pipeline.storage import location
 from pipeline.training.data import Batches, LabeledFaces
 from pipeline.training.loop import Step, Worker, local
 from pipeline.training.supervised import (
@@ -209,3 +212,8 @@ def test_new_model__starts_from_a_file(tmp_path) -> None:
     started = new_model(ModelConfig(**{**RESNET.model_dump(), **weights}), NAMES, seed=1)
     assert torch.equal(started.net.conv_stem.weight, source.net.conv_stem.weight)
     assert not torch.equal(started.net.fc.weight, source.net.fc.weight)
+    assert started.started is not None
+    assert started.started["matched"] == started.started["total"]
+    save_model(started, location(tmp_path / "made"), {})
+    kept = (location(tmp_path / "made") / "config.json").read_json()["omnifer"]["started_from"]
+    assert kept["sha256"] == hashlib.sha256((tmp_path / "w.safetensors").read_bytes()).hexdigest()
