@@ -53,6 +53,11 @@ class Rule:
     def _start(self) -> dict[str, Tensor]:
         return {}
 
+    @property
+    def asks_labeled(self) -> bool:
+        """Whether `observe` is to see labeled faces as the network sees them that gives `probs`."""
+        return False
+
     def cuts(self) -> Tensor:
         """Confidence (K,) from which a face of each class counts; of a soft rule the mean."""
         raise NotImplementedError
@@ -228,6 +233,11 @@ class Aligned(Rule):
         pool = self.prior if self.config.align == "prior" else self.uniform
         return {"pool": pool, "labeled": self.uniform, "steps": self.prior.new_zeros(())}
 
+    @property
+    def asks_labeled(self) -> bool:
+        """Where their mean answer is what the pool's is brought to."""
+        return self.config.align == "labeled"
+
     def targets(self, probs: Tensor) -> Tensor:
         """Times (believed share / the model's mean answer)^power, rows made to sum to 1."""
         probs = super().targets(probs)
@@ -286,6 +296,11 @@ class AdaMatch(Aligned):
 
     def _start(self) -> dict[str, Tensor]:
         return {**super()._start(), "confidence": self.prior.new_tensor(1.0)}
+
+    @property
+    def asks_labeled(self) -> bool:
+        """Always: the cut follows their confidence."""
+        return True
 
     def cuts(self) -> Tensor:
         """The same for every class: tau * labeled confidence."""

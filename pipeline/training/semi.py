@@ -7,7 +7,7 @@ targets' alignment from a rule of adaptive.py. A student in all else: streams, r
 controls of equal compute.
 Cost per step: labeled_batch + mined_batch image passes, mined_batch more for each further anchor,
 where the low-confidence term has a second strong view or the model labels itself, and a forward of
-the weak views otherwise.
+the weak views otherwise, and of the labeled faces for a rule that compares the two.
 Source: FixMatch arXiv 2001.07685; EMA labeler: Mean Teacher arXiv 1703.01780, as in SSFER
 arXiv 2410.17622 (tau 0.7, lambda 5); per-class thresholds over time: arXiv 2303.08617, Ada-CM arXiv
 2203.12341. Alignment and augmentation anchoring, for pools whose class shares are not those of the
@@ -86,14 +86,17 @@ class SemiStudent(Student):
         embedding, logits = self._model.features(torch.cat(views))
         sizes = [len(view) for view in views]
         known, strong, *others = torch.split(logits.float(), sizes)
+        own, forward = known, 0
         if online.labeler == "model":
             weak = others.pop()
         else:
-            average = at.averaged["model"]
+            average, forward = at.averaged["model"], len(pool)
             with torch.no_grad():
                 weak = average(pool.views["w"]).float()
+                if self._rule.asks_labeled:  # as confident as who labels, not as who learns
+                    own, forward = average(labeled.views["x"]).float(), forward + len(labeled)
         probs = torch.softmax(weak.detach(), 1)
-        seen = torch.softmax(known.detach(), 1)
+        seen = torch.softmax(own.detach(), 1)
         self._rule.observe(seen, probs, torch.from_numpy(pool.index), gather)
         weight, target = self._rule.weights(probs), self._rule.targets(probs)
         hard = self._config.targets == "hard"
@@ -117,7 +120,6 @@ class SemiStudent(Student):
             )
         logs = {"labeled_loss": labeled_loss, "mined_loss": pool_loss, "used": weight.mean()}
         logs |= {f"cut_{n}": c for n, c in zip(self._names, self._rule.cuts(), strict=True)}
-        forward = len(pool) if online.labeler == "ema" else 0
         return Loss(
             total,
             trained=len(logits),

@@ -78,6 +78,22 @@ def test_loss__fixmatch_by_hand(labeler: str, targets: str) -> None:
 
 
 @pytest.mark.parametrize("labeler", ["ema", "model"])
+def test_loss__the_network_that_labels_is_compared_with_itself(labeler: str) -> None:
+    settings = online({"rule": "adamatch", "align": "labeled", "momentum": 0.0}, labeler=labeler)
+    objective = semi(settings)
+    model, average = objective.modules()["model"], new_model(settings.model, NAMES, 7)
+    at = Step(4, settings.steps, 0, WORKER, {"model": average})
+    with Batches(0, 0, 1, WORKER.device) as batches:
+        batch = batches.at(objective.streams(), 4, last=True)
+    loss = objective.loss(batch, at)
+    seen = (average if labeler == "ema" else model)(batch["labeled"].views["x"]).softmax(1)
+    stats = objective.state()
+    torch.testing.assert_close(stats["confidence"], seen.amax(1).mean())
+    torch.testing.assert_close(stats["labeled"], seen.mean(0))
+    assert (loss.trained, loss.forward) == ((20, 20) if labeler == "ema" else (32, 0))
+
+
+@pytest.mark.parametrize("labeler", ["ema", "model"])
 def test_loss__every_anchor_is_taught_the_aligned_sharpened_guess(labeler: str) -> None:
     settings = online(
         {"rule": "remixmatch", "align": "uniform", "temperature": 0.25, "momentum": 0.5},
