@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +118,14 @@ def said(seen: Inspection) -> list[str]:
 
 def _labeled(found: Found, work: Location, model: Teacher | None) -> Inspection:
     source: Any = TypeAdapter(LabeledData).validate_python(found.config)
+    if "label_policy" in type(source).model_fields:  # a run must say it; here all is counted
+        source = source.model_copy(update={"label_policy": "keep"})
     records: Records = source.records(found.config["kind"])
     table = records.table
     classes: dict[str, Counter[str]] = {}
     roles, labels = table["role"].to_pylist(), table["label"].to_pylist()
+    if OTHER in labels:
+        found = replace(found, config={**found.config, "label_policy": "keep"})
     for role, label in zip(roles, labels, strict=True):
         classes.setdefault(role or "no split", Counter())[label or "-"] += 1
     chosen = _spread(labels, FACES)

@@ -8,6 +8,7 @@ Cost: a listing, of at most 2,000 names; of a table its footer.
 
 from __future__ import annotations
 
+import csv
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.types as pt
 
 from pipeline.errors import LabelError, SourceError
 from pipeline.labeled.files import IMAGE_SUFFIXES
@@ -53,7 +55,14 @@ SUFFIXES: Mapping[str, tuple[Role, str]] = {
 }
 VOTES = {"usage", "neutral", "contempt", "NF"}
 """Columns of FERPlus votes beside FER2013 pixels."""
+PIXELS = {"emotion", "pixels"}
+"""Columns of FER2013's csv files."""
+CODES = {"usage", "image", "emotion"}
+"""Columns of FER2013 as Parquet."""
+LABEL_COLUMNS = ("label", "emotion", "expression")
 IMAGE_COLUMNS = ("image", "img", "jpg", "face")
+PATH_COLUMNS = (*IMAGE_COLUMNS, "path", "file")
+LONGEST = 65_536  # bytes of a header
 LISTED = 2000  # names that recognition looks at
 
 
@@ -93,6 +102,8 @@ def recognize(path: str) -> Found:
             return Found(
                 role, {"kind": kind, "path": path}, f"holds {' and '.join(map(str, held))}"
             )
+    if "train.csv" in names and set(_header(at / "train.csv")) >= PIXELS:
+        return Found("labeled", {"kind": "fer2013", "path": path}, "holds train.csv of pixels")
     if any(name.endswith(SUFFIX) for name in names):
         found = _file(datasets(path)[0])
         return Found(found.role, {**found.config, "path": path}, f"Lance datasets; {found.why}")
@@ -152,8 +163,11 @@ def _file(at: Location) -> Found:
     suffix = suffix_of(at.name)
     if is_dataset(at):
         return _column(at, at.uri, schema_of(at), "lance")
+    if at.name.lower().endswith(".csv"):
+        return _csv(at)
     if suffix is None:
-        raise SourceError(f"{at}: no format that is known; expected {', '.join(SUFFIXES)}")
+        known = ", ".join((*SUFFIXES, ".csv"))
+        raise SourceError(f"{at}: no format that is known; expected {known}")
     role, kind = SUFFIXES[suffix]
     if kind != "parquet":
         return Found(role, {"kind": kind, "path": at.uri}, f"{suffix} file")
@@ -161,13 +175,43 @@ def _file(at: Location) -> Found:
         schema = file.schema_arrow
     if set(schema.names) >= VOTES:
         return Found("labeled", {"kind": "ferplus", "path": at.uri}, "columns of FERPlus votes")
-    pictures = _column(at, at.uri, schema)
-    column = pictures.config.get("image_column", "image")
-    if {"label", "emotion", "expression"} & set(schema.names):
-        name = next(n for n in ("label", "emotion", "expression") if n in schema.names)
-        table = {"kind": "table", "path": at.uri, "image_column": column, "label_column": name}
-        return Found("labeled", table, f"columns {column} and {name}")
-    return pictures
+    if set(schema.names) >= CODES and pt.is_integer(schema.field("emotion").type):
+        return Found("labeled", {"kind": "fer2013", "path": at.uri}, "columns of FER2013")
+    return _table(at, schema.names) or _column(at, at.uri, schema)
+
+
+def _csv(at: Location) -> Found:
+    """A csv file: FER2013's pixels, or a table of paths and labels."""
+    names = _header(at)
+    if set(names) >= PIXELS:
+        return Found("labeled", {"kind": "fer2013", "path": at.uri}, "columns of FER2013")
+    found = _table(at, names, PATH_COLUMNS)
+    if found is None:
+        raise SourceError(
+            f"{at}: no columns of pictures and labels, as {IMAGE_COLUMNS[0]} and "
+            f"{LABEL_COLUMNS[0]}; found: {', '.join(names)}"
+        )
+    return found
+
+
+def _header(at: Location) -> list[str]:
+    """Column names of a csv file."""
+    with at.open() as file:
+        first = file.readline(LONGEST).decode("utf-8-sig", errors="replace")
+    return [name.strip() for name in next(csv.reader([first]), [])]
+
+
+def _table(
+    at: Location, names: Sequence[str], pictures: Sequence[str] = IMAGE_COLUMNS
+) -> Found | None:
+    """A table of labeled pictures, by the names of its columns."""
+    column = next((name for name in pictures if name in names), None)
+    label = next((name for name in LABEL_COLUMNS if name in names), None)
+    if column is None or label is None:
+        return None
+    table = {"kind": "table", "path": at.uri, "image_column": column, "label_column": label}
+    table |= {"split_column": "split"} if "split" in names else {}
+    return Found("labeled", table, f"columns {column} and {label}")
 
 
 def _column(at: Location, path: str, schema: pa.Schema, kind: str = "parquet") -> Found:

@@ -85,6 +85,57 @@ def test_recognize__class_folders_are_labeled_and_numbers_are_not(tmp_path: Path
     )
 
 
+def test_inspect__a_class_other_is_counted_and_its_policy_written_down(tmp_path: Path) -> None:
+    for part, video in (("Train_Set", "v1"), ("Validation_Set", "v2")):
+        sets.affwild2(tmp_path, part, video, [0, 4, 7], [1, 2, 3])
+    seen = inspect(str(tmp_path), location(tmp_path / "work"))
+    assert seen.classes["train"]["other"] == 1
+    assert seen.found.config["label_policy"] == "keep"
+
+
+def test_inspect__csv_files_of_pixels_and_of_paths(tmp_path: Path) -> None:
+    pixels = " ".join(["7"] * 48 * 48)
+    for name, lines in {
+        "fer/fer2013.csv": ["emotion,pixels,Usage", f"3,{pixels},Training"],
+        "kaggle/train.csv": ["emotion,pixels", f"4,{pixels}"],
+        "own/faces.csv": ["path,label,split", "a.png,happy,test"],
+    }.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("\n".join(lines))
+    folder(tmp_path / "own", ["a.png"])
+    work = location(tmp_path / "work")
+    told = {
+        name: inspect(str(tmp_path / name), work).classes
+        for name in ("fer/fer2013.csv", "kaggle/train.csv", "kaggle", "own/faces.csv")
+    }
+    assert told["fer/fer2013.csv"] == {"train": {"happiness": 1}}
+    assert told["kaggle/train.csv"] == told["kaggle"] == {"train": {"sadness": 1}}
+    assert told["own/faces.csv"] == {"test": {"happiness": 1}}
+    (tmp_path / "own" / "faces.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(SourceError, match=r"no columns of pictures and labels.*; found: a, b"):
+        recognize(str(tmp_path / "own" / "faces.csv"))
+
+
+def test_inspect__a_folder_of_labeled_parquet(tmp_path: Path) -> None:
+    for part in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
+        table = pa.table({"image": FACES[:2], "label": ["happiness", "fear"]})
+        pq.write_table(table, tmp_path / f"{part}.parquet")
+    seen = inspect(str(tmp_path), location(tmp_path / "work"))
+    assert (seen.found.config["kind"], seen.faces) == ("table", 6)
+    assert {role: counts.total() for role, counts in seen.classes.items()} == {
+        "train": 4,
+        "test": 2,
+    }
+
+
+def test_recognize__fer2013_as_parquet(tmp_path: Path) -> None:
+    table = pa.table({"usage": ["Training"], "image": FACES[:1], "emotion": [3]})
+    pq.write_table(table, tmp_path / "fer.parquet")
+    assert inspect(str(tmp_path / "fer.parquet"), location(tmp_path)).classes == {
+        "train": {"happiness": 1}
+    }
+
+
 def test_recognize__parquet_by_its_columns(tmp_path: Path) -> None:
     label = pa.table({"img": FACES[:2], "label": ["happiness", "fear"]})
     votes = pa.table({"usage": ["Training"], "NF": [0], "neutral": [9], "contempt": [1]})

@@ -1,4 +1,4 @@
-"""Labeled faces listed in one CSV or Parquet file: image bytes or paths, a label, a split.
+"""Labeled faces listed in a CSV or in Parquet files: image bytes or paths, a label, a split.
 
 Labels are class names, or codes with their meaning told by `names` (or, in a Parquet file written
 by Hugging Face datasets, by the class names in its schema). A path is relative to the table.
@@ -39,10 +39,11 @@ class TableSet(Config):
 
     kind: Literal["table"] = "table"
     name: str | None = None  # prefix of the faces' ids; default: the kind
-    path: str  # .csv or .parquet
+    path: str  # .csv or .parquet, or a folder of .parquet files
     image_column: str = "image"  # encoded bytes, or the path of a file
     label_column: str = "label"
-    split_column: str | None = None  # None: every row is `train`
+    split_column: str | None = None
+    """None: every row is `train`, but for a folder's files named as test-00000-of-00002.parquet."""
     group_column: str | None = None  # faces that no split may part, as those of one person
     box_column: str | None = None  # x0 y0 x1 y1 in pixels
     landmarks_column: str | None = None  # ten numbers, see pipeline.schema.LANDMARKS
@@ -53,22 +54,41 @@ class TableSet(Config):
     def records(self, name: str) -> Records:
         """Read the table; raises SourceError, or LabelError naming the row of a bad label."""
         at = location(self.path)
+        parts = sorted(at.files((".parquet",)), key=lambda part: part.uri) if at.is_dir() else [at]
+        if not parts:
+            raise SourceError(f"{at}: expected a table or a folder of .parquet files; holds none")
+        labels: list[str | None] = []
+        splits: set[str] = set()
+        read = []
+        for part in parts:
+            of = part.uri.removeprefix(at.uri).lstrip("/")  # "" of a file
+            split = _split_of(of) or "train"
+            rows, seen, told = self._part(part, f"{name}/{of or at.name}", split)
+            read.append(rows)
+            splits |= seen
+            labels += told
+        if not splits if self.split is None else self.split not in splits:
+            there = ", ".join(sorted(splits)) or "none"
+            raise SourceError(f"{at}: no row of split {self.split!r}; found: {there}")
+        return Records(pa.concat_tables(read), labels_present(labels), {})
+
+    def _part(
+        self, at: Location, ids: str, split: str
+    ) -> tuple[pa.Table, set[str], list[str | None]]:
+        """LABELED rows of one file, the splits that are in it, and the labels of all its rows."""
         known = (self.box_column, self.landmarks_column)
         optional = (self.split_column, self.group_column, *known)
         columns = [self.image_column, self.label_column, *(c for c in optional if c)]
         table = _read(at, list(dict.fromkeys(columns)))
-        splits = _splits(table, self.split_column, at)
+        splits = _splits(table, self.split_column, at) or [split] * len(table)
         native = _native_labels(table, self.label_column, self.names, at)
         labels = resolve_labels(native, self.names, self.label_policy, lambda i: f"{at} row {i}")
         rows = [i for i, split in enumerate(splits) if self.split in (None, split)]
-        if not rows:
-            there = ", ".join(sorted(set(splits))) or "none"
-            raise SourceError(f"{at}: no row of split {self.split!r}; found: {there}")
         dropped = {i for i in rows if labels[i] is None and native[i] is not None}
         rows = [i for i in rows if i not in dropped]
         kept = table.take(pa.array(rows, pa.int64()))
         records = records_table(
-            [f"{name}/{at.name}#{i}" for i in rows],
+            [f"{ids}#{i}" for i in rows],
             [split_role(splits[i]) for i in rows],
             [labels[i] for i in rows],
             _images(kept[self.image_column], rows, at, f"{at} column {self.image_column}"),
@@ -82,7 +102,13 @@ class TableSet(Config):
             if self.landmarks_column
             else None,
         )
-        return Records(records, labels_present(labels), {})
+        return records, set(splits), labels
+
+
+def _split_of(part: str) -> str | None:
+    """The split that the name of a folder's file tells."""
+    first = part.rpartition("/")[2].partition("-")[0].removesuffix(".parquet")
+    return first if split_role(first) else None
 
 
 def _read(at: Location, columns: list[str]) -> pa.Table:
@@ -99,7 +125,7 @@ def _read(at: Location, columns: list[str]) -> pa.Table:
 
 def _splits(table: pa.Table, column: str | None, at: Location) -> list[str]:
     if column is None:
-        return ["train"] * len(table)
+        return []
     splits = [str(value) for value in table[column].to_pylist()]
     for row, split in enumerate(splits):
         if split_role(split) is None:

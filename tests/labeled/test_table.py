@@ -46,6 +46,34 @@ def test_records__parquet_with_everything(tmp_path):
     assert records.table["image"].to_pylist() == IMAGES
 
 
+def test_records__a_folder_of_parts_in_the_order_of_their_names(tmp_path):
+    for part, labels in (
+        ("data/train-00001-of-00002", ["fear", "happy"]),
+        ("data/train-00000-of-00002", ["sad"]),
+        ("data/test-00000-of-00001", ["anger"]),
+    ):
+        at = tmp_path / "set" / f"{part}.parquet"
+        at.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"image": [b"x"] * len(labels), "label": labels}), at)
+    found = TableSet(path=str(tmp_path / "set")).records("t")
+    assert found.table["id"].to_pylist() == [
+        "t/data/test-00000-of-00001.parquet#0",
+        "t/data/train-00000-of-00002.parquet#0",
+        "t/data/train-00001-of-00002.parquet#0",
+        "t/data/train-00001-of-00002.parquet#1",
+    ]
+    assert found.table["label"].to_pylist() == ["anger", "sadness", "fear", "happiness"]
+    assert found.table["role"].to_pylist() == ["test", "train", "train", "train"]
+    assert found.label_names == ("happiness", "sadness", "fear", "anger")
+    only = TableSet(path=str(tmp_path / "set"), split="test").records("t")
+    assert only.table["label"].to_pylist() == ["anger"]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(SourceError, match=r"a folder of \.parquet files; holds none"):
+        TableSet(path=str(tmp_path / "none")).records("t")
+    with pytest.raises(SourceError, match="no row of split 'validation'; found: test, train"):
+        TableSet(path=str(tmp_path / "set"), split="validation").records("t")
+
+
 def test_records__csv_of_paths(tmp_path):
     (tmp_path / "img").mkdir()
     for i, image in enumerate(IMAGES[:2]):
