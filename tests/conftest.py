@@ -1,9 +1,14 @@
 """What several test folders share: one tiny run of the whole flow."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# torch reads it when it is imported: test processes share cores, and figures hang on the threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 from helpers import flow
 
@@ -28,6 +33,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under xdist a file stays with one process, and all that start Ray or share a run with one."""
     for item in items:

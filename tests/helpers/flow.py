@@ -8,16 +8,13 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
+from helpers.logged import LoggedParquet, LoggedSynthetic
 
 from pipeline import conduct
 from pipeline.job import Job
 from pipeline.recipe import Recipe, load
 from pipeline.run import Run
-from pipeline.sources.extents import Extent
-from pipeline.sources.parquet import ParquetPool
 from pipeline.sources.reader import PoolSource
-from pipeline.sources.synthetic import SyntheticPool
 
 DEMO = Path(__file__).parents[2] / "jobs" / "recipes" / "demo.yaml"
 TEACHER = "{name: convnet, args: {width: 16}, size: 32, dropout: 0.0}"
@@ -28,6 +25,7 @@ TINY = (
     "pool.0.count=600",
     "slice_faces=64",
     "stream.object_store_mb=300",
+    "embed.dtype=fp32",
     "train.stage_workers={}",
     "teach.steps=80",
     "teach.batch=32",
@@ -48,26 +46,6 @@ TINY = (
     "evaluate.draws=200",
 )
 UNTRACKED = 'tracking.uri="off"'
-
-
-class LoggedSynthetic(SyntheticPool):
-    """Drawn faces; every read of a whole slice is a line in a log."""
-
-    log: str
-
-    def read(self, extent: Extent, positions: Sequence[int] | None = None) -> pa.Table:
-        _note(self.log, extent, positions)
-        return super().read(extent, positions)
-
-
-class LoggedParquet(ParquetPool):
-    """Faces in Parquet; every read of a whole slice is a line in a log."""
-
-    log: str
-
-    def read(self, extent: Extent, positions: Sequence[int] | None = None) -> pa.Table:
-        _note(self.log, extent, positions)
-        return super().read(extent, positions)
 
 
 class LoggedJob(Job):
@@ -155,9 +133,3 @@ def local_ray() -> Iterator[None]:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = before
-
-
-def _note(log: str, extent: Extent, positions: Sequence[int] | None) -> None:
-    if positions is None:
-        with open(log, "a") as file:  # one short line: appended whole, whoever else writes
-            file.write(f"{extent.start}-{extent.stop}\n")
