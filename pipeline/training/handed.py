@@ -142,18 +142,24 @@ def open_labeled(
 
 
 def soft_labels(rows: pa.Table) -> np.ndarray:
-    """Soft labels (N, K) float32 of LABELED rows.
+    """Soft labels (N, K) float32 of LABELED rows; what a person answered is one vote.
 
     Raises:
-        ConfigError: a face has none.
+        ConfigError: a face of the labeled set has none.
     """
-    soft = rows["soft"].combine_chunks()
-    if soft.null_count:
+    votes, names = rows["soft"], label_names_of(rows.schema)
+    asked = pc.and_(pc.is_null(votes), pc.is_valid(rows["source"])).to_numpy()
+    silent = votes.null_count - int(asked.sum())
+    if silent:
         raise ConfigError(
-            f"labeled: {soft.null_count} of {len(soft)} faces have no votes; "
-            "candidates: derived needs none"
+            f"labeled: {silent} of {len(votes)} faces have no votes; candidates: derived needs none"
         )
-    return soft.flatten().to_numpy().reshape(len(soft), -1)
+    soft = np.zeros((len(votes), len(names)), np.float32)
+    given = pc.drop_null(votes).combine_chunks().flatten().to_numpy()
+    soft[~asked] = given.reshape(-1, len(names))
+    codes = label_codes(rows["label"].filter(pa.array(asked)).to_pylist(), names)
+    soft[asked, codes] = 1
+    return soft
 
 
 def pack_labeled(rows: pa.Table, handed: Handed, model: ModelConfig) -> LabeledFaces:

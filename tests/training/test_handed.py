@@ -269,6 +269,18 @@ def test_open_labeled__votes_become_targets_in_the_order_of_the_rows(handed: Han
     assert open_labeled(handed, MODEL)[0].soft is None
 
 
+def test_open_labeled__what_a_person_answered_is_one_vote(annotated: Handed) -> None:
+    at = location(annotated.labeled) / LABELED_FILE
+    table = read_table(at)
+    place = table.schema.get_field_index("soft")
+    soft = pa.array([[0.25, 0.75]] * COUNT, LABELED.field("soft").type)
+    write_table(at, table.set_column(place, LABELED.field("soft"), soft))
+    data, _ = open_labeled(annotated, MODEL, votes=True)
+    assert data.soft is not None
+    assert data.soft[:6].tolist() == [[0.25, 0.75]] * 6
+    assert data.soft[6:].tolist() == [[0, 1], [1, 0], [1, 0]]
+
+
 def test_open_labeled__faces_without_votes_are_counted(handed: Handed) -> None:
     with pytest.raises(ConfigError, match="6 of 6 faces have no votes"):
         open_labeled(handed, MODEL, votes=True)
