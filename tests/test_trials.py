@@ -175,7 +175,8 @@ def test_tuned__a_gpu_that_the_cluster_can_grow_to_is_enough(
 
     def job(**stream: int) -> Any:
         train = TrainConfig(use_gpu=True)
-        return SimpleNamespace(recipe=SimpleNamespace(train=train, stream=StreamConfig(**stream)))
+        recipe = SimpleNamespace(train=train, stream=StreamConfig(**stream))
+        return SimpleNamespace(recipe=recipe, run=SimpleNamespace(scratch=Path("tune")))
 
     with pytest.raises(Started):
         trials.tuned([first], job(cpus=8, gpus=1))
