@@ -8,13 +8,14 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from helpers.logged import LoggedParquet, LoggedSynthetic
 
 from pipeline import conduct
 from pipeline.job import Job
 from pipeline.recipe import Recipe, load
 from pipeline.run import Run
 from pipeline.sources.reader import PoolSource
+
+from .logged import LoggedParquet, LoggedSynthetic
 
 DEMO = Path(__file__).parents[2] / "jobs" / "recipes" / "demo.yaml"
 TEACHER = "{name: convnet, args: {width: 16}, size: 32, dropout: 0.0}"
@@ -25,7 +26,6 @@ TINY = (
     "pool.0.count=600",
     "slice_faces=64",
     "stream.object_store_mb=300",
-    "embed.dtype=fp32",
     "train.stage_workers={}",
     "teach.steps=80",
     "teach.batch=32",
