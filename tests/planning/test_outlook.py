@@ -141,8 +141,8 @@ def judge(recipe: Recipe, at: Path) -> None:
 @pytest.mark.timeout(600)
 def test_look_ahead__within_a_factor_of_two_of_a_run(tmp_path: Path) -> None:
     model = "{name: compact_resnet, args: {widths: [16, 32, 64, 128]}, size: 48, dropout: 0.1}"
-    sets = ("pool.0.count=12000", "slice_faces=512", "distill=null", f"teach.model={model}")
-    judge(flow.tiny(*sets, flow.UNTRACKED), tmp_path / "run")
+    sets = ("pool.0.count=12000", "slice_faces=512", "distill=null", "tune=null")
+    judge(flow.tiny(*sets, f"teach.model={model}", flow.UNTRACKED), tmp_path / "run")
 
 
 @pytest.mark.real
