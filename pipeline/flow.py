@@ -240,8 +240,8 @@ def backbone_input(job: Job, model: ModelConfig) -> dict[str, str]:
         return {"pretrain": job.run.artifact("pretrain").digest}
     if model.weights in (None, TIMM):
         return {}
-    at = location(model.weights)
-    return {"weights": weights_sha256(at, file_of(at).stamp())}
+    file = file_of(location(model.weights))
+    return {"weights": weights_sha256(file, file.stamp())}
 
 
 def started(job: Job, config: Trains) -> Trains:

@@ -84,13 +84,14 @@ def predict(
         raise ConfigError("predict: aligning needs landmarks; find them with --detect YUNET.ONNX")
     model = on_node(model_at)
     teacher = load_any(model)
-    cut = read_meta(model).get("abstain_below") if abstain is None else abstain
+    meta = read_meta(model)
+    cut = meta.get("abstain_below") if abstain is None else abstain
     config = config or _this_machine()
     forward = Forward(teacher, config)
     seen = teacher.members[0].config
     decoder = Decoder(seen.color, seen.size, config.batch, config.decode_threads)
     schema = _schema(teacher.label_names, detect is not None)
-    crop = crop or learned_crop(read_meta(model).get(CROP) or {}, detected=detect is not None)
+    crop = crop or learned_crop(meta.get(CROP, {}), detected=detect is not None)
     counts = {"images": 0, "quarantined": 0, "abstained": 0}
     with (
         tempfile.TemporaryDirectory(prefix="omnifer-") as work,

@@ -121,9 +121,9 @@ def file_of(path: Location) -> Location:
 
 
 @lru_cache(maxsize=16)
-def weights_sha256(path: Location, stamp: str) -> str:
+def weights_sha256(file: Location, stamp: str) -> str:
     """Hex sha256 of a weights file, read once per `stamp` of it."""
-    return hashlib.sha256(file_of(path).read_bytes()).hexdigest()
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _state(path: Location) -> tuple[bytes, dict[str, Tensor]]:

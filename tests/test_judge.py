@@ -127,7 +127,7 @@ POINT = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     config=POLICY,
@@ -147,7 +147,7 @@ def test_judge__decides_as_the_slow_reference(
     coded: bool,
 ) -> None:
     rng = np.random.default_rng(seed)
-    table = pool(rng, int(rng.integers(1, 90)))
+    table = pool(rng, int(rng.integers(1, 120)))
     expected = slow(table, point, config)
     if coded:
         for name in CODED:
