@@ -76,9 +76,12 @@ class SelectConfig(settings.Config):
         return value
 
     @model_validator(mode="after")
-    def _all_has_no_thresholds(self) -> SelectConfig:
-        if self.policy == "all" and (asked := settings.unread(self, THRESHOLDS)):
+    def _what_is_asked_is_read(self) -> SelectConfig:
+        precision = ("target_precision",) if self.target_precision is not None else ()
+        if self.policy == "all" and (asked := settings.unread(self, (*THRESHOLDS, *precision))):
             raise ValueError(f"{asked}: policy all has no thresholds; only policy rules has")
+        if self.adaptive is not None and (asked := settings.unread(self, precision)):
+            raise ValueError(f"{asked}: adaptive finds the cuts in its place")
         return self
 
 

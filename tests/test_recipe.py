@@ -147,6 +147,14 @@ def test_set__unknown_key_gets_the_nearest(tmp_path: Path, item: str, line: str)
         ("select.confidence={fear: 95}", "expected confidences from 0 to 1"),
         ("select.confidence={angry: 0.5}", "class name 'angry'; did you mean 'anger'?"),
         ("select={policy: all, confidence: 0.5}", "confidence: policy all has no thresholds"),
+        (
+            "select={policy: all, target_precision: 0.8}",
+            "target_precision: policy all has no thresholds",
+        ),
+        (
+            "select={adaptive: {rule: dtm}, target_precision: 0.8}",
+            "target_precision: adaptive finds the cuts in its place",
+        ),
         ("embed.pool=[4, 1]", "expected the fewest and the most actors, from 1 up"),
         ("score.pool=[0, 1]", "expected the fewest and the most actors, from 1 up"),
         ("labeled.crop.margin=0.2", "no box is cut out; set box: true"),

@@ -197,5 +197,6 @@ def _hold_out(
     share, rule_name = config.online.held_out, config.online.thresholds.rule
     if share is None or rule_name not in ("ada_cm", "dtm"):
         return np.arange(len(labeled)), None
-    folds = stratified_folds(labeled.labels, labeled.groups, round(1 / share), seed)
+    parts = f"student.online.held_out: {share:g}, parts"
+    folds = stratified_folds(labeled.labels, labeled.groups, round(1 / share), seed, parts)
     return np.flatnonzero(folds == 0), np.flatnonzero(folds != 0)

@@ -208,7 +208,11 @@ def combine(
 
 
 def stratified_folds(
-    labels: np.ndarray, groups: Sequence[str] | None, folds: int, seed: int
+    labels: np.ndarray,
+    groups: Sequence[str] | None,
+    folds: int,
+    seed: int,
+    setting: str = "teach.folds",
 ) -> np.ndarray:
     """The fold (N,) of each face: classes spread evenly, every group within one fold.
 
@@ -216,13 +220,13 @@ def stratified_folds(
     their classes so far.
 
     Raises:
-        ConfigError: fewer groups than folds.
+        ConfigError: fewer groups than folds; it names the setting that asked for them.
     """
     names = np.arange(len(labels)) if groups is None else np.asarray(groups)
     _, group = np.unique(names, return_inverse=True)
     count = int(group.max(initial=-1)) + 1
     if count < folds:
-        raise ConfigError(f"teach.folds: {folds}, expected at most {count}, the number of groups")
+        raise ConfigError(f"{setting}: {folds}, expected at most {count}, the number of groups")
     totals = np.bincount(labels)
     members = np.zeros((count, len(totals)), np.int64)
     np.add.at(members, (group, labels), 1)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.adaptive import RULES
+from pipeline.errors import ConfigError
 from pipeline.threshold_config import READ
 from pipeline.training.data import Batches
 from pipeline.training.loop import Fitted, Step, Worker, fit, local
@@ -185,6 +186,15 @@ def test_hold_out__class_thresholds_are_read_from_faces_that_do_not_train() -> N
     assert everything.streams()[0].rows is None
     assert len(everything._judged) == 40
     assert semi(online({"rule": "flexmatch"})).streams()[0].rows is None
+
+
+def test_hold_out__fewer_groups_than_parts_name_the_setting() -> None:
+    settings = online({"rule": "dtm"}, held_out=0.25)
+    model = new_model(settings.model, NAMES, 0)
+    faces = replace(labeled(40), groups=["a", "b", "c", "a"] * 10)
+    said = r"student\.online\.held_out: 0\.25, parts: 4, expected at most 3, the number of groups"
+    with pytest.raises(ConfigError, match=said):
+        SemiStudent(model, settings, faces, mined(), WORKER.device, 0)
 
 
 def test_update__class_thresholds_move_once_per_epoch_of_the_labels() -> None:
