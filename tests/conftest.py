@@ -1,7 +1,6 @@
 """What several test folders share: one tiny run of the whole flow."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,11 +14,21 @@ from helpers import flow
 from pipeline import conduct
 
 
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """One local Ray for a file; it ends with it, since other files start their own."""
-    with flow.local_ray():
-        yield
+@pytest.fixture
+def local_ray() -> None:
+    """A local Ray, the same one for all tests that name it."""
+    flow.SharedRay.start()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests that start a Ray of their own find none."""
+    if item.get_closest_marker("ray") is not None:
+        flow.SharedRay.end()
+
+
+def pytest_sessionfinish() -> None:
+    """What was shared ends with the last test."""
+    flow.SharedRay.end()
 
 
 @pytest.fixture(scope="session")
@@ -27,15 +36,19 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a finished run of `flow.tiny()`; about a minute, so nobody may change it."""
     root = tmp_path_factory.mktemp("tiny") / "run"
     threads = torch.get_num_threads()
-    with flow.local_ray():
-        conduct.run_all(flow.start(flow.tiny(), root), None)
+    flow.SharedRay.start()
+    conduct.run_all(flow.start(flow.tiny(), root), None)
     torch.set_num_threads(threads)
     return root
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under xdist a file stays with one process, and all that start Ray or share a run with one."""
+    """Under xdist a file stays with one process, and all that start Ray or share a run with one.
+
+    Tests that share a Ray run before those that start their own.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
     for item in items:
         shared = {"tiny_run", "local_ray"} & set(getattr(item, "fixturenames", ()))
         marked = item.get_closest_marker("ray") is not None

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -184,14 +184,8 @@ def test_tuned__a_gpu_that_the_cluster_can_grow_to_is_enough(
         trials.tuned([first], job(cpus=8))
 
 
-@pytest.fixture
-def own_ray() -> Iterator[None]:
-    with flow.local_ray():
-        yield
-
-
 @pytest.mark.cluster
-def test_active__trials_of_both_starts_run_on_ray_tune(own_ray: None, tmp_path: Path) -> None:
+def test_active__trials_of_both_starts_run_on_ray_tune(local_ray: None, tmp_path: Path) -> None:
     recipe = flow.tiny(*SMALL, *PRETRAINED)
     job = flow.start(recipe, tmp_path / "run")
     conduct.run_active(job)

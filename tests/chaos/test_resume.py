@@ -68,8 +68,8 @@ def test_run_all__killed_while_scoring_reads_no_committed_slice_again(
     there = committed(root, "embed", job)  # those without scores are scored without a read
     before = flow.reads(job)
     assert 3 <= len(there) < len(slices), "killed too late to show anything"
-    with flow.local_ray():
-        conduct.run_all(job, "score")
+    flow.SharedRay.start()
+    conduct.run_all(job, "score")
     again = flow.reads(job)[len(before) :]
     assert not set(again) & {slices[key] for key in there}
     assert sorted(again) == sorted({*slices.values()} - {slices[key] for key in there})

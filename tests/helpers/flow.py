@@ -1,13 +1,12 @@
 """The demo's recipe, so small that tests can run it several times; reads of the pool are logged."""
 
-import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from pipeline import conduct
 from pipeline.job import Job
@@ -112,24 +111,29 @@ def altered(pixels: np.ndarray, number: int) -> np.ndarray:
     return np.ascontiguousarray(change(pixels))
 
 
-@contextmanager
-def local_ray() -> Iterator[None]:
-    """One local Ray, unless one runs already; its workers can import what tests import."""
-    import ray
+class SharedRay:
+    """One local Ray for all tests that name `local_ray`: each start costs them ten seconds."""
 
-    from pipeline.streaming import start_ray
+    on = False
 
-    if ray.is_initialized():
-        yield
-        return
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
-    start_ray(tiny().stream)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+    @classmethod
+    def start(cls) -> None:
+        """Start it, unless a Ray runs already; its workers can import what tests import."""
+        import ray
+
+        from pipeline.streaming import start_ray
+
+        if not ray.is_initialized():
+            with pytest.MonkeyPatch.context() as patch:  # Ray's processes inherit it
+                patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+                start_ray(tiny().stream)
+            cls.on = True
+
+    @classmethod
+    def end(cls) -> None:
+        """End it, if it runs: a test starts its own, or all tests are done."""
+        if cls.on:
+            import ray
+
+            ray.shutdown()
+            cls.on = False

@@ -126,9 +126,9 @@ def judge(recipe: Recipe, at: Path) -> None:
     if not quiet():
         pytest.skip("other work runs on this machine: nothing can be predicted")
     found = look_ahead(recipe, str(at), load_prices(None), steps=3)
-    with flow.local_ray():
-        job = conduct.start(recipe, str(at), fresh=False, show_faces=False)
-        conduct.run_all(job, "embed")
+    flow.SharedRay.start()
+    job = conduct.start(recipe, str(at), fresh=False, show_faces=False)
+    conduct.run_all(job, "embed")
     if not quiet():
         pytest.skip("other work runs on this machine: nothing can be predicted")
     predicted = {row.stage: row.seconds for row in found.rows}
