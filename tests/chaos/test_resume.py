@@ -39,6 +39,7 @@ def committed(root: Path, stage: str, job: flow.LoggedJob) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_run_all__killed_while_scoring_reads_no_committed_slice_again(
     tiny_run: Path, tmp_path: Path
 ) -> None:

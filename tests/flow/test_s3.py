@@ -38,6 +38,7 @@ def omnifer(root: Location, ray: Path, *options: str) -> subprocess.CompletedPro
     )
 
 
+@pytest.mark.slow
 def test_run__on_s3_tells_no_secret() -> None:
     secret = secrets.token_urlsafe(30)
     with s3_bucket(secret=secret) as runs, tempfile.TemporaryDirectory(prefix="omni-") as folder:

@@ -126,6 +126,8 @@ class SharedRay:
         if not ray.is_initialized():
             with pytest.MonkeyPatch.context() as patch:  # Ray's processes inherit it
                 patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+                # Workers that wait for the next test need not import everything again.
+                patch.setenv("RAY_idle_worker_killing_time_threshold_ms", "600000")
                 start_ray(tiny().stream)
             cls.on = True
 
