@@ -21,8 +21,9 @@ from pipeline.config import Config
 from pipeline.errors import RunError
 from pipeline.evaluation import STUDENT
 from pipeline.images import decode
+from pipeline.report.calibration import bins_of, calibration, out_of_fold
 from pipeline.report.decided import decided, truth_of
-from pipeline.report.facts import Bin, Course, Gain, ModelRow, ReportFacts
+from pipeline.report.facts import Course, Gain, ModelRow, ReportFacts
 from pipeline.report.noise import noise
 from pipeline.report.pool import COLUMNS
 from pipeline.report.subgroups import subgroups
@@ -84,9 +85,10 @@ def collect(
         **_distilled(done.get("distill")),
         "course": _course(done.get("student"), truth_of(done.get("survey"))),
     }
-    if "teach" in done:
-        homes = [done[name] for name in ("labeled", "annotated") if name in done]
-        facts["noise"] = noise(done["teach"], homes, config.suspects, show_faces)
+    homes = [done[name] for name in ("labeled", "annotated") if name in done]
+    if "teach" in done and (said := out_of_fold(done["teach"], homes)) is not None:
+        facts["calibration"] = calibration(said)
+        facts["noise"] = noise(said, homes, config.suspects, show_faces)
     gain = facts.get("gain")
     if gain is not None and STUDENT in metrics["models"] and "test" in done:
         facts["subgroups"] = subgroups(done["evaluate"], done["test"], gain.against)
@@ -137,10 +139,7 @@ def _evaluation(metrics: Mapping[str, Any], seconds: Mapping[str, float]) -> dic
         "gain": _gain(gain, metrics["protocol"]),
         "protocol": {k: v for k, v in metrics["protocol"].items() if k != "passes"},
         "confusion": {n: np.array(models[n]["confusion"], dtype=np.int64) for n in compared},
-        "reliability": {
-            n: tuple(Bin(b["confidence"], b["accuracy"], b["n"]) for b in models[n]["reliability"])
-            for n in compared
-        },
+        "reliability": {n: bins_of(models[n]["reliability"]) for n in compared},
     }
 
 

@@ -54,6 +54,18 @@ class Bin:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """How sure teachers are of labeled faces they have not seen, and how often they are right."""
+
+    temperature: float  # what logits are divided by; one for all members
+    faces: int
+    before: tuple[Bin, ...]  # at temperature 1
+    after: tuple[Bin, ...]
+    ece_before: float
+    ece_after: float
+
+
+@dataclass(frozen=True)
 class Yield:
     """What one class got from the pool."""
 
@@ -171,6 +183,7 @@ class ReportFacts:
     trials: tuple[dict[str, Any], ...] = ()
     confusion: dict[str, np.ndarray] = field(default_factory=dict)  # (K, K), rows are the truth
     reliability: dict[str, tuple[Bin, ...]] = field(default_factory=dict)
+    calibration: Calibration | None = None
     galleries: tuple[Gallery, ...] = ()
     reasons: dict[str, int] = field(default_factory=dict)  # selection: faces by reason
     guard: dict[str, dict[str, int]] = field(default_factory=dict)  # kind: {role: faces}

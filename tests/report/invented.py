@@ -7,6 +7,7 @@ import numpy as np
 from pipeline.metrics import Interval
 from pipeline.report.facts import (
     Bin,
+    Calibration,
     Course,
     Explorer,
     Face,
@@ -249,6 +250,14 @@ def facts(**changes: object) -> ReportFacts:
         ),
         "confusion": {"control_b": confusion.T, "student": confusion},
         "reliability": {"control_b": bins, "student": bins},
+        "calibration": Calibration(
+            1.8,
+            2500,
+            bins,
+            tuple(Bin(b.confidence, b.confidence**1.02, b.n) for b in bins),
+            0.094,
+            0.012,
+        ),
         "galleries": galleries(3),
         "reasons": {
             "selected": 14946,

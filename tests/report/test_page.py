@@ -250,7 +250,7 @@ def test_render__every_picture_and_figure_has_words() -> None:
     page = Page(render(facts()))
     assert all(attrs.get("alt") for attrs in page.all("img"))
     figures = page.all("svg")
-    assert len(figures) == 8
+    assert len(figures) == 10
     assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in figures)
     assert page.all("html")[0]["lang"] == "en"
     headings = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
