@@ -2,7 +2,8 @@
 
 Cost: one pass over narrow columns of the decided pool (see :mod:`pipeline.report.pool`); if faces
 are shown the slices of the mined set that a kept face of a gallery lies in; and what
-:mod:`pipeline.report.noise` and :mod:`pipeline.report.subgroups` say of theirs.
+:mod:`pipeline.report.noise`, :mod:`pipeline.report.copies` and :mod:`pipeline.report.subgroups` say
+of theirs.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pipeline.errors import RunError
 from pipeline.evaluation import STUDENT
 from pipeline.images import decode
 from pipeline.report.calibration import bins_of, calibration, out_of_fold
+from pipeline.report.copies import copies
 from pipeline.report.decided import decided, truth_of
 from pipeline.report.facts import Course, Gain, ModelRow, ReportFacts
 from pipeline.report.noise import noise
@@ -52,7 +54,8 @@ class ReportConfig(Config):
     """What the report shows."""
 
     gallery: int = Field(default=12, ge=0, le=48)  # faces per class, and per class and reason
-    suspects: int = Field(default=24, ge=0, le=200)  # labeled faces that the teachers doubt
+    suspects: int = Field(default=24, ge=0, le=200)
+    """Labeled faces that the teachers doubt, and those with a copy of another label."""
 
 
 def collect(
@@ -89,6 +92,8 @@ def collect(
     if "teach" in done and (said := out_of_fold(done["teach"], homes)) is not None:
         facts["calibration"] = calibration(said)
         facts["noise"] = noise(said, homes, config.suspects, show_faces)
+    if "guard" in done:
+        facts["copies"] = copies(homes, done["guard"], done.get("teach"), config.suspects)
     gain = facts.get("gain")
     if gain is not None and STUDENT in metrics["models"] and "test" in done:
         facts["subgroups"] = subgroups(done["evaluate"], done["test"], gain.against)

@@ -147,6 +147,20 @@ class Face:
 
 
 @dataclass(frozen=True)
+class Copies:
+    """Labeled faces that show the same picture."""
+
+    faces: int  # labeled faces that were compared
+    pictures: int  # that stand among them more than once
+    copies: int  # faces beside the first of each picture
+    conflicting: int  # pictures whose faces carry several labels
+    across: int = 0  # pictures whose faces lie in several of the teachers' folds
+    shown: tuple[Face, ...] = ()  # of conflicting pictures, picture by picture
+    twins: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Labeled faces that guard took out: kind: {role: faces}."""
+
+
+@dataclass(frozen=True)
 class Gallery:
     """Faces of one class, kept or rejected for one reason."""
 
@@ -190,6 +204,7 @@ class ReportFacts:
     duplicates: int | None = None
     quarantine: dict[str, int] = field(default_factory=dict)
     noise: Noise | None = None
+    copies: Copies | None = None
     subgroups: tuple[Subgroup, ...] = ()
     distilled_grid: np.ndarray | None = None  # uint8 (H, W) or (H, W, 3)
     distilled_size: int = 48  # pixels of one image's side in the grid

@@ -101,6 +101,7 @@ def render(facts: ReportFacts) -> str:
         model_names=MODEL_NAMES,
         best_control=best_control(facts.models),
         student=next((m for m in facts.models if m.key == "student"), None),
+        twins=_twin_rows(facts),
         audit={key: audit(matrix, facts.label_names) for key, matrix in facts.confusion.items()},
         rejected=_by_reason(facts.galleries),
         kept=[g for g in facts.galleries if g.reason == "selected" and g.faces],
@@ -251,6 +252,18 @@ def _by_reason(every: tuple[Gallery, ...]) -> dict[str, list[Gallery]]:
         if gallery.reason != "selected" and gallery.faces:
             groups.setdefault(gallery.reason, []).append(gallery)
     return groups
+
+
+def _twin_rows(facts: ReportFacts) -> list[tuple[str, str, int, int]]:
+    """How a twin was found, whose it is, and how many of the pool and of the labeled faces are."""
+    labeled = facts.copies.twins if facts.copies else {}
+    pairs = [
+        (kind, role) for found in (facts.guard, labeled) for kind in found for role in found[kind]
+    ]
+    return [
+        (kind, role, facts.guard.get(kind, {}).get(role, 0), labeled.get(kind, {}).get(role, 0))
+        for kind, role in dict.fromkeys(pairs)
+    ]
 
 
 def _by_trait(subgroups: tuple[Subgroup, ...]) -> dict[str, list[Subgroup]]:

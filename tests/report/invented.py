@@ -8,6 +8,7 @@ from pipeline.metrics import Interval
 from pipeline.report.facts import (
     Bin,
     Calibration,
+    Copies,
     Course,
     Explorer,
     Face,
@@ -225,6 +226,18 @@ def facts(**changes: object) -> ReportFacts:
         "levels": tuple(level(t) for t in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)),
         "explorer": explorer(40),
         "noise": noise(6),
+        "copies": Copies(
+            2500,
+            12,
+            14,
+            2,
+            3,
+            tuple(
+                Face(f"labeled/b#{i}", None, picture(i // 2, 16), f"picture {i // 2}, labeled {n}")
+                for i, n in enumerate(("fear", "surprise", "anger", "disgust"), 2)
+            ),
+            {"phash": {"test": 2}, "flip": {"test": 1}},
+        ),
         "subgroups": subgroups(),
         "operating_point": {"confidence": 0.62, "agree": True, "class_cap": None},
         "course": Course(

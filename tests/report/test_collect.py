@@ -116,10 +116,11 @@ FOLDS = (  # id, label, logits, brightness of the picture
 def _labeled(run: Run) -> None:
     """Labeled faces, the teacher's folds, and what score says of them out of fold."""
     ids, labels, logits, grays = (list(column) for column in zip(*FOLDS, strict=True))
-    images = pa.table({"id": ids, "image": [_png(gray) for gray in grays]})
-    named = pa.schema(images.schema, metadata={"label_names": ",".join(NAMES)})
+    roles, images = ["train"] * len(ids), [_png(gray) for gray in grays]
+    rows = pa.table({"id": ids, "role": roles, "label": labels, "image": images})
+    named = pa.schema(rows.schema, metadata={"label_names": ",".join(NAMES)})
     at = _finish(run, "labeled")
-    write_table(at / "labeled.parquet", images.cast(named))
+    write_table(at / "labeled.parquet", rows.cast(named))
     thumbnails = pa.array([bytes([gray] * 256) for gray in grays], pa.binary(256))
     write_table(at / "faces.parquet", pa.table({"id": ids, "thumbnail": thumbnails}))
     teach = _finish(run, "teach", temperature=2.0)
