@@ -156,7 +156,7 @@ def driving(job: Job) -> Iterator[None]:
 
 def _run(job: Job, name: str) -> None:
     chosen = settings(job.recipe, name) if name in SETTINGS else {}
-    with job.tracker.stage(name, _flat(chosen)) as child:
+    with job.tracker.stage(name, _flat(chosen), watched=True) as child:
         artifact = {**STAGES, **BESIDE}[name](job)
         if artifact is not None:
             _track(child, artifact)
