@@ -35,13 +35,13 @@ from pipeline.training.watching import GUESSES, guesses_at
 
 STAGES = (
     "labeled", "test", "survey", "guard", "annotated", "pretrain", "teach", "embed", "score",
-    "search", "twins", "clusters", "select", "mine", "distill", "student", "control_a", "control_b",
-    "tuned", "evaluate",
+    "search", "twins", "clusters", "select", "mine", "distill", "student", "student_share",
+    "control_a", "control_b", "tuned", "evaluate",
 )  # fmt: skip
 """What the page reads, in the order of the flow. The time of experts is in that of distill."""
 TIMED = tuple(name for name in STAGES if name != "test")
 """Whose times add up: labeled and test are read at once, on one clock."""
-MODELS = ("teacher", "control_a", "control_b", "student", "tuned")
+MODELS = ("teacher", "control_a", "control_b", "student_share", "student", "tuned")
 METRICS_FILE = "metrics.json"  # of evaluate: what pipeline.evaluation.evaluate returns
 POINT_FILE = "operating_point.json"  # of select, or of search where select keeps none
 GRID_FILE = "grid.png"  # of distill

@@ -30,6 +30,7 @@ MODEL_NAMES: Mapping[str, str] = {
     "teacher": "Teacher",
     "control_a": "Control A, same steps",
     "control_b": "Control B, same passes",
+    "student_share": "Student, part of mined",
     "student": "Student",
     "tuned": "Teacher, tuned",
 }
@@ -101,6 +102,8 @@ def render(facts: ReportFacts) -> str:
         model_names=MODEL_NAMES,
         best_control=best_control(facts.models),
         student=next((m for m in facts.models if m.key == "student"), None),
+        bought=(saw := bought(facts)),
+        shares={model.key: f"{100 * share:.4g} % of mined" for model, share, _ in saw},
         twins=_twin_rows(facts),
         audit={key: audit(matrix, facts.label_names) for key, matrix in facts.confusion.items()},
         rejected=_by_reason(facts.galleries),
@@ -188,6 +191,19 @@ def best_control(models: tuple[ModelRow, ...]) -> ModelRow | None:
     """The control that the student has to beat."""
     controls = [m for m in models if m.key.startswith("control")]
     return max(controls, key=lambda m: m.accuracy, default=None)
+
+
+def bought(facts: ReportFacts) -> list[tuple[ModelRow, float, int]]:
+    """Models by how much of the mined set they saw: the model, the share and the faces."""
+    kept, share = facts.pool.get("kept", 0), facts.protocol.get("mined_share")
+    models = {m.key: m for m in facts.models}
+    control = best_control(facts.models)
+    if control is None or "student" not in models or not kept:
+        return []
+    rows = [(control, 0.0, 0), (models["student"], 1.0, kept)]
+    if share is not None and "student_share" in models:
+        rows.insert(1, (models["student_share"], float(share), max(1, round(share * kept))))
+    return rows
 
 
 def audit(matrix: np.ndarray, label_names: tuple[str, ...]) -> dict[str, Any]:

@@ -398,6 +398,15 @@ def test_render__a_share_of_the_mined_faces_is_a_row() -> None:
     rows = re.findall(r'<td class="n">([\d,]+)</td><td class="n">(\d+)&nbsp;%', section)
     assert rows == [("0", "0"), ("14,946", "100")]
 
+    models = (*facts().models, ModelRow("student_share", 0.735, (0.72, 0.75), mean_class=0.59))
+    protocol = {**facts().protocol, "mined_share": 0.1}
+    text = render(facts(models=models, protocol=protocol))
+    section = text[text.index('id="pool"') : text.index('id="yield"')]
+    rows = re.findall(r'<td class="n">([\d,]+)</td><td class="n">(\d+)&nbsp;%', section)
+    assert rows == [("0", "0"), ("1,495", "10"), ("14,946", "100")]
+    (said,) = re.findall(r'aria-label="(Accuracy on[^"]+)"', section)
+    assert said.endswith("0 % of mined 73.2%; 10 % of mined 73.5%; 100 % of mined 74.9%")
+
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
