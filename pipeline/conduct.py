@@ -54,11 +54,13 @@ MODELS = {
     "teacher": "teacher",
     "control_a": "control A",
     "control_b": "control B",
+    "student_share": "student, share",
     "student": "student",
     "tuned": "teacher, tuned",
 }
 CAPTION = """\
 teacher: cross-fit ensemble; student: labeled and mined faces; tuned: on the distilled set
+student, share: the student on a part of the mined faces (mined_share)
 control A: the student's network and steps, labeled faces only
 control B: the same with all image passes of teachers, scoring and student"""
 
@@ -156,7 +158,7 @@ def driving(job: Job) -> Iterator[None]:
 
 def _run(job: Job, name: str) -> None:
     chosen = settings(job.recipe, name) if name in SETTINGS else {}
-    with job.tracker.stage(name, _flat(chosen)) as child:
+    with job.tracker.stage(name, _flat(chosen), watched=True) as child:
         artifact = {**STAGES, **BESIDE}[name](job)
         if artifact is not None:
             _track(child, artifact)

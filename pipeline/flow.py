@@ -6,7 +6,7 @@ does and not where things lie.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 from pipeline import scoring, selection
 from pipeline.artifacts import load_teacher
 from pipeline.config import digest
-from pipeline.evaluation import STUDENT
 from pipeline.job import Job, file_stamp
 from pipeline.labeled.reader import read_labeled
 from pipeline.ledger import Ledger
@@ -48,6 +47,8 @@ DISTILL_BOUNDS = ("distill.preview_every", "distill.memory_mb")
 """Settings of distill that no image depends on."""
 PROBES = tuple(f"pretrain.{name}" for name in pretraining.PROBES)
 """Settings of pretrain that no weight depends on."""
+SHARE = "student_share"
+"""A student that sees a part of the mined faces."""
 TUNED = "tuned"
 """The teacher, trained on from the distilled set."""
 PLACES = ("score.run_in", "score.pool", "score.num_cpus")
@@ -258,21 +259,50 @@ def started(job: Job, config: Trains) -> Trains:
 def study(
     job: Job, stage: Stage, model: str, own: SupervisedConfig | None = None
 ) -> dict[str, Any]:
-    """Train the student into its stage, or a control, which has a configuration of its own."""
+    """Train a student into its stage, or a control, which has a configuration of its own."""
+    learns = own is None
     settings = runs.StudentJob(
-        handed=handed(job, mined=model == STUDENT),
+        handed=handed(job, mined=learns),
         model=model,
         student=started(job, job.recipe.student),
         control=own,
         teacher=job.run.artifact("teach").dir.uri,
         distilled=job.run.artifact("distill").dir.uri
-        if model == STUDENT and job.recipe.student.beside == "distilled"
+        if learns and job.recipe.student.beside == "distilled"
         else None,
+        share=job.recipe.mined_share if model == SHARE else None,
         out=(stage.dir / MODEL).uri,
         checkpoints=checkpoints(stage),
         seed=job.recipe.seed,
     )
     return train(job, model, runs.study, settings)
+
+
+def spent(job: Job) -> float:
+    """Image passes that a student needs before it is trained: of teachers, scoring and search."""
+    before = ("teach", "embed", *(("pretrain",) if job.recipe.starts_pretrained else ()))
+    passes = sum(job.run.artifact(name).facts["passes"] for name in before)
+    if job.recipe.search is not None:  # of finalists
+        passes += job.run.artifact("search").facts.get("passes", 0)
+    if job.recipe.student.beside == "distilled":
+        passes += distilled_passes(job.run.artifact("distill"))
+    return float(passes)
+
+
+def share(job: Job, inputs: Mapping[str, Any]) -> None:
+    """Train the student once more on a part of the mined faces, where the recipe asks for it.
+
+    Args:
+        job: of this run.
+        inputs: those of the student.
+    """
+    if job.recipe.mined_share is None:
+        return
+    stage = job.open(SHARE, inputs)
+    if stage.done is None:
+        facts = study(job, stage, SHARE)
+        facts["passes"] += spent(job)
+        stage.finish(facts.pop("sha256"), **facts)
 
 
 def control(job: Job, model: str, passes: float | None) -> None:

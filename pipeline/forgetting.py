@@ -66,7 +66,8 @@ from pipeline.training.runs import FOLDS_FILE, PREVIEWS, TEACHER
 
 REPORT = "report.html"
 LEARNING = (
-    *("pretrain", "teach", "experts", "distill", "student", "control_a", "control_b", "tuned"),
+    *("pretrain", "teach", "experts", "distill", "student", "student_share"),
+    *("control_a", "control_b", "tuned"),
     *ACTIVE,
 )
 """Stages that train."""

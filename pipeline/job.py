@@ -49,6 +49,7 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     "distill": ("distill", "seed"),
     "tuned": ("tune", "seed"),
     "student": ("student", "seed"),
+    "student_share": ("student", "mined_share", "seed"),
     "control_a": ("control", "seed"),
     "control_b": ("control", "seed"),
     "evaluate": ("evaluate",),

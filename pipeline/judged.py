@@ -20,7 +20,9 @@ from pipeline.training.handed import FACES_FILE, LABELED_FILE, usable
 
 def judged_names(job: Job) -> tuple[str, ...]:
     """Stages whose models are judged, the teacher apart."""
-    return (*CONTROLS, STUDENT, *((flow.TUNED,) if job.recipe.tune is not None else ()))
+    recipe = job.recipe
+    asked = ((flow.SHARE, recipe.mined_share), (flow.TUNED, recipe.tune))
+    return (*CONTROLS, STUDENT, *(name for name, value in asked if value is not None))
 
 
 def judged_models(job: Job) -> dict[str, Location]:
@@ -71,6 +73,7 @@ def protocol_card(job: Job) -> dict[str, Any]:
         **({} if added is None else {"annotated": added.facts["faces"]}),
         **({"candidates": teacher.facts["candidates"]} if "candidates" in teacher.facts else {}),
         "seeds": [recipe.seed],
+        **({} if recipe.mined_share is None else {"mined_share": recipe.mined_share}),
         "sampler": f"labeled drawn by class count ^ -{recipe.student.labeled_power}",
         "views": {
             "student": f"labeled {recipe.student.labeled_augment}, mined "

@@ -80,6 +80,7 @@ def lineage(at: Location) -> Lineage:
         "digest": made.digest,
         "weights": {a.parent.name: a.sha256 for a in _weights(model)},
         "passes": made.facts.get("passes"),
+        "share of the mined faces": made.identity.get("mined_share"),
         "pretraining data": _pretraining_data(made),
     }
     if (made.dir / FORGOTTEN).exists():

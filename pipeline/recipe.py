@@ -69,6 +69,8 @@ class Recipe(Config):
     distill: DistillConfig | None = None  # None: no distilled set
     tune: TuneConfig | None = None  # None: the teacher learns nothing from the distilled set
     student: StudentConfig = StudentConfig()
+    mined_share: float | None = Field(default=None, gt=0, lt=1)
+    """Of the mined faces, for a second student that sees no others; None: there is none."""
     control: ControlConfig = ControlConfig()
     active: ActiveConfig | None = None  # None: no acquisition functions are compared
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -88,6 +90,12 @@ class Recipe(Config):
         for name, asks in (("tune", self.tune is not None), ("student.beside", self._beside())):
             if asks and self.distill is None:
                 raise ValueError(f"{name}: there is no distilled set; name distill as well")
+        return self
+
+    @model_validator(mode="after")
+    def _share_is_of_mined_faces(self) -> Recipe:
+        if self.mined_share is not None and self._beside():
+            raise ValueError("mined_share: beside the distilled set no student sees mined faces")
         return self
 
     def _beside(self) -> bool:

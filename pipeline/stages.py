@@ -281,8 +281,8 @@ def distill(job: Job) -> Artifact | None:
 def student(job: Job) -> Artifact:
     """Train the student and, beside it, the controls of equal compute.
 
-    The controls are stages of their own: a student that sees the mined faces otherwise, for the
-    same passes, finds them trained.
+    The controls, and a student that sees a share of the mined faces, are stages of their own: a
+    student that sees the mined faces otherwise, for the same passes, finds the controls trained.
     """
     teacher = job.run.artifact("teach")
     inputs = {
@@ -296,13 +296,9 @@ def student(job: Job) -> Artifact:
     stage = job.open("student", inputs)
     if stage.done is None:
         facts = flow.study(job, stage, "student")
-        before = ("teach", "embed", *(("pretrain",) if job.recipe.starts_pretrained else ()))
-        spent = sum(job.run.artifact(name).facts["passes"] for name in before)
-        if job.recipe.search is not None:  # of finalists
-            spent += job.run.artifact("search").facts.get("passes", 0)
-        if job.recipe.student.beside == "distilled":
-            spent += flow.distilled_passes(job.run.artifact("distill"))
-        stage.finish(facts.pop("sha256"), **{**facts, "passes": spent + facts["passes"]})
+        facts["passes"] += flow.spent(job)
+        stage.finish(facts.pop("sha256"), **facts)
+    flow.share(job, inputs)
     flow.control(job, "control_a", passes=None)
     flow.control(job, "control_b", passes=pool.done(stage).facts["passes"])
     flow.tune(job)

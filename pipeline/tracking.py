@@ -7,7 +7,7 @@ calling.py. It is told when a later call is answered, at the end, or by the run'
 twice told is once recorded. Only models are not kept for later: the next call of student has them.
 
 Cost: importing mlflow takes 3 to 8 s and a fresh SQLite file 3 to 16 s, both on the first use of a
-process; later calls are one batch per `FLUSH_SECONDS`.
+process; later calls are one batch per `FLUSH_SECONDS`, and one a minute of what the machine does.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -29,6 +30,7 @@ from pydantic import BeforeValidator
 from pipeline.calling import Patience, Record, Waiting, environment, loggers_kept, public
 from pipeline.config import Config
 from pipeline.errors import OmniferError
+from pipeline.gauges import Gauges, Row, watching
 from pipeline.registering import Graph, keep
 from pipeline.storage import Location
 
@@ -54,6 +56,9 @@ LOST_ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "2", "MLFLOW_HTTP_REQUEST_MAX
 """For asking again who did not answer."""
 REFUSED = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST")
 """What MLflow says of a record that it will never take."""
+
+_ONE = threading.RLock()
+"""One call at a time in this process: gauges tell from a thread, and calls set the environment."""
 
 T = TypeVar("T")
 
@@ -96,6 +101,8 @@ def connect(uri: str | None, experiment: str, run_dir: Location) -> Tracker:
     tracker = Tracker(
         None, None, public(target), waiting, lambda: _open(target, experiment, run_dir, run_id)
     )
+    if run_dir.is_local:
+        tracker.disk = run_dir.local_path()
     tracker.guarded(tracker.catch_up)
     return tracker
 
@@ -119,6 +126,7 @@ class Tracker:
         self.place = place  # the URI without its secrets; fit to be printed
         self.runs: dict[str, str] = {}  # MLflow's id of each child's run
         self._waiting, self._opener = waiting, opener
+        self.disk: str | Path = "/"  # what is watched beside CPU and memory
         self._patience, self._warned = Patience(), False
 
     @property
@@ -127,18 +135,25 @@ class Tracker:
         return self.client is not None and not self._patience.lost
 
     @contextmanager
-    def stage(self, name: str, params: Mapping[str, Any]) -> Iterator[Child]:
+    def stage(
+        self, name: str, params: Mapping[str, Any], *, watched: bool = False
+    ) -> Iterator[Child]:
         """A child run for one stage; FAILED if the body raises, and the error goes on.
 
         Args:
             name: name of the stage.
             params: flat, dotted names to plain values.
+            watched: note what the machine does meanwhile, see gauges.py.
         """
         child = Child(self, None if self._waiting is None else uuid.uuid4().hex)
         said = {key: str(value)[:PARAM_CHARS] for key, value in params.items()}
         child.say({"name": name, "params": said, "time": _now()})
+        machine: Any = nullcontext()
+        if watched and self._waiting is not None:
+            machine = watching(Gauges(self.disk), child.tell)
         try:
-            yield child
+            with machine:
+                yield child
         except BaseException:
             child.close("FAILED")
             raise
@@ -157,6 +172,10 @@ class Tracker:
     def guarded(self, call: Callable[[], T]) -> T | None:
         """The result of `call`, or None if nobody answered, which costs one warning in all."""
         expected = _failures()  # imports MLflow, which is not the server's time
+        with _ONE:
+            return self._guarded(call, expected)
+
+    def _guarded(self, call: Callable[[], T], expected: tuple[type[Exception], ...]) -> T | None:
         started, lost = time.monotonic(), self._patience.lost
         try:
             with environment({**CALL_ENVIRONMENT, **(LOST_ENVIRONMENT if lost else {})}):
@@ -185,8 +204,9 @@ class Tracker:
             self._unless_refused(record)
             return True
 
-        if not (self._patience.may_call() and self.guarded(call)):
-            self._waiting.add(record)
+        with _ONE:
+            if not (self._patience.may_call() and self.guarded(call)):
+                self._waiting.add(record)
 
     def catch_up(self) -> None:
         """Open the connection where there is none, and tell what waits."""
@@ -253,7 +273,7 @@ class Child:
     def __init__(self, tracker: Tracker, key: str | None) -> None:
         self._tracker = tracker
         self._key = key
-        self._waiting: list[tuple[str, float, int, int]] = []
+        self._waiting: list[Row] = []
         self._flushed = time.monotonic()
 
     @property
@@ -299,11 +319,15 @@ class Child:
         self._flush()
         self.say({"end": status, "time": _now()})
 
+    def tell(self, rows: Sequence[Row]) -> None:
+        """Tell numbers at once, with the time at which each was read."""
+        for start in range(0, len(rows), BATCH):
+            self.say({"metrics": rows[start : start + BATCH]})
+
     def _flush(self) -> None:
         self._flushed = time.monotonic()
         waiting, self._waiting = self._waiting, []
-        for start in range(0, len(waiting), BATCH):
-            self.say({"metrics": waiting[start : start + BATCH]})
+        self.tell(waiting)
 
 
 @dataclass(frozen=True)

@@ -280,8 +280,9 @@ def _plain(values: Mapping[str, Any]) -> Point:
 def quiet_tune() -> Iterator[None]:
     """Without Tune's own loggers and experiment snapshots: the trials are ours to keep.
 
-    And without the credentials that Tune copies into the environment of every trial: Ray writes
-    that environment into its logs, and no trial needs them.
+    Without the credentials that Tune copies into the environment of every trial: Ray writes that
+    environment into its logs, and no trial needs them. And without Tune's answer to Ctrl-C, which
+    is to return as if all were done: it interrupts us as it does elsewhere.
     """
     import optuna
     from ray.tune.execution import class_cache
@@ -294,6 +295,7 @@ def quiet_tune() -> Iterator[None]:
         "TUNE_GLOBAL_CHECKPOINT_S": "3600",
         "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
         "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
     }
     before = {name: os.environ.get(name) for name in switches}
     tune_logger = logging.getLogger("ray.tune")

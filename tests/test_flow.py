@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pytest
 from helpers import flow as tiny
 
-from pipeline import flow, pool, synthetic
+from pipeline import flow, lineage, pool, stages, synthetic
 from pipeline.errors import ModelError
 from pipeline.models import ModelConfig
 from pipeline.policy import SCORE_COLUMNS
@@ -54,6 +54,30 @@ def test_forward_passes__third_of_a_pass_per_view_and_teacher(job: tiny.LoggedJo
     plan = pool.pool_plan(job)
     spent = flow.forward_passes(job, plan, pool.ledger(job, "embed"))
     assert spent == pytest.approx(600 * 2 * 2 / 3)  # two teachers, face and mirrored face
+
+
+def test_share__a_student_of_its_own_for_the_same_passes(
+    job: tiny.LoggedJob, tmp_path: Path
+) -> None:
+    before = {name: job.run.artifact(name) for name in ("student", "control_a", "control_b")}
+    recipe = tiny.tiny(tiny.UNTRACKED, "mined_share=0.25")
+    other = tiny.start(recipe, tiny.copy(Path(job.run.root.uri), tmp_path / "run"))
+    stages.student(other)
+    assert {name: other.run.artifact(name).digest for name in before} == {
+        name: artifact.digest for name, artifact in before.items()
+    }
+    made = other.run.artifact(flow.SHARE)
+    assert made.facts["passes"] == before["student"].facts["passes"]
+    assert made.digest != before["student"].digest
+    assert lineage.lineage(made.dir).facts["share of the mined faces"] == 0.25
+    stages.evaluate(other)
+    metrics = (other.run.artifact("evaluate").dir / stages.METRICS_FILE).read_json()
+    assert metrics["models"][flow.SHARE]["passes"] == made.facts["passes"]
+    assert metrics["protocol"]["mined_share"] == 0.25
+    assert metrics["gain"]["over"] in ("control_a", "control_b")
+    text = (stages.report(other), (other.run.root / "report.html").read_text())[1]
+    kept = other.run.artifact("mine").facts["rows"]
+    assert f'<td class="n">{round(kept / 4):,}</td><td class="n">25&nbsp;%</td>' in text
 
 
 def test_training_digest__twins_and_removed_faces_change_it(

@@ -279,6 +279,13 @@ def test_load__a_folder_or_not_text(tmp_path: Path) -> None:
         load(tmp_path / "image.yaml")
 
 
+def test_load__a_share_of_mined_faces_needs_a_student_that_sees_them() -> None:
+    demo = Path(__file__).parents[1] / "jobs" / "recipes" / "demo.yaml"
+    assert load(demo, ["mined_share=0.1"]).mined_share == 0.1
+    with pytest.raises(ConfigError, match="mined_share: beside the distilled set"):
+        load(demo, ["mined_share=0.1", "student.beside=distilled"])
+
+
 @pytest.mark.parametrize("changed", ["tune={steps: 5}", "student.beside=distilled"])
 def test_load__what_learns_from_a_distilled_set_needs_one(changed: str) -> None:
     demo = Path(__file__).parents[1] / "jobs" / "recipes" / "demo.yaml"

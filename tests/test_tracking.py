@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -72,6 +73,31 @@ def test_stage__params_metrics_and_files_arrive(tracked: Path) -> None:
     assert sorted((m.step, m.value) for m in history) == [(0, 1.0), (1, 0.5), (2, 1.0 / 3)]
     assert [f.path for f in client.list_artifacts(teach.info.run_id)] == ["note.txt"]
     assert (tracked / "mlflow-artifacts").is_dir()
+
+
+MACHINE = ("cpu_utilization_percentage", "system_memory_usage_megabytes", "disk_usage_percentage")
+
+
+def test_stage__notes_what_the_machine_did(tracked: Path, tmp_path: Path) -> None:
+    tracker = connect(f"sqlite:///{tracked}/mlflow.db", "watched", location(tmp_path))
+    with tracker.stage("teach", {}, watched=True) as child:
+        child.metrics({"loss": 1.0})
+        until = time.process_time() + 0.1  # busy for some ticks
+        while time.process_time() < until:
+            pass
+    with pytest.raises(ZeroDivisionError), tracker.stage("embed", {}, watched=True) as broken:
+        _ = 1 / 0
+    tracker.close()
+    client = _client(tracked)
+    found = client.get_run(child.run_id).data.metrics
+    assert found["loss"] == 1.0
+    assert {f"system/{name}" for name in MACHINE} <= set(found)
+    assert 0 < found["system/cpu_utilization_percentage"] <= 100
+    # Of one sample, at the end, with the names that MLflow's own metrics have.
+    assert len(client.get_metric_history(child.run_id, "system/disk_usage_percentage")) == 1
+    failed = client.get_run(broken.run_id)
+    assert failed.info.status == "FAILED"
+    assert "system/disk_usage_percentage" in failed.data.metrics
 
 
 def test_connect__resumed_run_finds_its_parent_and_ends_orphans(tracked: Path) -> None:
@@ -166,8 +192,10 @@ def test_say__what_a_lost_server_missed_is_told_when_it_is_back(
     with tracker.stage("teach", {"lr": 0.1}) as child:
         child.metrics({"loss": 1.0}, step=1)
         child.inputs(data)
+    with tracker.stage("guard", {}, watched=True) as machine:
+        pass
     (waiting,) = (tmp_path / WAITING).iterdir()
-    assert len(waiting.read_text().splitlines()) == 4
+    assert len(waiting.read_text().splitlines()) == 4 + 3
     assert "hush" not in waiting.read_text()
     for name, call in kept.items():
         setattr(client, name, call)
@@ -184,6 +212,9 @@ def test_say__what_a_lost_server_missed_is_told_when_it_is_back(
     assert found.dataset.source == '{"uri": "https://host/faces"}'
     assert [(tag.key, tag.value) for tag in found.tags] == [("mlflow.data.context", "training")]
     assert client.get_run(other.run_id).data.metrics == {"rows": 5.0}
+    guard = client.get_run(machine.run_id)
+    assert guard.info.status == "FINISHED"
+    assert "system/disk_usage_percentage" in guard.data.metrics
 
 
 def test_connect__tells_once_what_a_killed_process_could_not(
@@ -252,11 +283,21 @@ def test_guarded__environment_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> N
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 
 
+def test_tracker__travels_with_what_is_pickled(tmp_path: Path, tracked: Path) -> None:
+    tracker = connect(f"sqlite:///{tracked}/mlflow.db", "others", location(tmp_path))
+    from ray import cloudpickle  # Tune writes down whoever hears of its trials
+
+    told = cloudpickle.dumps(lambda: tracker.stage("search 0", {}))
+    assert cloudpickle.loads(told) is not None
+
+
 def test_connect__off_writes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     tracker = connect("off", "faces", location(tmp_path))
-    with tracker.stage("teach", {}) as child:
+    before = threading.active_count()
+    with tracker.stage("teach", {}, watched=True) as child:
         child.metrics({"loss": 1.0})
+        assert threading.active_count() == before
     tracker.close()
     assert list(tmp_path.iterdir()) == []
     assert caplog.records == []

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import pytest
 
 from pipeline.errors import RunError
 from pipeline.storage import location
-from pipeline.tuning import Plan, _rounds, tuned
+from pipeline.tuning import Plan, _rounds, grid, tuned
 
 PLAN = Plan(trials=8, batch=3, concurrency=2, seed=0)
 
@@ -28,6 +31,8 @@ def worth(point: dict[str, Any], folder: str) -> dict[str, Any]:
         calls.write("x\n")
     done = len(Path(f"{folder}/calls").read_text().split())
     kill, broken = Path(f"{folder}/kill"), Path(f"{folder}/broken")
+    if Path(f"{folder}/slow").exists():
+        time.sleep(0.3)
     if kill.exists() and done >= 8:
         kill.unlink()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -36,8 +41,7 @@ def worth(point: dict[str, Any], folder: str) -> dict[str, Any]:
     return {**point, "objective": -((point["x"] - 0.7) ** 2) + 0.1 * bool(point["on"])}
 
 
-@pytest.fixture(scope="module")
-def ray_here() -> Any:
+def start_ray() -> None:
     import ray
 
     env = {"env_vars": {"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}"}}
@@ -48,8 +52,53 @@ def ray_here() -> Any:
         include_dashboard=False,
         runtime_env=env,
     )
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Any:
+    import ray
+
+    start_ray()
     yield
     ray.shutdown()
+
+
+def trains(config: dict[str, Any], folder: str) -> None:
+    """A trial of a grid: a file each."""
+    from ray import tune
+
+    time.sleep(0.5)
+    Path(f"{folder}/trials/{config['item']}").touch()
+    tune.report({"trainings": 1})
+
+
+def command(what: str, folder: str) -> None:
+    """A verb of `omnifer` beside the others: a search or a grid, until somebody interrupts it."""
+    from pipeline import cli
+
+    def search() -> None:
+        start_ray()
+        tuned(worth, folder, space(), PLAN, Path(folder), location(folder) / "trials")
+        sys.stdout.write("all is done")
+
+    def many() -> None:
+        start_ray()
+        room = {"CPU": 1.0}
+        grid(
+            trains,
+            list(range(40)),
+            {"folder": folder},
+            name="many",
+            trainings=40,
+            each=room,
+            there=room,
+            work=Path(folder),
+        )
+        sys.stdout.write("all is done")
+
+    cli.app.command("tried")({"search": search, "grid": many}[what])
+    sys.argv = ["omnifer", "tried"]
+    cli.main()
 
 
 def calls(folder: Path) -> int:
@@ -127,3 +176,43 @@ def test_tuned__goes_on_after_a_killed_worker_and_after_a_failed_search(tmp_path
     once_more = tuned(worth, str(at), space(), PLAN, at, kept)
     assert once_more == calm
     assert calls(at) - before == (8 - first) * 3
+
+
+@pytest.mark.cluster
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_here")
+@pytest.mark.parametrize("what", ["search", "grid"])
+def test_tuned__an_interrupt_ends_it_like_any_other_verb(what: str, tmp_path: Path) -> None:
+    for name in ("trials", "slow", "calm"):
+        (tmp_path / name).mkdir()
+    line = f"from test_tuning import command; command({what!r}, {str(tmp_path)!r})"
+    here = Path(__file__).parent
+    driver = subprocess.Popen(
+        [sys.executable, "-c", line],
+        env={**os.environ, "PYTHONPATH": f"{here}:{here.parent}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        text=True,
+    )
+    try:
+        until = time.monotonic() + 60
+        while not any((tmp_path / "trials").iterdir()) and time.monotonic() < until:
+            assert driver.poll() is None
+            time.sleep(0.05)
+        os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: all of its group
+        said, _ = driver.communicate(timeout=60)
+    finally:
+        if driver.poll() is None:
+            os.killpg(driver.pid, signal.SIGKILL)
+    assert driver.returncode == 130, said
+    assert "Traceback" not in said
+    assert "all is done" not in said
+    first = len(list((tmp_path / "trials").iterdir()))
+    assert 0 < first < {"search": 8, "grid": 40}[what]
+    if what == "search":
+        (tmp_path / "slow").rmdir()
+        calm = tuned(worth, str(tmp_path / "calm"), space(), PLAN, tmp_path / "calm")
+        before, kept = calls(tmp_path), location(tmp_path / "trials")
+        assert tuned(worth, str(tmp_path), space(), PLAN, tmp_path, kept) == calm
+        assert calls(tmp_path) - before == (8 - first) * 3

@@ -107,7 +107,7 @@ def foresee(found: Measured, recipe: Recipe, rented: Rented) -> list[Row]:
         _mine(found, recipe, rented),
     ]
     rows += _distill(found, recipe, rented)
-    trained = ("student", "control_a", "control_b")
+    trained = ("student", "student_share", "control_a", "control_b")
     return rows + _learned(trained, passes, found, recipe, rented)
 
 
@@ -132,6 +132,8 @@ def _passes(found: Measured, recipe: Recipe) -> dict[str, float]:
     again = len(student.rescore_at) * 2 * found.faces * FORWARD  # at most: of the mined faces
     passes = {"teach": taught, "student": own + again, "control_a": float(own)}
     passes["control_b"] = own + again + taught + embedded
+    if recipe.mined_share is not None:
+        passes["student_share"] = own + again * recipe.mined_share
     if recipe.pretrain is not None:
         passes["pretrain"] = float(recipe.pretrain.steps * recipe.pretrain.step_images)
         if recipe.starts_pretrained:
@@ -355,7 +357,7 @@ def _distill(found: Measured, recipe: Recipe, rented: Rented) -> list[Row]:
 
 
 def _training(stage: str, passes: float, found: Measured, recipe: Recipe, rented: Rented) -> Row:
-    rates = found.rates["control" if stage.startswith("control") else stage]
+    rates = found.rates[stage.partition("_")[0]]  # control_b, student_share
     workers = recipe.train.stage_workers.get(stage, recipe.train.workers)
     threads = recipe.train.threads or 1
     machine = rented.resting

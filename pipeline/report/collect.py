@@ -2,7 +2,8 @@
 
 Cost: one pass over narrow columns of the decided pool (see :mod:`pipeline.report.pool`); if faces
 are shown the slices of the mined set that a kept face of a gallery lies in; and what
-:mod:`pipeline.report.noise` and :mod:`pipeline.report.subgroups` say of theirs.
+:mod:`pipeline.report.noise`, :mod:`pipeline.report.copies` and :mod:`pipeline.report.subgroups` say
+of theirs.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from pipeline.config import Config
 from pipeline.errors import RunError
 from pipeline.evaluation import STUDENT
 from pipeline.images import decode
+from pipeline.report.calibration import bins_of, calibration, out_of_fold
+from pipeline.report.copies import copies
 from pipeline.report.decided import decided, truth_of
-from pipeline.report.facts import Bin, Course, Gain, ModelRow, ReportFacts
+from pipeline.report.facts import Course, Gain, ModelRow, ReportFacts
 from pipeline.report.noise import noise
 from pipeline.report.pool import COLUMNS
 from pipeline.report.subgroups import subgroups
@@ -32,13 +35,13 @@ from pipeline.training.watching import GUESSES, guesses_at
 
 STAGES = (
     "labeled", "test", "survey", "guard", "annotated", "pretrain", "teach", "embed", "score",
-    "search", "twins", "clusters", "select", "mine", "distill", "student", "control_a", "control_b",
-    "tuned", "evaluate",
+    "search", "twins", "clusters", "select", "mine", "distill", "student", "student_share",
+    "control_a", "control_b", "tuned", "evaluate",
 )  # fmt: skip
 """What the page reads, in the order of the flow. The time of experts is in that of distill."""
 TIMED = tuple(name for name in STAGES if name != "test")
 """Whose times add up: labeled and test are read at once, on one clock."""
-MODELS = ("teacher", "control_a", "control_b", "student", "tuned")
+MODELS = ("teacher", "control_a", "control_b", "student_share", "student", "tuned")
 METRICS_FILE = "metrics.json"  # of evaluate: what pipeline.evaluation.evaluate returns
 POINT_FILE = "operating_point.json"  # of select, or of search where select keeps none
 GRID_FILE = "grid.png"  # of distill
@@ -51,7 +54,8 @@ class ReportConfig(Config):
     """What the report shows."""
 
     gallery: int = Field(default=12, ge=0, le=48)  # faces per class, and per class and reason
-    suspects: int = Field(default=24, ge=0, le=200)  # labeled faces that the teachers doubt
+    suspects: int = Field(default=24, ge=0, le=200)
+    """Labeled faces that the teachers doubt, and those with a copy of another label."""
 
 
 def collect(
@@ -84,9 +88,12 @@ def collect(
         **_distilled(done.get("distill")),
         "course": _course(done.get("student"), truth_of(done.get("survey"))),
     }
-    if "teach" in done:
-        homes = [done[name] for name in ("labeled", "annotated") if name in done]
-        facts["noise"] = noise(done["teach"], homes, config.suspects, show_faces)
+    homes = [done[name] for name in ("labeled", "annotated") if name in done]
+    if "teach" in done and (said := out_of_fold(done["teach"], homes)) is not None:
+        facts["calibration"] = calibration(said)
+        facts["noise"] = noise(said, homes, config.suspects, show_faces)
+    if "guard" in done:
+        facts["copies"] = copies(homes, done["guard"], done.get("teach"), config.suspects)
     gain = facts.get("gain")
     if gain is not None and STUDENT in metrics["models"] and "test" in done:
         facts["subgroups"] = subgroups(done["evaluate"], done["test"], gain.against)
@@ -137,10 +144,7 @@ def _evaluation(metrics: Mapping[str, Any], seconds: Mapping[str, float]) -> dic
         "gain": _gain(gain, metrics["protocol"]),
         "protocol": {k: v for k, v in metrics["protocol"].items() if k != "passes"},
         "confusion": {n: np.array(models[n]["confusion"], dtype=np.int64) for n in compared},
-        "reliability": {
-            n: tuple(Bin(b["confidence"], b["accuracy"], b["n"]) for b in models[n]["reliability"])
-            for n in compared
-        },
+        "reliability": {n: bins_of(models[n]["reliability"]) for n in compared},
     }
 
 

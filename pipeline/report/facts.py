@@ -54,6 +54,18 @@ class Bin:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """How sure teachers are of labeled faces they have not seen, and how often they are right."""
+
+    temperature: float  # what logits are divided by; one for all members
+    faces: int
+    before: tuple[Bin, ...]  # at temperature 1
+    after: tuple[Bin, ...]
+    ece_before: float
+    ece_after: float
+
+
+@dataclass(frozen=True)
 class Yield:
     """What one class got from the pool."""
 
@@ -135,6 +147,20 @@ class Face:
 
 
 @dataclass(frozen=True)
+class Copies:
+    """Labeled faces that show the same picture."""
+
+    faces: int  # labeled faces that were compared
+    pictures: int  # that stand among them more than once
+    copies: int  # faces beside the first of each picture
+    conflicting: int  # pictures whose faces carry several labels
+    across: int = 0  # pictures whose faces lie in several of the teachers' folds
+    shown: tuple[Face, ...] = ()  # of conflicting pictures, picture by picture
+    twins: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Labeled faces that guard took out: kind: {role: faces}."""
+
+
+@dataclass(frozen=True)
 class Gallery:
     """Faces of one class, kept or rejected for one reason."""
 
@@ -171,12 +197,14 @@ class ReportFacts:
     trials: tuple[dict[str, Any], ...] = ()
     confusion: dict[str, np.ndarray] = field(default_factory=dict)  # (K, K), rows are the truth
     reliability: dict[str, tuple[Bin, ...]] = field(default_factory=dict)
+    calibration: Calibration | None = None
     galleries: tuple[Gallery, ...] = ()
     reasons: dict[str, int] = field(default_factory=dict)  # selection: faces by reason
     guard: dict[str, dict[str, int]] = field(default_factory=dict)  # kind: {role: faces}
     duplicates: int | None = None
     quarantine: dict[str, int] = field(default_factory=dict)
     noise: Noise | None = None
+    copies: Copies | None = None
     subgroups: tuple[Subgroup, ...] = ()
     distilled_grid: np.ndarray | None = None  # uint8 (H, W) or (H, W, 3)
     distilled_size: int = 48  # pixels of one image's side in the grid

@@ -16,17 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from scipy.special import softmax
 
 from pipeline.errors import RecordError
 from pipeline.images import decode
+from pipeline.report.calibration import OutOfFold
 from pipeline.report.facts import Face, Noise
 from pipeline.report.pool import pixels_of
 from pipeline.run import Artifact
-from pipeline.schema import label_codes, label_names_of
-from pipeline.storage import Location, open_stored, open_table, read_table
+from pipeline.storage import Location, open_table, read_table
 from pipeline.training.handed import FACES_FILE, LABELED_FILE
-from pipeline.training.runs import FOLDS_FILE
 
 BATCH = 1024  # rows with pictures that are held at once
 
@@ -56,30 +54,21 @@ def confident(
     return suggested, counts
 
 
-def noise(teach: Artifact, homes: Sequence[Artifact], size: int, show_faces: bool) -> Noise | None:
-    """The labeled faces that train, as their teachers see them; None without folds.
+def noise(found: OutOfFold, homes: Sequence[Artifact], size: int, show_faces: bool) -> Noise:
+    """The labeled faces that train, as their teachers see them.
 
     Args:
-        teach: finished.
+        found: what the teachers say of them.
         homes: stages that hold labeled faces.
         size: faces of the gallery.
         show_faces: whether their own pixels are wanted; thumbnails do for blurred ones.
     """
-    if not homes or not (teach.dir / FOLDS_FILE).exists():
-        return None
-    folds = read_table(teach.dir / FOLDS_FILE, ["id", "label", "logits"])
-    if not folds.num_rows:
-        return None
-    with open_stored(homes[0].dir / LABELED_FILE) as file:
-        names = label_names_of(file.schema)
-    logits = np.stack(folds["logits"].to_numpy(zero_copy_only=False)).astype(np.float64)
-    probs = softmax(logits / float(teach.facts.get("temperature", 1.0)), axis=1)
-    labels = label_codes(folds["label"].to_pylist(), names)
+    names, labels, probs = found.label_names, found.labels, found.probs()
     suggested, counts = confident(probs, labels)
     own = probs[np.arange(len(labels)), labels]
     doubted = np.flatnonzero((suggested == probs.argmax(1)) & (suggested != labels))
     worst = doubted[np.argsort(own[doubted], kind="stable")][:size]
-    ids = folds["id"].take(pa.array(worst)).to_pylist()
+    ids = [found.ids[row] for row in worst]
     pixels = _pictures(homes, ids, show_faces)
     return Noise(
         label_names=names,

@@ -30,6 +30,7 @@ MODEL_NAMES: Mapping[str, str] = {
     "teacher": "Teacher",
     "control_a": "Control A, same steps",
     "control_b": "Control B, same passes",
+    "student_share": "Student, part of mined",
     "student": "Student",
     "tuned": "Teacher, tuned",
 }
@@ -101,6 +102,9 @@ def render(facts: ReportFacts) -> str:
         model_names=MODEL_NAMES,
         best_control=best_control(facts.models),
         student=next((m for m in facts.models if m.key == "student"), None),
+        bought=(saw := bought(facts)),
+        shares={model.key: f"{100 * share:.4g} % of mined" for model, share, _ in saw},
+        twins=_twin_rows(facts),
         audit={key: audit(matrix, facts.label_names) for key, matrix in facts.confusion.items()},
         rejected=_by_reason(facts.galleries),
         kept=[g for g in facts.galleries if g.reason == "selected" and g.faces],
@@ -189,6 +193,19 @@ def best_control(models: tuple[ModelRow, ...]) -> ModelRow | None:
     return max(controls, key=lambda m: m.accuracy, default=None)
 
 
+def bought(facts: ReportFacts) -> list[tuple[ModelRow, float, int]]:
+    """Models by how much of the mined set they saw: the model, the share and the faces."""
+    kept, share = facts.pool.get("kept", 0), facts.protocol.get("mined_share")
+    models = {m.key: m for m in facts.models}
+    control = best_control(facts.models)
+    if control is None or "student" not in models or not kept:
+        return []
+    rows = [(control, 0.0, 0), (models["student"], 1.0, kept)]
+    if share is not None and "student_share" in models:
+        rows.insert(1, (models["student_share"], float(share), max(1, round(share * kept))))
+    return rows
+
+
 def audit(matrix: np.ndarray, label_names: tuple[str, ...]) -> dict[str, Any]:
     """Label-order audit of counts (K, K) in the words of the page."""
     order = label_order(matrix)
@@ -251,6 +268,18 @@ def _by_reason(every: tuple[Gallery, ...]) -> dict[str, list[Gallery]]:
         if gallery.reason != "selected" and gallery.faces:
             groups.setdefault(gallery.reason, []).append(gallery)
     return groups
+
+
+def _twin_rows(facts: ReportFacts) -> list[tuple[str, str, int, int]]:
+    """How a twin was found, whose it is, and how many of the pool and of the labeled faces are."""
+    labeled = facts.copies.twins if facts.copies else {}
+    pairs = [
+        (kind, role) for found in (facts.guard, labeled) for kind in found for role in found[kind]
+    ]
+    return [
+        (kind, role, facts.guard.get(kind, {}).get(role, 0), labeled.get(kind, {}).get(role, 0))
+        for kind, role in dict.fromkeys(pairs)
+    ]
 
 
 def _by_trait(subgroups: tuple[Subgroup, ...]) -> dict[str, list[Subgroup]]:

@@ -25,6 +25,7 @@ from pipeline.ledger import Ledger
 from pipeline.models import ModelConfig
 from pipeline.packs import content_digest
 from pipeline.plan import Plan
+from pipeline.ranking import stable_hash
 from pipeline.schema import OK, label_codes, label_names_of
 from pipeline.sources.removals import Removals
 from pipeline.storage import location, read_table
@@ -84,6 +85,22 @@ class JoinedFaces:
         if out is None:
             return self.parts[0].take(index)
         return out
+
+
+@dataclass(frozen=True)
+class ChosenFaces:
+    """Some faces of a store."""
+
+    store: Faces
+    rows: np.ndarray
+    """Their positions there (M,)."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, index: np.ndarray) -> np.ndarray:
+        """Faces (B, C, S, S) uint8 at the positions (B,) among the chosen."""
+        return self.store.take(self.rows[index])
 
 
 def usable(rows: pa.Table, faces: pa.Table, removals: Removals) -> pa.Table:
@@ -241,6 +258,26 @@ def open_mined(handed: Handed, model: ModelConfig) -> MinedFaces:
     weight = narrow["weight"].to_numpy()
     ids = narrow["id"].take(pa.array(rows)).to_pylist()
     return MinedFaces(JoinedFaces(parts), soft[rows], weight[rows], source[rows].tolist(), ids)
+
+
+def share_of(mined: MinedFaces, share: float) -> MinedFaces:
+    """The same part of mined faces whatever else was mined: those with the smallest hashes of ids.
+
+    A larger share holds the smaller one.
+
+    Args:
+        mined: with ids.
+        share: of the faces, in (0, 1]; rounded, and one at least.
+    """
+    order = np.argsort(stable_hash(pa.array(mined.ids, pa.string())), kind="stable")
+    rows = np.sort(order[: max(1, round(share * len(mined)))])
+    return MinedFaces(
+        ChosenFaces(mined.faces, rows),
+        mined.soft[rows],
+        mined.weight[rows],
+        [mined.source[row] for row in rows],
+        [mined.ids[row] for row in rows],
+    )
 
 
 def _images(ledger: Ledger, plan: Plan, source: str) -> Iterator[Row]:

@@ -26,7 +26,7 @@ from pipeline.storage import location, read_table, write_table
 from pipeline.training.data import MinedFaces
 from pipeline.training.distilled import load_distilled
 from pipeline.training.faces import ArrayFaces
-from pipeline.training.handed import Handed, open_labeled, open_mined
+from pipeline.training.handed import Handed, open_labeled, open_mined, share_of
 from pipeline.training.loop import Hook, Objective, Step, Worker
 from pipeline.training.references import build_teacher
 from pipeline.training.student import StudentConfig
@@ -39,7 +39,16 @@ FOLDS_FILE = "folds.parquet"
 TEACHER = "teacher"
 HISTORY_FILE = "history.json"
 """Rows of a training's history, beside what it made."""
-TRAIN = ("pretrain", "teach", "distill", "student", "control_a", "control_b", "tuned")
+TRAIN = (
+    "pretrain",
+    "teach",
+    "distill",
+    "student",
+    "student_share",
+    "control_a",
+    "control_b",
+    "tuned",
+)
 """Stages whose training may have workers of its own."""
 PREVIEWS = "previews"
 """Folder of pictures that a training keeps on its way."""
@@ -80,12 +89,14 @@ class StudentJob(Config):
     """Settings of :func:`study`: the student, or a control of equal compute."""
 
     handed: Handed
-    model: str  # student | control_a | control_b
+    model: str  # student | student_share | control_a | control_b
     student: StudentConfig
     control: SupervisedConfig | None  # None: train the student
     teacher: str
     distilled: str | None = None
     """Folder of the distilled set, for a student that learns from it."""
+    share: float | None = None
+    """Of the mined faces, for a student that sees no others; None: all."""
     out: str
     checkpoints: str
     seed: int
@@ -173,7 +184,8 @@ def seen_as(handed: Handed) -> dict[str, Any]:
 def _beside(job: StudentJob) -> MinedFaces:
     """What the student learns beside the labeled faces."""
     if job.distilled is None:
-        return open_mined(job.handed, job.student.model)
+        mined = open_mined(job.handed, job.student.model)
+        return mined if job.share is None else share_of(mined, job.share)
     made = load_distilled(location(job.distilled))
     count, targets = len(made.labels), made.soft
     if job.student.targets == "hard":  # the set's own classes; its soft labels may lead elsewhere

@@ -51,7 +51,7 @@ DATA = "OMNIFER_DATA"
 POOLS = {"both": ("rest", "faces"), "rest": ("rest",), "faces": ("faces",), "omni": ("faces",)}
 """Sources per pool; `omni` has all labels, its controls are the 100 % upper bound."""
 GRID = (("both", 0), ("both", 1), ("both", 2), ("rest", 0), ("faces", 0), ("omni", 0))
-BESIDE = ("active", "annotated", "clusters", "experts", "rounds", "tuned")
+BESIDE = ("active", "annotated", "clusters", "experts", "rounds", "student_share", "tuned")
 """Stages that no figure of these cells depends on."""
 SCHEDULE_LATER = (("optimizer", "adamw"), ("momentum", 0.9))
 """The same of every training."""

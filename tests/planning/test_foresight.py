@@ -75,6 +75,15 @@ def test_foresee__image_passes_are_those_of_the_stages() -> None:
     assert (low, high) == (pytest.approx(teach / 200), pytest.approx(teach / 50))
 
 
+def test_foresee__a_student_of_a_share_takes_as_long_as_the_other() -> None:
+    found = rows(measured(), rented(Machine(64)), "mined_share=0.1", "student.rescore_at=[0.5]")
+    student, share = found["student"], found["student_share"]
+    again = 2 * 1_000_000 / 3  # scored again half way
+    assert student.amount - share.amount == pytest.approx(0.9 * again)
+    assert share.seconds == pytest.approx(share.amount / 100)
+    assert "student_share" not in rows(measured(), rented(Machine(64)))
+
+
 def test_foresee__experts_train_on_labeled_and_mined_faces() -> None:
     experts = "{count: 2, epochs: 3, batch: 100, ahead: 1, latest: [0, 1]}"
     sets = ("distill.method=trajectory", f"distill.experts={experts}")

@@ -7,6 +7,8 @@ import numpy as np
 from pipeline.metrics import Interval
 from pipeline.report.facts import (
     Bin,
+    Calibration,
+    Copies,
     Course,
     Explorer,
     Face,
@@ -224,6 +226,18 @@ def facts(**changes: object) -> ReportFacts:
         "levels": tuple(level(t) for t in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)),
         "explorer": explorer(40),
         "noise": noise(6),
+        "copies": Copies(
+            2500,
+            12,
+            14,
+            2,
+            3,
+            tuple(
+                Face(f"labeled/b#{i}", None, picture(i // 2, 16), f"picture {i // 2}, labeled {n}")
+                for i, n in enumerate(("fear", "surprise", "anger", "disgust"), 2)
+            ),
+            {"phash": {"test": 2}, "flip": {"test": 1}},
+        ),
         "subgroups": subgroups(),
         "operating_point": {"confidence": 0.62, "agree": True, "class_cap": None},
         "course": Course(
@@ -249,6 +263,14 @@ def facts(**changes: object) -> ReportFacts:
         ),
         "confusion": {"control_b": confusion.T, "student": confusion},
         "reliability": {"control_b": bins, "student": bins},
+        "calibration": Calibration(
+            1.8,
+            2500,
+            bins,
+            tuple(Bin(b.confidence, b.confidence**1.02, b.n) for b in bins),
+            0.094,
+            0.012,
+        ),
         "galleries": galleries(3),
         "reasons": {
             "selected": 14946,

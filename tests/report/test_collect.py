@@ -116,10 +116,11 @@ FOLDS = (  # id, label, logits, brightness of the picture
 def _labeled(run: Run) -> None:
     """Labeled faces, the teacher's folds, and what score says of them out of fold."""
     ids, labels, logits, grays = (list(column) for column in zip(*FOLDS, strict=True))
-    images = pa.table({"id": ids, "image": [_png(gray) for gray in grays]})
-    named = pa.schema(images.schema, metadata={"label_names": ",".join(NAMES)})
+    roles, images = ["train"] * len(ids), [_png(gray) for gray in grays]
+    rows = pa.table({"id": ids, "role": roles, "label": labels, "image": images})
+    named = pa.schema(rows.schema, metadata={"label_names": ",".join(NAMES)})
     at = _finish(run, "labeled")
-    write_table(at / "labeled.parquet", images.cast(named))
+    write_table(at / "labeled.parquet", rows.cast(named))
     thumbnails = pa.array([bytes([gray] * 256) for gray in grays], pa.binary(256))
     write_table(at / "faces.parquet", pa.table({"id": ids, "thumbnail": thumbnails}))
     teach = _finish(run, "teach", temperature=2.0)
@@ -278,6 +279,7 @@ def test_collect__votes_reach_the_page_where_there_are_any(run: Run) -> None:
 def test_collect__its_facts_make_a_page(run: Run) -> None:
     text = render(collect(run, "demo", "omnifer run demo.yaml", True, ReportConfig(gallery=2)))
     assert text.count("<section") == 15
+    assert text.count("before calibration") == 1
     assert "--show-faces was given" in text
 
 
@@ -325,6 +327,21 @@ def test_collect__noise_is_of_the_labeled_faces(run: Run) -> None:
         assert found.suspects[0].note == "labeled neutral, seems happiness 0.82"
         assert found.suspects[0].confidence == pytest.approx(1 / (1 + np.exp(1.5)))
         assert found.suspects[0].pixels.tolist() == np.full((size, size), 20).tolist()
+
+
+def test_collect__calibration_is_of_the_labeled_faces(run: Run) -> None:
+    found = collect(run, "demo", "c", False).calibration
+    assert found is not None
+    assert (found.temperature, found.faces) == (2.0, 4)
+    # Logits are 2, 3, 2 and 1 apart; right are the first and the third face.
+    for temperature, ece in ((1.0, found.ece_before), (2.0, found.ece_after)):
+        sure = {gap: 1 / (1 + np.exp(-gap / temperature)) for gap in (1, 2, 3)}
+        assert ece == pytest.approx((abs(2 * sure[2] - 2) + sure[3] + sure[1]) / 4)
+    assert [b.accuracy for b in found.after] == [0.0, 1.0, 0.0]
+    assert [b.n for b in found.after] == [1, 2, 1]
+    (run.artifact("teach").dir / "folds.parquet").remove()
+    without = collect(run, "demo", "c", False)
+    assert (without.calibration, without.noise) == (None, None)
 
 
 def test_collect__twins_found_by_embedding_count(run: Run) -> None:

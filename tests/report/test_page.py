@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from pipeline.report.facts import (
+    Copies,
     Explorer,
     Face,
     Gain,
@@ -203,6 +204,7 @@ def test_render__hostile_names_stay_text() -> None:
             pool={evil: 1},
             explorer=Explorer(names, explorer(1).levels, 0.5, (odd,)),
             noise=Noise(names, 9, 0.5, noise(0).counts, (odd,)),
+            copies=Copies(9, 1, 1, 1, 1, (odd,), {evil: {evil: 1}}),
             subgroups=(replace(subgroups()[0], trait=evil, group=evil),),
         )
     )
@@ -218,7 +220,7 @@ def test_render__hostile_names_stay_text() -> None:
 def test_render__blurred_page_holds_64_numbers_per_face() -> None:
     page = Page(render(facts(distilled_grid=None)))
     images = _images(page)
-    assert len(images) == 16 * 3 + 6
+    assert len(images) == 16 * 3 + 6 + 4
     assert {image.size for image in images} == {(8, 8)}
     assert {image.mode for image in images} == {"L"}
 
@@ -227,20 +229,20 @@ def test_render__blur_is_the_mean_of_blocks() -> None:
     pixels = np.kron(np.arange(64, dtype=np.uint8).reshape(8, 8), np.ones((6, 6), np.uint8))
     pixels[0, 0] = 36  # one of 36 pixels: the block's mean becomes 1
     gallery = Gallery("fear", "selected", 1, (Face("a#1", None, pixels),))
-    page = Page(render(facts(galleries=(gallery,), distilled_grid=None, noise=None)))
+    page = Page(render(facts(galleries=(gallery,), distilled_grid=None, noise=None, copies=None)))
     wanted = np.arange(64).reshape(8, 8)
     wanted[0, 0] = 1
     np.testing.assert_array_equal(np.asarray(_images(page)[0]), wanted)
 
 
 def test_render__distilled_grid_is_blurred_like_a_face() -> None:
-    page = Page(render(facts(galleries=(), noise=None)))
+    page = Page(render(facts(galleries=(), noise=None, copies=None)))
     assert [image.size for image in _images(page)] == [(80, 56)]  # 10 x 7 images of 48 pixels
 
 
 def test_render__shown_faces_are_asked_for_and_encoded_anew() -> None:
     gallery = Gallery("fear", "selected", 1, (Face("a#1", 0.5, picture(3, 200)),))
-    values = {"galleries": (gallery,), "distilled_grid": None, "noise": None}
+    values = {"galleries": (gallery,), "distilled_grid": None, "noise": None, "copies": None}
     page = Page(render(facts(show_faces=True, **values)))
     assert [image.size for image in _images(page)] == [(72, 72)]
     assert "--show-faces was given" in " ".join(page.text)
@@ -250,7 +252,7 @@ def test_render__every_picture_and_figure_has_words() -> None:
     page = Page(render(facts()))
     assert all(attrs.get("alt") for attrs in page.all("img"))
     figures = page.all("svg")
-    assert len(figures) == 8
+    assert len(figures) == 10
     assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in figures)
     assert page.all("html")[0]["lang"] == "en"
     headings = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
@@ -395,6 +397,15 @@ def test_render__a_share_of_the_mined_faces_is_a_row() -> None:
     section = text[text.index('id="pool"') : text.index('id="yield"')]
     rows = re.findall(r'<td class="n">([\d,]+)</td><td class="n">(\d+)&nbsp;%', section)
     assert rows == [("0", "0"), ("14,946", "100")]
+
+    models = (*facts().models, ModelRow("student_share", 0.735, (0.72, 0.75), mean_class=0.59))
+    protocol = {**facts().protocol, "mined_share": 0.1}
+    text = render(facts(models=models, protocol=protocol))
+    section = text[text.index('id="pool"') : text.index('id="yield"')]
+    rows = re.findall(r'<td class="n">([\d,]+)</td><td class="n">(\d+)&nbsp;%', section)
+    assert rows == [("0", "0"), ("1,495", "10"), ("14,946", "100")]
+    (said,) = re.findall(r'aria-label="(Accuracy on[^"]+)"', section)
+    assert said.endswith("0 % of mined 73.2%; 10 % of mined 73.5%; 100 % of mined 74.9%")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Proves which labeled and mined faces training gets to see, and in which order."""
 
 import hashlib
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from pipeline.plan import Plan, Slice
 from pipeline.schema import BOX, GUARD, LABELED, LANDMARKS, OK, QUARANTINED, with_label_names
 from pipeline.storage import Location, location, read_table, write_table
 from pipeline.survey import describe
+from pipeline.training.data import MinedFaces
 from pipeline.training.faces import ArrayFaces
 from pipeline.training.handed import (
     FACES_FILE,
@@ -27,6 +29,7 @@ from pipeline.training.handed import (
     labeled_rows,
     open_labeled,
     open_mined,
+    share_of,
 )
 
 COUNT = 12
@@ -284,3 +287,28 @@ def test_open_labeled__what_a_person_answered_is_one_vote(annotated: Handed) -> 
 def test_open_labeled__faces_without_votes_are_counted(handed: Handed) -> None:
     with pytest.raises(ConfigError, match="6 of 6 faces have no votes"):
         open_labeled(handed, MODEL, votes=True)
+
+
+def test_share_of__is_a_part_that_grows_and_hangs_on_no_order() -> None:
+    count = 200
+    images = np.arange(count, dtype=np.uint8)[:, None, None, None]
+    soft, weight = np.eye(count, dtype=np.float32), np.linspace(0.1, 1, count)
+    ids = [f"p/a#{row}" for row in range(count)]
+    source = ["p" if row % 2 else "q" for row in range(count)]
+    mined = MinedFaces(ArrayFaces(images), soft, weight, source, ids)
+    found = {share: share_of(mined, share) for share in (0.001, 0.1, 0.5, 1.0)}
+    assert [len(one) for one in found.values()] == [1, 20, 100, 200]
+    for one, larger in itertools.pairwise(found.values()):
+        assert set(one.ids) < set(larger.ids)
+    part = found[0.1]
+    rows = [ids.index(face) for face in part.ids]
+    assert rows == sorted(rows)
+    assert part.faces.take(np.array([3, 0, 19]))[:, 0, 0, 0].tolist() == [
+        rows[3], rows[0], rows[19]
+    ]  # fmt: skip
+    assert (part.soft.argmax(1) == rows).all()
+    assert (part.weight == weight[rows]).all()
+    assert list(part.source) == [source[row] for row in rows]
+    back = np.arange(count)[::-1]
+    turned = MinedFaces(ArrayFaces(images[back]), soft[back], weight[back], source[::-1], ids[::-1])
+    assert set(share_of(turned, 0.1).ids) == set(part.ids)
