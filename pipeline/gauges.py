@@ -5,8 +5,8 @@ the driver's machine is read: Ray exports those of all nodes to Prometheus, see 
 
 Cost: a thread that wakes every `SECONDS`, and half a millisecond then; where there is an
 `nvidia-smi`, a process of it as well.
-Departs from mlflow.system_metrics: that needs psutil and a run of MLflow's global state. Here Linux
-is asked itself; on other systems there is no CPU, memory and network.
+Departs from mlflow.system_metrics: that talks to the server itself, so it would lose what a server
+that is down cannot take; here it waits with everything else.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+
+import psutil
 
 SECONDS = 10.0
 TOLD = 6
@@ -36,45 +37,38 @@ class Gauges:
 
     Args:
         disk: a folder on the disk that is looked at.
-        proc: where Linux says how it is.
     """
 
-    def __init__(self, disk: str | os.PathLike[str], proc: Path = Path("/proc")) -> None:
-        self._disk, self._proc = disk, proc
+    def __init__(self, disk: str | os.PathLike[str]) -> None:
+        self._disk = disk
         self._smi = shutil.which("nvidia-smi")
-        self._ticks = _ticks(_text(proc / "stat"))
-        self._network = _network(_text(proc / "net" / "dev"))
+        self._received, self._sent = _network()
+        psutil.cpu_percent()  # the next call tells of the time since
 
     def read(self) -> dict[str, float]:
         """Values by name; what cannot be read is left out.
 
-        CPU is that since the call before, network the sum since this object was made.
+        CPU is that since the call before, of whichever object; network the sum since this object
+        was made.
         """
-        memory = _memory(_text(self._proc / "meminfo"))
-        return {**self._cpu(), **memory, **self._wires(), **self._room(), **self._gpus()}
-
-    def _cpu(self) -> dict[str, float]:
-        before, self._ticks = self._ticks, _ticks(_text(self._proc / "stat"))
-        if before is None or self._ticks is None:
-            return {}
-        busy, total = (new - old for new, old in zip(self._ticks, before, strict=True))
-        return {"system/cpu_utilization_percentage": 100 * busy / total} if total > 0 else {}
-
-    def _wires(self) -> dict[str, float]:
-        now = _network(_text(self._proc / "net" / "dev"))
-        if now is None or self._network is None:
-            return {}
-        names = ("system/network_receive_megabytes", "system/network_transmit_megabytes")
-        pairs = zip(names, now, self._network, strict=True)
-        return {name: (new - old) / MB for name, new, old in pairs}
+        memory, (received, sent) = psutil.virtual_memory(), _network()
+        return {
+            "system/cpu_utilization_percentage": psutil.cpu_percent(),
+            "system/system_memory_usage_megabytes": (memory.total - memory.available) / MB,
+            "system/system_memory_usage_percentage": memory.percent,
+            "system/network_receive_megabytes": (received - self._received) / MB,
+            "system/network_transmit_megabytes": (sent - self._sent) / MB,
+            **self._room(),
+            **self._gpus(),
+        }
 
     def _room(self) -> dict[str, float]:
         try:
-            disk = shutil.disk_usage(self._disk)
+            disk = psutil.disk_usage(os.fspath(self._disk))
         except OSError:
             return {}
         return {
-            "system/disk_usage_percentage": 100 * disk.used / disk.total,
+            "system/disk_usage_percentage": disk.percent,
             "system/disk_usage_megabytes": disk.used / MB,
             "system/disk_available_megabytes": disk.free / MB,
         }
@@ -149,37 +143,7 @@ def watching(gauges: Gauges, tell: Callable[[list[Row]], None]) -> Iterator[None
         tell(rows)
 
 
-def _text(at: Path) -> str:
-    try:
-        return at.read_text()
-    except OSError:
-        return ""
-
-
-def _ticks(stat: str) -> tuple[int, int] | None:
-    """Ticks of all CPUs that were busy, and all; None where the machine does not say."""
-    first = stat.partition("\n")[0].split()
-    if len(first) < 9 or first[0] != "cpu":
-        return None
-    each = [int(value) for value in first[1:9]]  # what guests took is part of user and nice
-    return sum(each) - each[3] - each[4], sum(each)  # idle, and waiting for a disk
-
-
-def _memory(meminfo: str) -> dict[str, float]:
-    sizes = dict(line.split(":", 1) for line in meminfo.splitlines() if ":" in line)
-    if not {"MemTotal", "MemAvailable"} <= set(sizes):
-        return {}
-    total, free = (float(sizes[n].split()[0]) * 1024 for n in ("MemTotal", "MemAvailable"))
-    return {
-        "system/system_memory_usage_megabytes": (total - free) / MB,
-        "system/system_memory_usage_percentage": 100 * (total - free) / total,
-    }
-
-
-def _network(dev: str) -> tuple[int, int] | None:
+def _network() -> tuple[int, int]:
     """Bytes received and sent by all interfaces, this machine's talk with itself apart."""
-    lines = [line.partition(":") for line in dev.splitlines() if ":" in line]
-    counts = [rest.split() for name, _, rest in lines if name.strip() != "lo"]
-    if not lines:
-        return None
-    return sum(int(c[0]) for c in counts), sum(int(c[8]) for c in counts)
+    wires = [one for name, one in psutil.net_io_counters(pernic=True).items() if name != "lo"]
+    return sum(one.bytes_recv for one in wires), sum(one.bytes_sent for one in wires)
