@@ -163,6 +163,10 @@ def test_set__unknown_key_gets_the_nearest(tmp_path: Path, item: str, line: str)
         ("labeled.crop.margin=0.2", "no box is cut out; set box: true"),
         ("search.seed=7", "search.seed: the search takes the recipe's seed, 0"),
         ("search.adaptive=[{rule: dtm}, {rule: dtm, floor: 0.5}]", "two rules are dtm"),
+        (
+            "teach.partial.decoder={width: 10}",
+            "partial.decoder: width: 10 is no multiple of 4 head",
+        ),
         ("search.head.l2=0.1", "no head judges the objective balanced"),
     ],
 )
