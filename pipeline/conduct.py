@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -30,8 +31,9 @@ from pipeline.run import Artifact, Run
 from pipeline.stages import METRICS_FILE, POINT_FILE, STAGES, Stage
 from pipeline.storage import Location, location, probe
 from pipeline.strategies import CURVE_FILE, PICTURE, active
-from pipeline.tracking import Child, Input, connect
+from pipeline.tracking import OFF, Child, Input, connect
 from pipeline.training.distilled import GRID
+from pipeline.training.pretrain import PROBES_FILE
 from pipeline.training.runs import HISTORY_FILE, PREVIEWS
 from pipeline.trials import required
 
@@ -42,6 +44,8 @@ IN_A_LINE = 5
 """Facts of a stage that a terminal shows in a line."""
 SHARED = ("survey", "embed", "score", "mine")
 REPORT = "report"
+TRACKED = "tracked"
+"""Folder of a run's scratch for copies that wait for MLflow."""
 BESIDE: Mapping[str, Stage] = {"active": active}
 """Verbs that no run of all stages includes."""
 READERS: Mapping[str, tuple[str, ...]] = {
@@ -161,7 +165,7 @@ def _run(job: Job, name: str) -> None:
     with job.tracker.stage(name, _flat(chosen), watched=True) as child:
         artifact = {**STAGES, **BESIDE}[name](job)
         if artifact is not None:
-            _track(child, artifact)
+            _track(job, child, artifact)
             child.inputs(_read_by(job, name))
             if name == STUDENT:
                 _keep_student(job, child, artifact)
@@ -171,21 +175,30 @@ def _run(job: Job, name: str) -> None:
             console.print(_yield(artifact.facts["per_class"]))
 
 
-def _track(child: Child, artifact: Artifact) -> None:
+def _track(job: Job, child: Child, artifact: Artifact) -> None:
+    at = artifact.dir
     numbers = {k: float(v) for k, v in artifact.facts.items() if isinstance(v, int | float)}
     child.metrics(numbers)
-    for name in (METRICS_FILE, POINT_FILE, CURVE_FILE, PICTURE):
-        at = artifact.dir / name
-        if at.is_local and at.exists():
-            child.file(at.local_path())
-    for at in (artifact.dir / HISTORY_FILE, artifact.dir / MODEL / HISTORY_FILE):
-        for row in at.read_json() if at.exists() else ():
+    for file in (at / HISTORY_FILE, at / MODEL / HISTORY_FILE, at / PROBES_FILE):
+        for row in file.read_json() if file.exists() else ():
             numbers = {name: value for name, value in row.items() if name != "step"}
             child.metrics(numbers, step=int(row["step"]))
-    pictures = [artifact.dir / GRID, *(artifact.dir / PREVIEWS).children()]
-    for at in pictures:
-        if at.is_local and at.exists():
-            child.file(at.local_path())
+    if job.tracker.place == OFF:
+        return
+    named = [at / name for name in (METRICS_FILE, POINT_FILE, CURVE_FILE, PICTURE, GRID)]
+    for file in [*named, *(at / PREVIEWS).children()]:
+        if file.exists():
+            child.file(_on_disk(file, job.run.scratch))
+
+
+def _on_disk(file: Location, scratch: Path) -> Path:
+    """The file, or a copy of what lies on S3: MLflow sends what has a path."""
+    if file.is_local:
+        return file.local_path()
+    copy = scratch / TRACKED / digest(file.uri)[:16] / file.name
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.write_bytes(file.read_bytes())
+    return copy
 
 
 def _read_by(job: Job, name: str) -> list[Input]:

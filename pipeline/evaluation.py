@@ -214,6 +214,25 @@ def purity(selection: Iterable[pa.Table], truth: pa.Table) -> dict[str, Any]:
     }
 
 
+def right_so_far(said: pa.Table, truth: pa.Table) -> tuple[float | None, int]:
+    """How right a student's labels were at one step of its training.
+
+    Args:
+        said: id, label and weight of watched faces, see :mod:`pipeline.training.watching`.
+        truth: TRUTH.
+
+    Returns:
+        share of the labels that are right, each as much as it counted, None where none with a known
+        truth counted; and the faces with a known truth.
+    """
+    answer = truth["label"].take(pc.index_in(said["id"], truth["id"].combine_chunks()))
+    known = pc.is_valid(answer).to_numpy()
+    right = np.asarray(pc.equal(said["label"], answer).fill_null(False))
+    weight = said["weight"].to_numpy().astype(np.float64) * known
+    total = weight.sum()
+    return (float(weight @ right / total) if total else None), int(known.sum())
+
+
 def _stack(
     name: str,
     probs: NDArray[np.floating[Any]],

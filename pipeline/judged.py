@@ -1,4 +1,4 @@
-"""What evaluate judges: the models of a run, the test faces they sit, the protocol they had."""
+"""What evaluate judges: a run's models, the test faces they sit, their protocol, their course."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pyarrow as pa
 
 from pipeline import flow
 from pipeline.errors import RunError
-from pipeline.evaluation import CONTROLS, STUDENT
+from pipeline.evaluation import CONTROLS, STUDENT, right_so_far
 from pipeline.job import Job
 from pipeline.packs import content_digest
 from pipeline.storage import Location, read_table
-from pipeline.training import exam, runs
+from pipeline.training import exam, runs, watching
 from pipeline.training.handed import FACES_FILE, LABELED_FILE, usable
 
 
@@ -57,6 +57,27 @@ def sit_exam(job: Job) -> tuple[dict[str, np.ndarray], pa.Table, tuple[str, ...]
         for name, folder in judged_models(job).items()
     }
     return probs, rows.select(["id", "label", "soft"]), names
+
+
+def course(job: Job, truth: pa.Table) -> list[dict[str, float]]:
+    """How right the labels were that an online student gave its pool, step by step of its training.
+
+    Args:
+        job: whose student is trained.
+        truth: TRUTH, the hidden one; empty where nobody knows it.
+
+    Returns:
+        rows of `step`, `purity` and `known`, those of :func:`pipeline.evaluation.right_so_far`;
+        none for a student that was taught by teachers, or where no face's truth is known.
+    """
+    at = job.run.artifact(STUDENT).dir / flow.MODEL
+    history, rows = at / runs.HISTORY_FILE, []
+    for row in history.read_json() if history.exists() else ():
+        said = watching.guesses_at(at / watching.GUESSES, int(row["step"]))
+        purity, known = right_so_far(read_table(said), truth) if said.exists() else (None, 0)
+        if purity is not None:
+            rows.append({"step": row["step"], "purity": purity, "known": float(known)})
+    return rows
 
 
 def protocol_card(job: Job) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
+from scipy.stats import binomtest
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -177,6 +178,22 @@ def paired_difference(
     """
     gap = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     return bootstrap(lambda weights: weights @ gap / len(gap), len(gap), draws, seed)
+
+
+def paired_chance(first: NDArray[np.generic], second: NDArray[np.generic]) -> float:
+    """P-value of the difference between two models on the same faces, exact and two-sided, (0, 1].
+
+    By the faces on which one is right and the other is not or, over seeds, more often right.
+
+    Args:
+        first: as of :func:`paired_difference`.
+        second: the same of the other model.
+
+    Source: McNemar, Note on the sampling error of the difference between correlated proportions,
+        1947, as an exact binomial test.
+    """
+    won, lost = int(np.greater(first, second).sum()), int(np.less(first, second).sum())
+    return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
 
 def bootstrap(

@@ -56,6 +56,8 @@ class ModelConfig(Config):
     def _weights_name_their_data(self) -> ModelConfig:
         if self.weights not in (None, PRETRAINED) and self.pretraining_data is None:
             raise ValueError("weights need pretraining_data: the faces or images they were made of")
+        if self.weights == TIMM and self.name in NETWORKS:
+            raise ValueError(_no_weights(self.name))
         return self
 
     def same_network(self, other: ModelConfig) -> bool:
@@ -322,7 +324,7 @@ def load_timm_weights(model: FaceModel) -> None:
         ModelError: the network is not one of timm's.
     """
     if model.config.name in NETWORKS:
-        raise ModelError(f"weights: timm has no {model.config.name}; name a weights file instead")
+        raise ModelError(_no_weights(model.config.name))
     donor, _, _ = _timm(model.config, len(model.label_names), pretrained=True)
     head = classifier_of(model.net).state_dict()
     start = {key: value.clone() for key, value in head.items()}
@@ -347,6 +349,10 @@ def _standardize(x: Tensor) -> Tensor:
 NETWORKS: Mapping[str, type[nn.Module]] = {"compact_resnet": CompactResNet, "convnet": ConvNet}
 
 
+def _no_weights(name: str) -> str:
+    return f"weights: timm has no {name}; name a weights file instead"
+
+
 def _own(config: ModelConfig, num_classes: int) -> nn.Module:
     sized = {"size": config.size} if config.name == "convnet" else {}
     try:
@@ -367,6 +373,8 @@ def _timm(
         hint = f"; did you mean {near[0]!r}?" if near else ""
         own = ", ".join(NETWORKS)
         raise ModelError(f"no network {config.name!r}, expected {own} or one of timm's{hint}")
+    # A download fails with errors of these kinds, too, and then the arguments are not at fault.
+    misfits = (TypeError,) if pretrained else (TypeError, ValueError, AssertionError)
     try:
         net: nn.Module = timm.create_model(
             config.name,
@@ -376,7 +384,7 @@ def _timm(
             drop_rate=config.dropout,
             **config.args,
         )
-    except TypeError as err:
+    except misfits as err:
         raise ModelError(f"{config.name}: args {config.args} do not fit: {err}") from err
     facts: Any = net.pretrained_cfg
     mean, std = tuple(facts.get("mean", (0.5,) * 3)), tuple(facts.get("std", (0.25,) * 3))

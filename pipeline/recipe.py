@@ -20,11 +20,12 @@ from pydantic import Field, model_validator
 from pipeline.active import ActiveConfig
 from pipeline.config import Config, nearest, parse
 from pipeline.embedding import EmbedConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ModelError
 from pipeline.evaluation import EvaluateConfig
 from pipeline.guard import GuardConfig
 from pipeline.labeled.reader import LabeledSource
 from pipeline.models import PRETRAINED
+from pipeline.outline import outline, require_patches
 from pipeline.policy import SelectConfig
 from pipeline.report import ReportConfig
 from pipeline.scoring import ScoreConfig
@@ -183,6 +184,39 @@ class Recipe(Config):
                     f"{name}.model: {model.name} at {model.size} px {model.color} cannot start "
                     f"from pretrain.model, {own.name} at {own.size} px {own.color}, unless name, "
                     "args, size and color are the same"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _pretraining_fits_its_network(self) -> Recipe:
+        if self.pretrain is None:
+            return self
+        model = self.pretrain.model
+        try:
+            if self.pretrain.method == "mae":
+                require_patches(model, self.pretrain.mask_ratio)
+            else:
+                outline(model)
+        except ModelError as err:
+            raise ValueError(f"pretrain.model: {err}") from err
+        except ConfigError as err:
+            raise ValueError(str(err)) from err
+        return self
+
+    @model_validator(mode="after")
+    def _batches_are_shared_evenly(self) -> Recipe:
+        batches = [
+            ("teach", "batch", self.teach.batch),
+            ("student", "labeled_batch", self.student.labeled_batch),
+            ("student", "mined_batch", self.student.mined_batch),
+        ]
+        if self.pretrain is not None:
+            batches.append(("pretrain", "batch", self.pretrain.batch))
+        for stage, name, faces in batches:
+            workers = max(1, self.train.stage_workers.get(stage, self.train.workers))
+            if faces % workers:
+                raise ValueError(
+                    f"{stage}.{name}: {faces} cannot be shared evenly by {workers} workers"
                 )
         return self
 

@@ -319,6 +319,8 @@ def evaluate(job: Job) -> Artifact:
         decided = (t for _, t in pool.ledger(job, "select").tables(pool.pool_plan(job)))
         truth = read_table(job.run.artifact("survey").dir / pool.TRUTH_FILE)
         metrics["pool"] = evaluation.purity(decided, truth)
+        if course := judged.course(job, truth):
+            (stage.dir / runs.HISTORY_FILE).write_json(course)
         write_table(stage.dir / PREDICTIONS_FILE, evaluation.predictions(probs, faces, names))
         (stage.dir / METRICS_FILE).write_json(metrics)
         stage.finish(digest(metrics))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.s3 import s3_bucket as s3
 from rich.console import Console
 
 from pipeline import conduct
@@ -16,6 +18,7 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.job import Job
 from pipeline.recipe import Recipe
 from pipeline.run import Artifact
+from pipeline.storage import location
 
 RECIPE = {
     "name": "small",
@@ -226,3 +229,39 @@ def test_show_facts__leave_none_out(monkeypatch: pytest.MonkeyPatch, terminal: b
     curse = "winners curse" if terminal else "winners_curse"
     assert any(curse in line and "0.0123" in line for line in lines)
     assert any("6,000" in line for line in lines)
+
+
+@pytest.mark.parametrize("place", ["disk", "s3"])
+def test_run_one__what_training_left_is_tracked_wherever_the_run_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    from mlflow import MlflowClient
+
+    with contextlib.ExitStack() as stack:
+        root = location(str(tmp_path / "run")) if place == "disk" else stack.enter_context(s3())
+        uri = f"sqlite:///{tmp_path}/mlflow.db"
+        recipe = parse(Recipe, {**RECIPE, "tracking": {"uri": uri}})
+        job = conduct.start(recipe, root.uri, fresh=False, show_faces=False)
+
+        def pretrain(job: Job) -> Artifact:
+            stage = job.open("pretrain", {})
+            rows = [{"step": 4.0, "knn": 0.25}, {"step": 6.0, "knn": 0.5}]
+            (stage.dir / "probes.json").write_json(rows)
+            (stage.dir / "history.json").write_json([{"step": 6.0, "loss": 1.5}])
+            for step in (4, 6):
+                (stage.dir / "previews" / f"step-{step:06d}.png").write_bytes(b"picture")
+            stage.finish("d" * 64, last_knn=0.5)
+            return job.run.artifact("pretrain")
+
+        monkeypatch.setitem(conduct.STAGES, "pretrain", pretrain)
+        conduct.run_one(job, "pretrain")
+        client = MlflowClient(uri)
+        (run_id,) = job.tracker.runs.values()
+        seen = [(m.step, m.value) for m in client.get_metric_history(run_id, "knn")]
+        assert sorted(seen) == [(4, 0.25), (6, 0.5)]
+        assert [m.step for m in client.get_metric_history(run_id, "loss")] == [6]
+        assert client.get_run(run_id).data.metrics["last_knn"] == 0.5
+        kept = [file.path for file in client.list_artifacts(run_id)]
+        assert kept == ["step-000004.png", "step-000006.png"]
+        at = Path(client.download_artifacts(run_id, kept[0], str(tmp_path)))
+        assert at.read_bytes() == b"picture"

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import RunError
-from pipeline.evaluation import EvaluateConfig, evaluate, purity, votes_of
+from pipeline.evaluation import EvaluateConfig, evaluate, purity, right_so_far, votes_of
 from pipeline.schema import EMOTIONS, SELECTION, TRUTH
 
 NAMES = EMOTIONS[:4]
@@ -198,3 +198,14 @@ def test_votes_of__all_faces_or_none() -> None:
     full = pa.table({"soft": pa.array(shares, kind)})
     assert votes_of(full).tolist() == shares
     assert votes_of(pa.table({"soft": pa.array([*shares, None], kind)})) is None
+
+
+def test_right_so_far__each_label_as_much_as_it_counted() -> None:
+    truth = pa.table({"id": ["a", "b", "c"], "label": ["fear", "fear", None]}, schema=TRUTH)
+    said = {"id": ["b", "c", "x", "a"], "label": ["fear", "fear", "fear", "anger"]}
+    table = pa.table({**said, "weight": [0.3, 1.0, 1.0, 0.1]})
+    assert right_so_far(table, truth) == (pytest.approx(0.3 / 0.4), 2)
+    assert right_so_far(table.slice(1, 2), truth) == (None, 0)  # of these nothing is known
+    silent = pa.table({**said, "weight": [0.0] * 4})
+    assert right_so_far(silent, truth) == (None, 2)
+    assert right_so_far(table, TRUTH.empty_table()) == (None, 0)

@@ -3,10 +3,15 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from helpers import flow as tiny
 
-from pipeline import judged
-from pipeline.schema import EMOTIONS
+from pipeline import conduct, judged
+from pipeline.config import parse
+from pipeline.recipe import Recipe
+from pipeline.schema import EMOTIONS, TRUTH
+from pipeline.storage import write_table
+from pipeline.training.watching import guesses_at
 
 
 def test_sit_exam__probabilities_of_every_model(tiny_run: Path) -> None:
@@ -35,3 +40,33 @@ def test_exam_input__a_test_face_that_may_no_longer_be_read(tiny_run: Path, tmp_
         found.append((judged.exam_input(other)["judged"], judged.exam_faces(other).num_rows))
     assert [rows for _, rows in found] == [faces.num_rows, faces.num_rows - 1]
     assert found[0][0] != found[1][0]
+
+
+def test_course__purity_of_what_an_online_student_said(tmp_path: Path) -> None:
+    recipe = parse(
+        Recipe,
+        {
+            "name": "small",
+            "labeled": {"kind": "synthetic", "count": 40},
+            "pool": [{"kind": "synthetic", "count": 100}],
+            "tracking": {"uri": "off"},
+        },
+    )
+    job = conduct.start(recipe, str(tmp_path / "run"), fresh=False, show_faces=False)
+    stage = job.open("student", {})
+    (stage.dir / "model" / "history.json").write_json([{"step": s} for s in (2.0, 4.0, 5.0, 6.0)])
+    stage.finish("d" * 64)
+    truth = pa.table({"id": ["a", "b"], "label": ["fear", "anger"]}, schema=TRUTH)
+    assert judged.course(job, truth) == []  # it was taught by teachers
+    for step, labels, weights in (
+        (2, ["fear", "fear"], [0.5, 0.5]),
+        (4, ["fear", "fear"], [0.0, 0.0]),
+        (6, ["fear", "anger"], [1.0, 0.2]),
+    ):
+        said = {"id": ["a", "b"], "label": labels, "weight": weights}
+        write_table(guesses_at(stage.dir / "model" / "guesses", step), pa.table(said))
+    assert judged.course(job, truth) == [
+        {"step": 2.0, "purity": 0.5, "known": 2.0},
+        {"step": 6.0, "purity": 1.0, "known": 2.0},
+    ]
+    assert judged.course(job, TRUTH.empty_table()) == []

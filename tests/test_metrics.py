@@ -1,5 +1,6 @@
 """Proves that metrics are the textbook ones (torchmetrics, closed forms) and intervals honest."""
 
+import itertools
 import math
 
 import numpy as np
@@ -198,6 +199,16 @@ def test_against_votes__nobody_disputed_is_no_number() -> None:
     found = metrics.against_votes(votes[None], np.arange(3), votes, draws=100)
     assert math.isnan(found["accuracy_disputed"].value)
     assert found["accuracy_agreed"].value == 1
+
+
+def test_paired_chance__is_the_share_of_fair_coins_as_far_off() -> None:
+    first = np.array([1, 1, 1, 1, 1, 0, 1, 0, 2 / 3])
+    second = np.array([0, 0, 0, 0, 0, 1, 1, 0, 1 / 3])  # 6 to 1; of the two alike nothing is said
+    tosses = np.array(list(itertools.product([0, 1], repeat=7))).sum(1)
+    expected = np.mean((tosses >= 6) | (tosses <= 1))
+    assert metrics.paired_chance(first, second) == pytest.approx(expected)
+    assert metrics.paired_chance(second, first) == pytest.approx(expected)
+    assert metrics.paired_chance(first, first) == 1.0
 
 
 def test_holm__is_the_step_down_procedure() -> None:

@@ -20,6 +20,17 @@ pool:
   - {kind: synthetic, count: 100}
   - {kind: folder, path: $FACES/raw}
 """
+MASKED = (
+    SMALL
+    + """
+pretrain:
+  method: mae
+  model:
+    name: vit_tiny_patch16_224
+    size: 16
+    args: {img_size: 16, patch_size: 4, embed_dim: 24, depth: 1, num_heads: 2}
+"""
+)
 
 
 @pytest.fixture(autouse=True)
@@ -160,11 +171,66 @@ def test_set__unknown_key_gets_the_nearest(tmp_path: Path, item: str, line: str)
         ("labeled.crop.margin=0.2", "no box is cut out; set box: true"),
         ("search.seed=7", "search.seed: the search takes the recipe's seed, 0"),
         ("search.adaptive=[{rule: dtm}, {rule: dtm, floor: 0.5}]", "two rules are dtm"),
+        (
+            "teach.partial.decoder={width: 10}",
+            "partial.decoder: width: 10 is no multiple of 4 head",
+        ),
         ("search.head.l2=0.1", "no head judges the objective balanced"),
     ],
 )
 def test_load__says_what_a_policy_or_method_may_be(tmp_path: Path, item: str, said: str) -> None:
     (line,) = faults(tmp_path, item)
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    ("items", "said"),
+    [
+        ("decoder.heads=5", "pretrain.decoder: width: 512 is no multiple of 4 and of 5 heads"),
+        ("decoder={width: 6, heads: 2}", "width: 6 is no multiple of 4 and of 2 heads"),
+        ("model.size=20", "pretrain.model: vit_tiny_patch16_224: faces of 20 px do not fit: Input"),
+        (
+            "model.size=18 model.args.img_size=18",
+            "pretrain.model: vit_tiny_patch16_224 sees patches of 4 px, and faces of 18 px are not",
+        ),
+        ("model.args.patch_size=16", "pretrain.mask_ratio: 0.75 of 1 patches hides none"),
+        ("mask_ratio=0.05", "pretrain.mask_ratio: 0.05 of 16 patches hides none"),
+        ("mask_ratio=1", "pretrain.mask_ratio: Input should be less than 1"),
+        (
+            "model={size: 32}",
+            "timm's vision transformers, such as vit_tiny_patch16_224; got Compac",
+        ),
+        ("model={name: test_resnet}", "timm's vision transformers"),
+        ("model.name=vit_tinny_patch16_224", "one of timm's; did you mean 'vit_tiny_patch16_224'?"),
+        ("model.args.num_heads=5", "do not fit: dim should be divisible by num_heads"),
+        ("method=simclr model.size=20", "faces of 20 px do not fit: Input height (20) doesn't"),
+        ("method=simclr model={name: resnet81}", "no network 'resnet81'"),
+        (
+            "model={weights: timm, pretraining_data: photos}",
+            "pretrain.model: weights: timm has no compact_resnet; name a weights file instead",
+        ),
+    ],
+)
+def test_load__a_pretraining_that_could_not_begin(tmp_path: Path, items: str, said: str) -> None:
+    assert small(tmp_path, text=MASKED).pretrain is not None
+    sets = [f"pretrain.{item}" for item in re.split(r" (?=\w+[.=])", items)]
+    (line,) = faults(tmp_path, *sets, text=MASKED)
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        ("train.workers=3", "teach.batch: 128 cannot be shared evenly by 3 workers"),
+        ("train.stage_workers={student: 3}", "student.labeled_batch: 64 cannot be shared evenly"),
+        ("student.mined_batch=127", "student.mined_batch: 127 cannot be shared evenly by 2"),
+        ("train.stage_workers={pretrain: 7}", "pretrain.batch: 256 cannot be shared evenly by 7"),
+    ],
+)
+def test_load__batches_that_workers_cannot_share(tmp_path: Path, item: str, said: str) -> None:
+    sets = ("train.workers=2", "pretrain={model: {size: 32}}")
+    assert small(tmp_path, *sets).train.workers == 2
+    (line,) = faults(tmp_path, *sets, item)
     assert said in line
 
 

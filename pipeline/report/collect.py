@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
 from pipeline import __version__
 from pipeline.config import Config
 from pipeline.errors import RunError
-from pipeline.evaluation import STUDENT
+from pipeline.evaluation import STUDENT, right_so_far
 from pipeline.images import decode
 from pipeline.report.calibration import bins_of, calibration, out_of_fold
 from pipeline.report.copies import copies
@@ -30,7 +29,7 @@ from pipeline.report.noise import noise
 from pipeline.report.pool import COLUMNS
 from pipeline.report.subgroups import subgroups
 from pipeline.run import Artifact, Run
-from pipeline.storage import Location, read_table
+from pipeline.storage import read_table
 from pipeline.training.watching import GUESSES, guesses_at
 
 STAGES = (
@@ -158,7 +157,10 @@ def _course(student: Artifact | None, truth: pa.Table) -> Course | None:
         return None
     steps = tuple(int(row["step"]) for row in rows)
     at = student.dir / GUESSES_FOLDER
-    judged = [_right(guesses_at(at, step), truth) for step in steps]
+    judged = [
+        right_so_far(read_table(guess), truth) if guess.exists() else (None, 0)
+        for guess in (guesses_at(at, step) for step in steps)
+    ]
     return Course(
         steps=steps,
         purity=tuple(purity for purity, _ in judged),
@@ -166,19 +168,6 @@ def _course(student: Artifact | None, truth: pa.Table) -> Course | None:
         used=tuple(row["used"] for row in rows),
         cuts={key.removeprefix(CUT): tuple(row[key] for row in rows) for key in names},
     )
-
-
-def _right(at: Location, truth: pa.Table) -> tuple[float | None, int]:
-    """Share of guesses that are right, each as much as it counted, and faces with a known truth."""
-    if not at.exists():
-        return None, 0
-    said = read_table(at)
-    answer = truth["label"].take(pc.index_in(said["id"], truth["id"].combine_chunks()))
-    known = pc.is_valid(answer).to_numpy()
-    right = np.asarray(pc.equal(said["label"], answer).fill_null(False))
-    weight = said["weight"].to_numpy().astype(np.float64) * known
-    total = weight.sum()
-    return (float(weight @ right / total) if total else None), int(known.sum())
 
 
 def _training_seconds(run: Run) -> dict[str, float]:

@@ -58,6 +58,12 @@ class LabelDecoderConfig(Config):
     depth: int = Field(default=1, ge=1)
     heads: int = Field(default=4, ge=1)
 
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> LabelDecoderConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width: {self.width} is no multiple of {self.heads} heads")
+        return self
+
 
 class PartialConfig(Config):
     """Where candidates come from and how the right one is found."""

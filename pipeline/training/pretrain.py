@@ -33,6 +33,8 @@ from pipeline.training.streamed import Reading, StreamedFaces, cut
 
 BACKBONE = "backbone"
 NONE_LEFT = "pretrain: no face of the pool is left to learn from"
+PROBES_FILE = "probes.json"
+"""Beside the history: what was seen of labeled faces on the way, step by step."""
 SHOWN = 8
 """Faces of a picture of reconstructions."""
 
@@ -89,7 +91,7 @@ def pretrain(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     if worker.rank == 0:
         at = location(job.out)
         (at / HISTORY_FILE).write_json(fitted.history)
-        (at / "probes.json").write_json(made.probes)
+        (at / PROBES_FILE).write_json(made.probes)
         facts["sha256"] = save_model(made.model, out, facts)
     worker.barrier()
     return facts

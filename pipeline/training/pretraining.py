@@ -63,6 +63,12 @@ class DecoderConfig(Config):
     depth: int = Field(default=8, ge=1)
     heads: int = Field(default=16, ge=1)
 
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> DecoderConfig:
+        if self.width % 4 or self.width % self.heads:
+            raise ValueError(f"width: {self.width} is no multiple of 4 and of {self.heads} heads")
+        return self
+
 
 class PretrainConfig(Schedule):
     """How a backbone is trained on the pool."""
@@ -98,9 +104,7 @@ class PretrainConfig(Schedule):
     @model_validator(mode="after")
     def _keys_come_from_an_average(self) -> PretrainConfig:
         if self.method == "moco" and self.ema is None:
-            raise ValueError(
-                "ema: moco's keys come from the average of the weights; expected e.g. 0.99"
-            )
+            raise ValueError("ema: moco's keys come from the average of the weights; say 0.99")
         return self
 
     @property

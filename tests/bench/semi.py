@@ -23,7 +23,7 @@ import numpy as np
 from pipeline.active import unpack
 from pipeline.config import digest
 from pipeline.job import SCHEMA_VERSION, settings
-from pipeline.metrics import paired_difference
+from pipeline.metrics import holm, paired_chance, paired_difference
 from pipeline.recipe import load
 from tests.bench import ferplus10
 from tests.bench.harness import ROOT, Bench, Cell, Gate, Records, main
@@ -171,14 +171,34 @@ def over_seeds(
 
 def difference(records: Records, row: str, labels: str = "10") -> tuple[Any, list[float]]:
     """Row minus control: paired bootstrap of the seed-averaged correctness, and each seed's."""
+    right = _correct(records, row, labels)
+    gaps = (right[0].mean(1) - right[1].mean(1)).tolist()
+    return paired_difference(right[0].mean(0), right[1].mean(0), 2000, 0), gaps
+
+
+def chances(records: Records, labels: str = "10") -> dict[str, float]:
+    """P-value of a row's difference from its control, of all rows but the controls.
+
+    That of the named row, which was chosen before, stands alone; those of all others that were
+    looked at are corrected for their number.
+    """
+    rows = [row for row in ROWS if row != control_of(row) and over_seeds(records, row, labels)]
+    alone = {}
+    for row in rows:
+        ours, control = _correct(records, row, labels)
+        alone[row] = paired_chance(ours.mean(0), control.mean(0))
+    others = [row for row in rows if row != NAMED]
+    return alone | dict(zip(others, holm([alone[row] for row in others]), strict=True))
+
+
+def _correct(records: Records, row: str, labels: str) -> list[np.ndarray]:
+    """Correctness (S, N) of a row and of its control, of the seeds that both have."""
     pair = over_seeds(records, row, labels)
     assert pair is not None
-    right = [
+    return [
         np.stack([unpack(r["metrics"]["correct"], r["n"]) for r in side]).astype(float)
         for side in pair
     ]
-    gaps = (right[0].mean(1) - right[1].mean(1)).tolist()
-    return paired_difference(right[0].mean(0), right[1].mean(0), 2000, 0), gaps
 
 
 BENCH = Bench(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from tests.bench import semi, streamed, training_speed
@@ -65,7 +67,9 @@ def _speed(records: Records) -> list[str]:
 def _body(records: Records) -> list[str]:
     parts = [
         f"{semi.PASSES:,} image passes for every row, pre-training and the labeler's forwards "
-        "included; the difference is to the control with the same network.",
+        "included; the difference is to the control with the same network. p: exact, by the faces "
+        "on which one of the two is right more often; that of the row named beforehand stands "
+        "alone, those of all others carry Holm's correction.",
         "",
     ]
     for labels in semi.FRACTIONS:
@@ -76,7 +80,7 @@ def _body(records: Records) -> list[str]:
 
 
 def _rows(records: Records, labels: str) -> list[str]:
-    rows = []
+    rows, chances = [], semi.chances(records, labels)
     for name in ROWS:
         there = [f"{name}-{labels}-s{seed}" for seed in semi.SEEDS]
         found = [records[cell]["metrics"] for cell in there if cell in records]
@@ -93,9 +97,17 @@ def _rows(records: Records, labels: str) -> list[str]:
                 spread([m["accuracy"] for m in found]),
                 f"{100 * np.mean([m['macro_f1'] for m in found]):.1f}",
                 gap,
+                _chance(name, chances),
                 f"{np.mean([m['passes'] for m in found]):,.0f}",
                 f"{np.mean([m['seconds'] for m in found]):,.0f}",
             ]
         )
-    head = ("row", "accuracy", "macro-F1", "minus its control", "image passes", "seconds")
+    head = ("row", "accuracy", "macro-F1", "minus its control", "p", "image passes", "seconds")
     return table(head, rows) if rows else ["missing"]
+
+
+def _chance(row: str, chances: Mapping[str, float]) -> str:
+    if row not in chances:
+        return "-"
+    said = "<0.001" if chances[row] < 0.001 else f"{chances[row]:.3f}"
+    return f"{said} (named)" if row == semi.NAMED else said

@@ -10,6 +10,7 @@ from helpers import flow
 from pipeline import conduct, stages
 from pipeline.artifacts import load_model
 from pipeline.recipe import load
+from pipeline.report.collect import collect
 
 ROOT = Path(__file__).parents[2]
 NET = (
@@ -47,6 +48,8 @@ def shipped(monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
         f"select={{policy: {recipe.select.policy}}}",
         f"student.online={student.online.model_dump_json()}",
         f"student.mined_weight={student.mined_weight}",
+        f"student.ramp={student.ramp}",
+        f"student.ema={student.ema}",
         f"student.targets={student.targets}",
         "student.warm_start=true",
     )
@@ -56,6 +59,11 @@ def test_ssfer__runs_from_reconstruction_to_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = flow.tiny(*SMALL, *shipped(monkeypatch))
+    config = recipe.student
+    assert config.online is not None
+    assert (config.online.thresholds.rule, config.online.thresholds.tau) == ("fixed", 0.7)
+    assert (config.online.labeler, config.online.weak) == ("ema", "weak")
+    assert (config.ema, config.mined_augment, config.targets) == (0.999, "strong", "hard")
     job = conduct.start(recipe, str(tmp_path / "run"), fresh=False, show_faces=False)
     conduct.run_all(job, None)
     spent = {name: job.run.artifact(name).facts["passes"] for name in ("pretrain", "teach")}
@@ -64,8 +72,23 @@ def test_ssfer__runs_from_reconstruction_to_report(
     student = job.run.artifact("student")
     assert student.facts["passes"] > sum(spent.values())
     history = (student.dir / "model" / "history.json").read_json()
-    assert [row["cut_happiness"] for row in history] == pytest.approx([0.7] * len(history))
+    cuts = [value for row in history for name, value in row.items() if name.startswith("cut_")]
+    assert cuts == pytest.approx([0.7] * 8 * len(history))
+    for row in history:  # lambda_u is 5 from the first step on
+        expected = row["labeled_loss"] + 5 * row["mined_loss"]
+        assert row["loss"] == pytest.approx(expected, rel=1e-4)
+    # The average of the weights labels: weak views are passed forward, and the strong ones taught.
+    spent["embed"] = job.run.artifact("embed").facts["passes"]
+    each = config.labeled_batch + config.mined_batch * (1 + 1 / 3)
+    own = student.facts["passes"] - sum(spent.values())
+    assert own == pytest.approx(config.steps * each)
     assert load_model(student.dir / "model").config.weights.endswith("backbone")
-    metrics = (job.run.artifact("evaluate").dir / stages.METRICS_FILE).read_json()
+    judged, course = job.run.artifact("evaluate").dir, collect(job.run, "ssfer", "c", False).course
+    assert course is not None
+    assert course.known == 512  # the pool's truth is known; so many of its 600 faces are watched
+    at = judged / "history.json"
+    purity = {row["step"]: row["purity"] for row in (at.read_json() if at.exists() else ())}
+    assert [purity.get(step) for step in course.steps] == list(course.purity)
+    metrics = (judged / stages.METRICS_FILE).read_json()
     assert "faces of the run's pool, mae" in metrics["protocol"]["pretraining_data"]
     assert "While the student learned" in (tmp_path / "run" / "report.html").read_text()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
-from helpers.toy import CONVNET, NAMES, RESNET, labeled
+from helpers.toy import BATCHNORM, CONVNET, GROUPNORM, NAMES, RESNET, VIT, labeled
 from helpers.workers import in_threads as meet_in_threads
 from torch import Tensor, nn
 
@@ -29,7 +29,7 @@ from pipeline.training.loop import (
     fit,
     local,
 )
-from pipeline.training.supervised import new_model
+from pipeline.training.supervised import Supervised, SupervisedConfig, new_model
 
 SCHEDULE = Schedule(steps=9, lr=1e-2)
 SLOW = Schedule(steps=9, lr=1e-3)
@@ -180,23 +180,84 @@ def test_fit__several_workers_equal_one(workers: int) -> None:
     assert several[0].passes == pytest.approx(9 * (16 + workers))  # 3 forwards on every worker
 
 
+RATES = {"sgd": 1e-2, "adamw": 1e-3}
+"""AdamW, which all trainings have by default, is blind to the size of a gradient; sgd is not."""
+
+
+def learn(
+    model: ModelConfig, worker: Worker, optimizer: str = "sgd", objective: Supervised | None = None
+) -> Fitted:
+    """A network learns labels, as teachers and controls do."""
+    schedule = Schedule.model_validate(
+        {"steps": 4, "lr": RATES[optimizer], "optimizer": optimizer, "clip": None}
+    )
+    return fit(objective or supervised(model), schedule, worker, seed=3)
+
+
+def supervised(model: ModelConfig, seed: int = 1) -> Supervised:
+    net, config = new_model(model, NAMES, seed), SupervisedConfig(batch=16, augment="plain")
+    return Supervised(net, config, labeled(40))
+
+
+def learn_in_threads(
+    model: ModelConfig, optimizer: str = "sgd"
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """State of the network in each of two workers; the second starts from other weights."""
+    ours, done = [supervised(model), supervised(model, seed=99)], {}
+
+    def run(rank: int, reduce: Callable[[Tensor], Tensor]) -> None:
+        worker = replace(local(dtype=torch.float32), rank=rank, world=2, sum_over_workers=reduce)
+        done[rank] = learn(model, worker, optimizer, ours[rank]).averaged.state_dict()
+
+    meet_in_threads(2, run)
+    return done[0], done[1]
+
+
+@pytest.mark.parametrize("optimizer", RATES)
+@pytest.mark.parametrize("model", [VIT, GROUPNORM], ids=["vit", "groupnorm"])
+def test_fit__two_workers_equal_one_in_every_weight(model: ModelConfig, optimizer: str) -> None:
+    start = supervised(model).modules().state_dict()
+    one = learn(model, local(dtype=torch.float32), optimizer).averaged.state_dict()
+    for both in learn_in_threads(model, optimizer):
+        for name, value in one.items():
+            torch.testing.assert_close(both[name], value, atol=1e-5, rtol=0, msg=name)
+            # The bound would mean little of weights that stand still; sgd moves some by as little.
+            assert optimizer == "sgd" or (value - start[name]).abs().max() > 1e-4, name
+
+
+def test_fit__batch_norms_see_their_own_workers_faces_on_cpus() -> None:
+    first, second = learn_in_threads(BATCHNORM)
+    kept = [name for name in first if "running" in name]
+    assert len(kept) == 2 * len([name for name in first if name.endswith("num_batches_tracked")])
+    for name, value in first.items():
+        if name in kept:
+            assert not torch.equal(value, second[name]), name
+        else:
+            torch.testing.assert_close(value, second[name], atol=0, rtol=0, msg=name)
+
+
 def _gloo(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
     )
-    fitted = fit(Toy(), SLOW, distributed(dtype=torch.float32), seed=3)
-    torch.save(meaningful(fitted), f"{folder}/{rank}.pt")
+    worker = distributed(dtype=torch.float32)
+    found = [meaningful(fit(Toy(), SLOW, worker, seed=3))]
+    found += [weights(learn(model, worker)) for model in (VIT, GROUPNORM)]
+    torch.save(found, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_fit__two_processes_equal_one(tmp_path: Path) -> None:
-    one = fit(Toy(), SLOW, local(dtype=torch.float32), seed=3)
+    worker = local(dtype=torch.float32)
+    expected = [meaningful(fit(Toy(), SLOW, worker, seed=3))]
+    expected += [weights(learn(model, worker)) for model in (VIT, GROUPNORM)]
     mp.spawn(_gloo, (str(tmp_path),), nprocs=2)
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        torch.testing.assert_close(found, meaningful(one), atol=1e-5, rtol=0)
+        for ours, one in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, one, atol=1e-5, rtol=0)
 
 
 def test_fit__workers_that_see_other_checkpoints_are_refused(tmp_path: Path) -> None:
