@@ -2,10 +2,10 @@
 
 What is at a path is told as `inspect` tells it; labels beside the pictures are not looked at. No
 Ray: one process, decode threads beside the forward pass. Memory is flat: a few hundred faces at a
-time, however many there are, but for compressed tars, which are read whole; results are written as
-they come. A bad image is a row with its reason. Faces are cropped as where the model learned, as
-far as a picture without box and landmarks can be, and stretched to a square; `crop` says otherwise,
-and `detect` finds all faces of photos first: rows are then faces, photo#0 to the left of photo#1.
+time, however many there are; results are written as they come. A bad image is a row with its
+reason. Faces are cropped as where the model learned, as far as a picture without box and landmarks
+can be, and stretched to a square; `crop` says otherwise, and `detect` finds all faces of photos
+first: rows are then faces, photo#0 to the left of photo#1.
 """
 
 from __future__ import annotations
