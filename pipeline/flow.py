@@ -90,6 +90,7 @@ def _describe(job: Job, table: pa.Table) -> pa.Table:
             "box": table["box"],
             "landmarks": table["landmarks"],
             "reason": pa.nulls(count, pa.string()),
+            "detail": pa.nulls(count, pa.string()),
         }
     )
     return describe(read, config.crop, config.color, threads=job.recipe.survey.threads)

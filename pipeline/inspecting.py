@@ -247,6 +247,7 @@ def as_read(table: pa.Table) -> pa.Table:
         "box": table["box"],
         "landmarks": table["landmarks"],
         "reason": pa.nulls(count, pa.string()),
+        "detail": pa.nulls(count, pa.string()),
     }
     return pa.table(columns, schema=READ)
 

@@ -236,13 +236,16 @@ def _runs(rows: Iterable[tuple[int, Entry]]) -> Iterator[Run]:
 
 
 def _face(at: Location, row: int, entry: Entry, data: bytes, load: Load) -> Face:
+    where = f"byte {entry.offset:,}"
     if entry.reason is not None:
-        return Face(entry.id, row, entry.group, reason=entry.reason)
+        said = f"{where}, when the file was listed"
+        return Face(entry.id, row, entry.group, reason=entry.reason, detail=said)
     try:
         image, group = load(at, entry, data)
     except RecordError as err:
         logger.debug("%s: %s", entry.id, err)
-        return Face(entry.id, row, entry.group, reason=err.reason)
+        said = f"{where}: {err.detail}"
+        return Face(entry.id, row, entry.group, reason=err.reason, detail=said)
     return Face(entry.id, row, group, image)
 
 

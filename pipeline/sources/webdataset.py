@@ -199,6 +199,7 @@ def _extract(archive: tarfile.TarFile, header: tarfile.TarInfo) -> bytes:
 
 
 def _stored(at: Location, entry: Entry, data: bytes) -> tuple[bytes, str | None]:
+    del at
     if len(data) < entry.size:
-        raise RecordError("truncated", f"{at}: {len(data):,} of {entry.size:,} bytes")
+        raise RecordError("truncated", f"{len(data):,} of {entry.size:,} bytes")
     return data, entry.group
