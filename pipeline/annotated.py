@@ -108,6 +108,7 @@ def _as_read(rows: pa.Table) -> pa.Table:
     made = {
         "position": pa.array(np.arange(count), pa.int64()),
         "reason": pa.nulls(count, pa.string()),
+        "detail": pa.nulls(count, pa.string()),
     }
     columns = [made[name] if name in made else rows[name] for name in READ.names]
     return pa.table(columns, schema=READ)

@@ -49,8 +49,8 @@ def save_model(model: FaceModel, at: Location, meta: Mapping[str, Any]) -> str:
     Args:
         model: any device; saved as it is.
         at: the folder; made if missing, replaced file by file.
-        meta: JSON-able facts kept with the model. `temperature`, `abstain_below` and `crop` are
-            read again by predict.
+        meta: JSON-able facts kept with the model. `temperature` and `crop` are read again by
+            predict.
 
     Returns:
         hex sha256 of `model.safetensors`.

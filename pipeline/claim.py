@@ -7,14 +7,17 @@ A place is taken by creating the next number exclusively, so exactly one of many
 and on S3. A driver of this machine is alive if its process is; one of another machine if its count
 rises while we watch: no clocks are compared. Correctness never hangs on it (the ledger's commits
 are exclusive and late attempts lose); this saves two drivers from doing the same work, and two
-trainings from writing the same checkpoints.
+trainings from writing the same checkpoints. A driver that could not write for longer than `WATCH`
+seconds may have been taken for dead: it looks, and stops where another has taken its place.
 
-Cost: one small file, written again every `BEAT` seconds. A driver of another machine that died is
+Cost: one small file, written again every `BEAT` seconds; a store that does not answer delays an
+end by `WATCH` seconds. A driver of another machine that died is
 replaced after `WATCH` seconds, one of this machine at once.
 """
 
 from __future__ import annotations
 
+import _thread
 import logging
 import math
 import os
@@ -39,6 +42,7 @@ DRIVERS = "drivers"
 BEAT = 10.0
 WATCH = 35.0
 """Longer than three beats: a write may be slow."""
+_SILENT = "claim: %s has not answered for %g s; waiting for it"
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,11 @@ def claimed(run: Location, part: Part) -> Iterator[None]:
         yield
     finally:
         done.set()
-        beating.join()
-        at.write_json({**mine, "beat": None})
+        leaving = threading.Thread(target=_leave, args=(at, mine, beating), daemon=True)
+        leaving.start()
+        leaving.join(WATCH)
+        if leaving.is_alive():
+            _LOG.warning("claim: %s does not answer; others wait until it is seen as dead", at)
 
 
 def _take(folder: Location, part: Part) -> tuple[Location, dict[str, Any]]:
@@ -117,14 +124,36 @@ def _take(folder: Location, part: Part) -> tuple[Location, dict[str, Any]]:
             return at, mine
 
 
+def _leave(at: Location, mine: dict[str, Any], beating: threading.Thread) -> None:
+    """Give the claim back, after the last beat: that must not come later."""
+    beating.join()
+    try:
+        if (newest := _newest(at.parent)) is None or newest == at:
+            at.write_json({**mine, "beat": None})
+    except (OSError, OmniferError) as error:
+        _LOG.warning("claim: not given back (%s); others wait until it is seen as dead", error)
+
+
 def _beat(at: Location, mine: dict[str, Any], done: threading.Event) -> None:
-    count = 0
+    count, last = 0, time.monotonic()
     while not done.wait(BEAT):
         count += 1
+        late = threading.Timer(WATCH, _LOG.warning, [_SILENT, at, WATCH])
+        late.daemon = True
+        late.start()
         try:
             at.write_json({**mine, "beat": count})
+            newest = _newest(at.parent) if time.monotonic() - last > WATCH else at
+            last = time.monotonic()
         except (OSError, OmniferError) as error:  # one that is missed must not end all that follow
             _LOG.warning("claim: heartbeat failed (%s); trying again", error)
+            continue
+        finally:
+            late.cancel()
+        if newest != at and not done.is_set():
+            _LOG.error("claim: %s: another driver took this run for dead and goes on; stopping", at)
+            _thread.interrupt_main()
+            return
 
 
 def _living(at: Location | None) -> dict[str, Any] | None:

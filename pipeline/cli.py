@@ -253,12 +253,16 @@ def plan(
 
 
 @app.command(rich_help_panel=PLACES_PANEL)
-def doctor() -> None:
+def doctor(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="also ask the tracking server that it names")
+    ] = None,
+) -> None:
     """Check Ray, CUDA, FAISS, shared memory, disk, tracking; exit 1 if something is missing."""
     from pipeline.doctor import checks
 
     table = Table("check", "state", "detail", box=None)
-    findings = checks()
+    findings = checks() if recipe is None else checks(_load(recipe, None).tracking.uri)
     for finding in findings:
         table.add_row(finding.name, "ok" if finding.ok else "PROBLEM", finding.detail)
     console.print(table, markup=False)

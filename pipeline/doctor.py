@@ -5,32 +5,46 @@ Starts nothing, writes nothing.
 
 from __future__ import annotations
 
+import http.client
 import importlib.metadata
 import os
 import shutil
+import socket
 import sys
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
 
 from pipeline import access
+from pipeline.calling import public
+from pipeline.tracking import OFF, TRACKING_URI
 
 DASHBOARD_PORT = 8265
 MIN_SHM_BYTES = 512 * 1024**2
 MIN_DISK_BYTES = 5 * 1024**3
+TRACKING_PATIENCE = 3.0
+"""Seconds that a tracking server may take to answer."""
+DATABASE_PORTS = {"postgresql": 5432, "postgres": 5432, "mysql": 3306, "mssql": 1433}
 PACKAGES = ("ray", "torch", "torchvision", "faiss-gpu", "pyarrow", "s3fs", "mlflow", "timm")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: `ok` is False only for what would stop a run."""
+    """One check: `ok` is False only for what would stop a run, or leave it unrecorded."""
 
     name: str
     ok: bool
     detail: str
 
 
-def checks() -> list[Finding]:
-    """Every check, in the order a run would meet the fault."""
+def checks(tracking: str | None = None) -> list[Finding]:
+    """Every check, in the order a run would meet the fault.
+
+    Args:
+        tracking: the MLflow tracking URI of a recipe; None: what the environment names.
+    """
     return [
         _python(),
         *(_package(name) for name in PACKAGES),
@@ -41,7 +55,7 @@ def checks() -> list[Finding]:
         _space("disk", Path.cwd(), MIN_DISK_BYTES),
         _address(),
         _dashboard(),
-        _tracking(),
+        _tracking(tracking),
     ]
 
 
@@ -109,6 +123,36 @@ def _dashboard() -> Finding:
     return Finding(name, False, f"port {DASHBOARD_PORT} is open to others without a token: {what}")
 
 
-def _tracking() -> Finding:
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    return Finding("tracking", True, "MLFLOW_TRACKING_URI is set" if uri else "local SQLite file")
+def _tracking(uri: str | None) -> Finding:
+    """Where runs are recorded, and whether that answers; a run goes on where it does not."""
+    named = uri or os.environ.get(TRACKING_URI)
+    if named == OFF:
+        return Finding("tracking", True, "off")
+    if not named:
+        return Finding("tracking", True, f"SQLite in the run folder ({TRACKING_URI} is not set)")
+    place, parts = public(named), urlsplit(named)
+    if parts.hostname is None:
+        return Finding("tracking", True, place)
+    why = _silent(place, parts)
+    if why is None:
+        return Finding("tracking", True, f"{place} answers")
+    return Finding("tracking", False, f"{place}: {why}; runs go on and tell it when it is back")
+
+
+def _silent(uri: str, parts: SplitResult) -> str | None:
+    """Why a tracking server or database is not there, in a few words; None: it is.
+
+    Asked without user and password: who refuses that is there.
+    """
+    try:
+        if parts.scheme in ("http", "https"):
+            with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=TRACKING_PATIENCE):
+                return None
+        port = parts.port or DATABASE_PORTS.get(parts.scheme.partition("+")[0])
+        if port is not None:
+            socket.create_connection((parts.hostname, port), TRACKING_PATIENCE).close()
+    except urllib.error.HTTPError as err:
+        return None if err.code in (401, 403) else f"answers {err.code} to /health"
+    except (OSError, ValueError, http.client.HTTPException) as err:
+        return f"does not answer within {TRACKING_PATIENCE:g} s ({type(err).__name__})"
+    return None

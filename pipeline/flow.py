@@ -18,12 +18,14 @@ from pipeline.artifacts import load_teacher
 from pipeline.config import digest
 from pipeline.job import Job, file_stamp
 from pipeline.labeled.reader import read_labeled
+from pipeline.labeled.synthetic import SyntheticSet
 from pipeline.ledger import Ledger
 from pipeline.models import PRETRAINED, TIMM, ModelConfig
 from pipeline.packs import content_digest
 from pipeline.placement import Operator
 from pipeline.plan import Plan, Slice
 from pipeline.pool import TRUTH_FILE, grouped, ledger, plan_at, pool_plan
+from pipeline.progress import console
 from pipeline.run import Artifact, Stage
 from pipeline.schema import label_names_of
 from pipeline.storage import Location, location, read_table, write_table
@@ -68,6 +70,9 @@ def read_labels(job: Job) -> None:
     if training.done is not None and test.done is not None:
         return
     found = read_labeled(job.recipe.labeled, job.removals, seed=job.recipe.seed)
+    if not isinstance(job.recipe.labeled, SyntheticSet):  # drawn people are nobody, and come again
+        for line in found.counts["parted_groups"]:
+            console.print(f"warning: labeled: {line}", markup=False, soft_wrap=True)
     is_test = pc.equal(found.table["role"], "test")
     for stage, rows in ((training, pc.invert(is_test)), (test, is_test)):
         if stage.done is None:
@@ -91,6 +96,7 @@ def _describe(job: Job, table: pa.Table) -> pa.Table:
             "box": table["box"],
             "landmarks": table["landmarks"],
             "reason": pa.nulls(count, pa.string()),
+            "detail": pa.nulls(count, pa.string()),
         }
     )
     return describe(read, config.crop, config.color, threads=job.recipe.survey.threads)

@@ -29,6 +29,7 @@ from pipeline.errors import RecordError, SourceError
 from pipeline.images import Crop
 from pipeline.labeled.reader import LabeledData
 from pipeline.labeled.records import Records, unlike_official
+from pipeline.labeled.splits import parted_groups
 from pipeline.recognizing import Found, recognize
 from pipeline.schema import EMOTIONS, OTHER, READ
 from pipeline.sources.reader import PoolSource, plan_slices, read_slice
@@ -50,6 +51,7 @@ class Inspection:
         classes: faces per role and emotion ("-" for none), of labeled sets.
         rules: as readers print them.
         dropped: faces that the reader leaves out, by why.
+        parted: groups that its own splits part, in lines.
         unlike: where the counts differ from the published ones; None where none are known.
         states: faces of the sample by "ok" or reason.
         sizes: width, height and count of the commonest picture sizes of the sample.
@@ -64,6 +66,7 @@ class Inspection:
     classes: dict[str, Counter[str]] = field(default_factory=dict)
     rules: dict[str, Any] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
+    parted: list[str] = field(default_factory=list)
     unlike: list[str] | None = None
     states: Counter[str] = field(default_factory=Counter)
     sizes: list[tuple[int, int, int]] = field(default_factory=list)
@@ -101,6 +104,7 @@ def said(seen: Inspection) -> list[str]:
         lines.append(f"{role}: {counts.total():,} ({each})")
     lines += [f"rule {rule}: {counts}" for rule, counts in seen.rules.items()]
     lines += [f"left out: {n:,} ({why})" for why, n in seen.dropped.items() if n]
+    lines += [f"warning: {line}" for line in seen.parted]
     if seen.unlike is not None:
         lines += seen.unlike or ["counts are the published ones"]
     states = ", ".join(f"{state} {n:,}" for state, n in seen.states.most_common())
@@ -137,6 +141,7 @@ def _labeled(found: Found, work: Location, model: Teacher | None) -> Inspection:
         classes=classes,
         rules=records.rules,
         dropped=records.dropped,
+        parted=parted_groups(table["group"].to_pylist(), roles),
         unlike=unlike_official(records) if records.official else None,
     )
     captions = [labels[row] or "no label" for row in chosen]
@@ -247,6 +252,7 @@ def as_read(table: pa.Table) -> pa.Table:
         "box": table["box"],
         "landmarks": table["landmarks"],
         "reason": pa.nulls(count, pa.string()),
+        "detail": pa.nulls(count, pa.string()),
     }
     return pa.table(columns, schema=READ)
 

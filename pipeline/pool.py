@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ from pipeline.errors import BudgetError, IdentityError, PartDone
 from pipeline.images import DECODER
 from pipeline.job import Job
 from pipeline.ledger import Ledger
+from pipeline.ordered import in_order
 from pipeline.parquet import Writer
 from pipeline.plan import CHUNK, Plan, Slice, number_of
 from pipeline.progress import meter
@@ -41,6 +43,8 @@ PLAN_FILE = "plan.json"
 QUARANTINE_FILE = "quarantine.parquet"
 NO_YIELD = ("rows", "quarantined", "key")
 """What operators return beside counts per class."""
+READERS = 16
+"""Slices of an earlier plan that are looked up at a time."""
 
 
 def done(stage: Stage) -> Artifact:
@@ -66,8 +70,7 @@ def plan_pool(job: Job) -> tuple[Stage, Plan]:
     identity = {"pool": base.digest, "decoder": DECODER}
     earlier = _earlier(job.run.find("survey", job.identity("survey", identity)))
     if job.removals or (earlier is not None and earlier.removals):
-        keyed_slices = (keyed(slice, job.removals, earlier) for slice in base)
-        base = Plan.write(home / "keyed.parquet", keyed_slices)
+        base = Plan.write(home / "keyed.parquet", renamed(base, job.removals, earlier))
     try:
         stage = job.open("survey", identity, plan=base.digest, firm=["pool", "decoder"])
     except IdentityError as err:
@@ -84,6 +87,11 @@ def plan_pool(job: Job) -> tuple[Stage, Plan]:
     return stage, plan
 
 
+def renamed(base: Plan, removals: Removals, earlier: Earlier | None) -> Iterator[Slice]:
+    """The slices under the keys that a removal list gives them; some are looked up at a time."""
+    return in_order(partial(keyed, removals=removals, earlier=earlier), base, READERS)
+
+
 def write_truth(job: Job, stage: Stage, plan: Plan) -> None:
     """Hidden truth of the pool, in a file that only evaluate and report open."""
     tables = [read_table(job.run.artifact("labeled").dir / TRUTH_FILE)]
@@ -97,7 +105,10 @@ def write_truth(job: Job, stage: Stage, plan: Plan) -> None:
 
 
 def _earlier(at: Location | None) -> Earlier | None:
-    """What the last plan of this survey knows; None where there was none."""
+    """What the last plan of this survey knows; None where there was none.
+
+    It may be asked by many threads: on S3 every slice asked for is three or four requests.
+    """
     if at is None or not (at / PLAN_FILE).exists():
         return None
     last = (at / PLAN_FILE).read_json()
@@ -108,10 +119,11 @@ def _earlier(at: Location | None) -> Earlier | None:
     def surveyed(key: str) -> tuple[Slice, pa.Table] | None:
         nonlocal chunk
         number = number_of(key)  # every plan of a pool numbers its slices without a gap
-        if not chunk or not 0 <= number - number_of(chunk[0].key) < len(chunk):
+        held = chunk  # other threads replace it
+        if not held or not 0 <= number - number_of(held[0].key) < len(held):
             first = number // CHUNK * CHUNK
-            chunk = plan.slices(first, first + CHUNK)
-        slice = chunk[number % CHUNK] if number % CHUNK < len(chunk) else None
+            chunk = held = plan.slices(first, first + CHUNK)
+        slice = held[number % CHUNK] if number % CHUNK < len(held) else None
         if slice is None or ledger.find(slice.key) is None:
             return None
         return slice, ledger.read(slice.key, ["id", "sha256", "group"])

@@ -2,10 +2,10 @@
 
 What is at a path is told as `inspect` tells it; labels beside the pictures are not looked at. No
 Ray: one process, decode threads beside the forward pass. Memory is flat: a few hundred faces at a
-time, however many there are, but for compressed tars, which are read whole; results are written as
-they come. A bad image is a row with its reason. Faces are cropped as where the model learned, as
-far as a picture without box and landmarks can be, and stretched to a square; `crop` says otherwise,
-and `detect` finds all faces of photos first: rows are then faces, photo#0 to the left of photo#1.
+time, however many there are; results are written as they come. A bad image is a row with its
+reason. Faces are cropped as where the model learned, as far as a picture without box and landmarks
+can be, and stretched to a square; `crop` says otherwise, and `detect` finds all faces of photos
+first: rows are then faces, photo#0 to the left of photo#1.
 """
 
 from __future__ import annotations
@@ -62,8 +62,10 @@ def predict(
         path: one image, a folder of images, a container of any pool kind, a folder of those, or
             a numbered pattern such as `faces-{000..146}.tar`.
         out: `.parquet` or `.csv`; appears when everything is written.
-        abstain: rows whose highest probability is below this are marked; None takes the cut that
-            is stored with the model (`abstain_below`), if any.
+        abstain: rows whose highest probability is below this are marked; None: no row. A teacher's
+            probabilities are calibrated, each member's on labeled faces that it had not seen. A
+            student's are not: it has seen all of them. The reliability diagram of a run's report
+            shows what its probabilities are worth on the test faces.
         crop: which part of each picture is the face; None: the central fraction that the model
             learned from, if any; with a detector the box with its margin, or its alignment.
         detect: find the faces of photos first; None: every picture is a face.
@@ -85,7 +87,6 @@ def predict(
     model = on_node(model_at)
     teacher = load_any(model)
     meta = read_meta(model)
-    cut = meta.get("abstain_below") if abstain is None else abstain
     config = config or _this_machine()
     forward = Forward(teacher, config)
     seen = teacher.members[0].config
@@ -103,7 +104,7 @@ def predict(
             for pixels, found in decoder.batches(table, crop, "rgb"):
                 probs.append(teacher.probs(forward(pixels)[1]).cpu().numpy()[: len(found)])
                 reasons.extend(found)
-            rows = _rows(table, np.concatenate(probs), reasons, teacher, cut, schema)
+            rows = _rows(table, np.concatenate(probs), reasons, teacher, abstain, schema)
             writer.write(rows)
             counts["images"] += rows.num_rows
             counts["quarantined"] += sum(reason is not None for reason in reasons)
@@ -198,14 +199,14 @@ def _rows(
     probs: np.ndarray,
     reasons: list[str | None],
     teacher: Teacher,
-    cut: float | None,
+    abstain: float | None,
     schema: pa.Schema,
 ) -> pa.Table:
     names = np.array(teacher.label_names, dtype=object)
     good = np.array([reason is None for reason in reasons], dtype=bool)
     probs = probs[good]
     ranked = np.argsort(-probs, axis=1, kind="stable")
-    below = probs.max(axis=1, initial=0) < (0 if cut is None else cut)
+    below = probs.max(axis=1, initial=0) < (abstain or 0)
     found = [*probs.T, names[ranked[:, 0]], names[ranked[:, 1]], below]
     kinds = [field.type for field in schema if field.name not in (*SIDES, *_AROUND)]
     sides = []

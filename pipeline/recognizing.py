@@ -62,6 +62,7 @@ CODES = {"usage", "image", "emotion"}
 LABEL_COLUMNS = ("label", "emotion", "expression")
 IMAGE_COLUMNS = ("image", "img", "jpg", "face")
 PATH_COLUMNS = (*IMAGE_COLUMNS, "path", "file")
+GROUP_COLUMNS = ("group", "person", "person_id", "subject", "subject_id", "identity", "video")
 LONGEST = 65_536  # bytes of a header
 LISTED = 2000  # names that recognition looks at
 
@@ -211,6 +212,8 @@ def _table(
         return None
     table = {"kind": "table", "path": at.uri, "image_column": column, "label_column": label}
     table |= {"split_column": "split"} if "split" in names else {}
+    group = next((name for name in GROUP_COLUMNS if name in names), None)
+    table |= {} if group is None else {"group_column": group}
     return Found("labeled", table, f"columns {column} and {label}")
 
 

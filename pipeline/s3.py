@@ -3,6 +3,10 @@
 s3fs is imported at the first use (about half a second); the endpoint and the credentials come from
 the usual AWS environment. Throttling (503), timeouts and broken connections are repeated by the
 client, conflicts of conditional writes (409) here.
+
+Patience: a store that accepts requests and answers none is an error after about 8 minutes, where
+the call reads an object after 16; one that answers 503 after about one minute, "SlowDown" after two
+to four.
 """
 
 from __future__ import annotations
@@ -18,8 +22,10 @@ WAITS = (0.1, 0.2, 0.4, 0.8, 1.6)
 _CLIENT = {
     "retries": {"max_attempts": 8, "mode": "standard"},  # 503, timeouts, broken connections
     "connect_timeout": 10,
-    "read_timeout": 60,
+    "read_timeout": 20,  # between two packets, and from the last byte sent to the first answer
 }
+_REPEATS = 2
+"""Of all that the client has tried, by s3fs; its five are 25 where it reads an object."""
 
 
 def filesystem() -> Any:
@@ -27,7 +33,9 @@ def filesystem() -> Any:
     import s3fs
 
     # fsspec keeps one instance per thread; its listings cache would hide other writers' files
-    return s3fs.S3FileSystem(use_listings_cache=False, config_kwargs=_CLIENT)
+    found = s3fs.S3FileSystem(use_listings_cache=False, config_kwargs=_CLIENT)
+    found.retries = _REPEATS
+    return found
 
 
 def create(key: str, data: bytes) -> bool:

@@ -132,6 +132,7 @@ READ = pa.schema(
         pa.field("box", BOX),  # if the source has it
         pa.field("landmarks", LANDMARKS),  # if the source has them
         pa.field("reason", pa.string()),  # null, or why the record could not be read
+        pa.field("detail", pa.string()),  # beside a reason: what was found, at which byte
     ]
 )
 """What a source yields for one slice."""
@@ -153,7 +154,7 @@ FACES = pa.schema(
         pa.field("brightness", pa.float32()),  # mean gray level, 0-255
         pa.field("contrast", pa.float32()),  # standard deviation of the gray level, 0-255
         pa.field("sharpness", pa.float32()),  # variance of the Laplacian at 48 px
-        pa.field("detail", pa.string()),  # of a quarantined face: what the decoder said
+        pa.field("detail", pa.string()),  # of a quarantined face: what reader or decoder said
         pa.field("head", pa.binary()),  # of a quarantined face: its first HEAD bytes
     ]
 )

@@ -31,7 +31,7 @@ MOST_ATTEMPTS = 3
 SECONDS = 60.0
 """Longest time for one face, the child's start included."""
 DECODE = "pipeline.images:decode"
-_REASON = READ.get_field_index("reason")
+_REASON, _DETAIL = map(READ.get_field_index, ("reason", "detail"))
 
 
 def screen(table: pa.Table, *, look: str = DECODE, seconds: float = SECONDS) -> pa.Table:
@@ -42,7 +42,7 @@ def screen(table: pa.Table, *, look: str = DECODE, seconds: float = SECONDS) -> 
         look: "module:function" that is called with the encoded bytes; a RecordError is no crash.
         seconds: longest time for one face.
     """
-    reasons = table["reason"].to_pylist()
+    reasons, details = table["reason"].to_pylist(), table["detail"].to_pylist()
     child: _Child | None = None
     try:
         for row, image in enumerate(table["image"]):
@@ -52,12 +52,14 @@ def screen(table: pa.Table, *, look: str = DECODE, seconds: float = SECONDS) -> 
             child = child or _Child(look)
             if not child.survives(data, seconds):
                 reasons[row] = "crashed"
+                details[row] = f"its decoder ended, or took more than {seconds:g} s"
                 child.end()
                 child = None
     finally:
         if child is not None:
             child.end()
-    return table.set_column(_REASON, READ.field("reason"), pa.array(reasons, pa.string()))
+    table = table.set_column(_REASON, READ.field("reason"), pa.array(reasons, pa.string()))
+    return table.set_column(_DETAIL, READ.field("detail"), pa.array(details, pa.string()))
 
 
 class _Child:

@@ -76,17 +76,18 @@ def describe(table: pa.Table, crop: Crop, color: Color, *, threads: int) -> pa.T
     """What is to know about the faces of a READ table, as FACES, row by row in the same order.
 
     Where `color` is gray the pixel digest is of the luma, so that a picture and its gray copy are
-    twins. Bad faces keep their row: quarantined, with the reason, what the decoder said, and their
-    sha256 and first bytes if they have any. A face all of one gray level is quarantined as blank.
+    twins. Bad faces keep their row: quarantined, with the reason, what reader or decoder said, and
+    their sha256 and first bytes if they have any. A face all of one gray level is blank, and
+    quarantined.
     """
     encoded = table["image"].to_pylist()
     boxes, landmarks = table["box"].to_pylist(), table["landmarks"].to_pylist()
-    reasons = table["reason"].to_pylist()
+    reasons, details = table["reason"].to_pylist(), table["detail"].to_pylist()
 
     def look(row: int) -> _Seen | RecordError:
         data = encoded[row]
         if reasons[row] is not None or data is None:
-            return RecordError(reasons[row] or "unreadable")
+            return RecordError(reasons[row] or "unreadable", details[row] or "")
         try:
             return _look(data, crop, color, boxes[row], landmarks[row])
         except RecordError as err:

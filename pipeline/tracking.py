@@ -40,6 +40,7 @@ OFF = "off"
 CHILD = "omnifer.child"
 """Tag of a child run: by which it is found again."""
 WAITING = "tracking-waiting"
+TRACKING_URI = "MLFLOW_TRACKING_URI"
 """Folder of a run for what a server that is gone should hear."""
 BATCH = 500  # MLflow takes at most 1,000 metrics and 100 parameters in one call
 PARAMS_BATCH = 100
@@ -71,7 +72,8 @@ def _off(value: Any) -> Any:
 class TrackingConfig(Config):
     """Where runs are recorded."""
 
-    # MLflow tracking URI; None: SQLite in the run folder; off: nowhere
+    # MLflow tracking URI; None: what MLFLOW_TRACKING_URI names, else SQLite in the run folder;
+    # off: nowhere
     uri: Annotated[str | None, BeforeValidator(_off)] = None
     experiment: str = "omnifer"
     register_as: str | None = None  # name of the student in the model registry; None: nowhere
@@ -84,12 +86,14 @@ def connect(uri: str | None, experiment: str, run_dir: Location) -> Tracker:
     The id that ties a resumed run to its MLflow parent is kept in `run_dir`/tracking.json.
 
     Args:
-        uri: MLflow tracking URI; None for `run_dir`/mlflow.db; "off" records nothing.
+        uri: MLflow tracking URI; None for that of the environment (MLFLOW_TRACKING_URI), else
+            `run_dir`/mlflow.db; "off" records nothing.
         experiment: name of the MLflow experiment; made if it is not there.
         run_dir: the run folder.
     """
     if uri == OFF:
         return Tracker(None, None, OFF)
+    uri = uri or os.environ.get(TRACKING_URI) or None
     if uri is None and not run_dir.is_local:
         logger.warning("tracking is off: SQLite cannot live on %s; set tracking.uri", run_dir.uri)
         return Tracker(None, None, OFF)

@@ -16,7 +16,8 @@ def predict(
     path: Annotated[str, typer.Argument(help="image, folder, container or {000..146} pattern")],
     out: Annotated[Path, typer.Option("--out", help="preds.parquet or preds.csv")],
     abstain: Annotated[
-        float | None, typer.Option(min=0, max=1, help="mark faces below this confidence")
+        float | None,
+        typer.Option(min=0, max=1, help="mark faces below this confidence; none by default"),
     ] = None,
     detect: Annotated[
         str | None,

@@ -86,7 +86,7 @@ def test_load_model__damage_and_foreign_folders_are_named(tmp_path):
 
 def test_save_teacher__round_trip_is_bit_equal(tmp_path):
     teacher, at = tiny_teacher(), location(tmp_path)
-    sha256 = save_teacher(teacher, at, {"abstain_below": 0.4})
+    sha256 = save_teacher(teacher, at, {"seen": 0.4})
     again = load_teacher(at)
     for name in ("prototypes", "prototype_labels", "bank", "bank_labels"):
         assert torch.equal(getattr(again, name), getattr(teacher, name)), name
@@ -96,7 +96,7 @@ def test_save_teacher__round_trip_is_bit_equal(tmp_path):
     x = faces(4)
     for ours, theirs in zip(teacher.represent(x), again.represent(x), strict=True):
         assert torch.equal(ours, theirs)
-    assert read_meta(at) == {"abstain_below": 0.4}
+    assert read_meta(at) == {"seen": 0.4}
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file() and p.suffix == ".pkl") == []
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -170,6 +171,56 @@ def test_claimed__goes_on_beating_after_a_failed_write(
             time.sleep(0.01)
     assert "heartbeat failed" in caplog.text
     assert "Input/output error" in caplog.text
+
+
+@pytest.fixture
+def stalled() -> Iterator[tuple[Location, threading.Event]]:
+    """A store whose requests wait while the event is not set."""
+    answers = threading.Event()
+    answers.set()
+    with s3_bucket(lambda method, path: answers.wait(30) and None) as root:
+        yield root, answers
+        answers.set()
+
+
+def test_claimed__a_store_that_does_not_answer_delays_no_end(
+    stalled: tuple[Location, threading.Event],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(claim, "BEAT", 0.1)
+    monkeypatch.setattr(claim, "WATCH", 1.0)
+    run, answers = stalled
+    with claimed(run, WHOLE):
+        answers.clear()
+        time.sleep(2)
+        assert "has not answered for 1 s; waiting for it" in caplog.text
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    assert "does not answer; others wait until it is seen as dead" in caplog.text
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_claimed__who_was_silent_for_long_stops_if_another_took_over(
+    stalled: tuple[Location, threading.Event], monkeypatch: pytest.MonkeyPatch, taken: bool
+) -> None:
+    monkeypatch.setattr(claim, "BEAT", 0.1)
+    monkeypatch.setattr(claim, "WATCH", 1.0)
+    run, answers = stalled
+    other, stopped = run / "drivers" / "1of1" / "000002.json", False
+    with claimed(run, WHOLE):
+        try:
+            if taken:
+                other.write_json({**claim._self(), "machine": "another", "beat": 7})
+            answers.clear()
+            time.sleep(1.5)
+            answers.set()
+            time.sleep(3)
+        except KeyboardInterrupt:
+            stopped = True
+    assert stopped is taken
+    assert [record["beat"] for record in records(run, "1of1")][1:] == ([7] if taken else [])
+    assert (records(run, "1of1")[0]["beat"] is None) is not taken
 
 
 def test_claimed__is_given_back_after_an_error(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def read_rows(images, reasons=None, groups=None):
     n = len(images)
     columns = [
         [f"p{i}.png" for i in range(n)], list(range(n)), groups or [None] * n, images,
-        [None] * n, [None] * n, reasons or [None] * n,
+        [None] * n, [None] * n, reasons or [None] * n, [None] * n,
     ]  # fmt: skip
     arrays = [pa.array(c, f.type) for c, f in zip(columns, READ, strict=True)]
     return pa.table(arrays, schema=READ)

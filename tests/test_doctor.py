@@ -1,5 +1,10 @@
 """doctor names every package and tells a stopper from a remark."""
 
+import http.server
+import socket
+import threading
+import time
+
 import pytest
 
 from pipeline import access, doctor
@@ -8,7 +13,8 @@ from pipeline import access, doctor
 @pytest.fixture(autouse=True)
 def bare(monkeypatch, tmp_path):
     """No cluster and no token of whoever runs the tests."""
-    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+    ray = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+    for name in (*ray, "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
 
@@ -60,3 +66,57 @@ def test_dashboard__open_to_others_without_a_token(monkeypatch, outside, wants, 
     monkeypatch.setattr(access, "listens_outside", lambda port: outside and port == 8265)
     monkeypatch.setattr(access, "wants_token", lambda server: wants)
     assert doctor._dashboard().ok is ok
+
+
+class Health(http.server.BaseHTTPRequestHandler):
+    """A tracking server that answers `code` to /health, and 404 to all else."""
+
+    code = 200
+
+    def do_GET(self):
+        self.send_response(self.code if self.path == "/health" else 404)
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Health) as found:
+        thread = threading.Thread(target=found.serve_forever)
+        thread.start()
+        yield f"http://person:secret@127.0.0.1:{found.server_port}"
+        found.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(("code", "ok"), [(200, True), (401, True), (500, False)])
+def test_tracking__a_server_is_asked(server, monkeypatch, code, ok):
+    monkeypatch.setattr(Health, "code", code)
+    plain = server.replace("person:secret@", "")
+    for uri, named in ((plain, None), (None, plain)):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", named or "")
+        found = doctor._tracking(uri)
+        assert found.ok is ok, found
+        assert found.detail.startswith(plain)
+    assert "secret" not in doctor._tracking(server).detail
+
+
+@pytest.mark.parametrize("scheme", ["http", "postgresql"])
+def test_tracking__a_closed_port_and_a_silent_server_take_seconds(monkeypatch, scheme):
+    monkeypatch.setattr(doctor, "TRACKING_PATIENCE", 0.5)
+    closed = doctor._tracking(f"{scheme}://127.0.0.1:9/x")
+    assert (closed.ok, closed.detail.count("\n")) == (False, 0)
+    assert "does not answer within 0.5 s" in closed.detail
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        found = doctor._tracking(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}")
+        assert time.monotonic() - began < 5
+        assert found.ok is (scheme == "postgresql")  # a database that listens is there
+
+
+def test_tracking__files_and_off_are_not_asked():
+    assert doctor._tracking(None).detail.startswith("SQLite in the run folder")
+    assert doctor._tracking("sqlite:///a.db").detail == "sqlite:///a.db"
+    assert doctor._tracking("off").detail == "off"

@@ -40,6 +40,7 @@ def read_table(images, reasons=None):
         [None] * n,
         [None] * n,
         reasons or [None] * n,
+        [None] * n,
     ]
     return pa.table(columns, schema=READ)
 

@@ -55,6 +55,7 @@ def faces(prefix: str, encoded: Sequence[bytes], crop: Crop | None = None) -> pa
         "box": [None] * count,
         "landmarks": [None] * count,
         "reason": [None] * count,
+        "detail": [None] * count,
     }
     return describe(pa.table(columns, schema=READ), crop or Crop(), "gray", threads=2)
 

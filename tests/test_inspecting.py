@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -89,6 +90,22 @@ def test_inspect__counts_classes_of_a_labeled_set(tmp_path: Path) -> None:
     assert lines[0].endswith("3 faces")
     assert "train: 2 (happiness 2)" in lines
     assert "test: 1 (fear 1)" in lines
+
+
+def test_inspect__warns_of_people_on_both_sides_of_a_split(tmp_path: Path) -> None:
+    rows = {
+        "path": [f"{i}.jpg" for i in range(3)],
+        "emotion": ["happy", "sad", "sad"],
+        "subject": [7, 8, 7],
+        "split": ["train", "train", "test"],
+    }
+    for name in rows["path"]:
+        folder(tmp_path, [name])
+    pcsv.write_csv(pa.table(rows), tmp_path / "faces.csv")
+    lines = said(inspect(str(tmp_path / "faces.csv"), location(tmp_path / "work")))
+    assert "group_column: subject" in lines[1]
+    (warning,) = [line for line in lines if line.startswith("warning: ")]
+    assert "1 group(s), such as '7', are in both train and test: 1 of 1 test faces" in warning
 
 
 class Brightness:

@@ -1,19 +1,24 @@
 """Proves what a run keeps about its pool: the plan, the hidden truth, the budget of bad faces."""
 
 import os
+import threading
+import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers import flow
+from helpers.s3 import s3_bucket
 
-from pipeline import pool, stages, synthetic
+from pipeline import pool, sealing, stages, synthetic
 from pipeline.errors import BudgetError, IdentityError
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan, Slice
 from pipeline.run import Run
 from pipeline.schema import EMOTIONS, FACES
+from pipeline.sources import reader
+from pipeline.sources.removals import Removals
 from pipeline.storage import location, read_table
 
 
@@ -44,6 +49,39 @@ def test_plan_pool__removed_face_renames_its_slice_and_no_other(
     assert [i for i in range(10) if now[i] != keys[i]] == [4]
     assert now[4] == f"{keys[4]}.r{job.removals.digest[:8]}"
     assert [s.key for s in Ledger(stage.dir).pending(plan)] == [now[4]]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_renamed__looks_slices_up_side_by_side(packed: bool) -> None:
+    """As one after the other, at several requests to a store at a time."""
+    under_way, most, lock = 0, 0, threading.Lock()
+
+    def slow(method: str, path: str) -> None:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.05)
+        with lock:
+            under_way -= 1
+
+    slices = [Slice(f"s{i:07d}", 0, "web", "m", 2 * i, 2 * i + 2, "f", 2) for i in range(12)]
+    with s3_bucket(slow) as bucket:
+        at = bucket / "survey"
+        plan, ledger = Plan.write(at / "plan.parquet", slices), Ledger(at)
+        (at / pool.PLAN_FILE).write_json({"file": "plan.parquet", "removed": []})
+        for slice in slices:
+            rows = [{"id": f"web/{slice.start + i}", "position": i, "status": "ok"} for i in (0, 1)]
+            ledger.commit(slice, pa.Table.from_pylist(rows, schema=FACES))
+        if packed:
+            sealing.seal(ledger, plan)
+            sealing.sweep(ledger, plan)
+        removals, earlier = Removals(frozenset(["web/5", "web/22"])), pool._earlier(at)
+        most = 0
+        keys = [slice.key for slice in pool.renamed(plan, removals, earlier)]
+        assert most >= 4
+        assert keys == [reader.keyed(slice, removals, earlier).key for slice in plan]
+        assert [i for i in range(12) if keys[i] != slices[i].key] == [2, 11]
 
 
 def test_plan_pool__a_changed_pool_or_decoder_is_refused(

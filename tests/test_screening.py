@@ -46,6 +46,7 @@ def table(images: list[bytes | None], reasons: dict[int, str] | None = None) -> 
         "box": [None for _ in rows],
         "landmarks": [None for _ in rows],
         "reason": [(reasons or {}).get(i) for i in rows],
+        "detail": [None for _ in rows],
     }
     return pa.table(columns, schema=READ)
 
@@ -56,7 +57,10 @@ def test_screen__marks_who_kills_or_blocks_and_nobody_else(monkeypatch) -> None:
     found = screen(given, look=LOOK, seconds=5)
     wanted = [None, "crashed", None, "crashed", None, "truncated", None]
     assert found["reason"].to_pylist() == wanted
-    assert found.drop_columns("reason") == given.drop_columns("reason")
+    ours = ["reason", "detail"]
+    assert found.drop_columns(ours) == given.drop_columns(ours)
+    said = "its decoder ended, or took more than 5 s"
+    assert found["detail"].to_pylist() == [None, said, None, said, None, None, None]
     assert found.schema == READ
 
 

@@ -13,7 +13,7 @@ import pytest
 from helpers.s3 import s3_bucket
 
 from pipeline import s3
-from pipeline.errors import SourceError
+from pipeline.errors import RunError, SourceError
 from pipeline.storage import Location, location, read_table, write_table
 
 
@@ -265,3 +265,27 @@ def test_files__follow_links_but_not_in_circles(tmp_path: Path) -> None:
     (tmp_path / "real/up").symlink_to(tmp_path)
     names = [f.uri.removeprefix(f"{tmp_path}/") for f in location(tmp_path).files([".jpg"])]
     assert names == ["link/1.jpg", "real/1.jpg"]
+
+
+def test_s3__a_store_that_never_answers_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the client's tries is repeated once, where an object is read twice over."""
+    patience = {**s3._CLIENT, "read_timeout": 0.3, "retries": {"total_max_attempts": 1}}
+    monkeypatch.setattr(s3, "_CLIENT", patience)
+    asked: list[str] = []
+    answers = threading.Event()
+    answers.set()
+
+    def seen(method: str, path: str) -> None:
+        asked.append(method)
+        answers.wait(30)
+
+    with s3_bucket(seen) as root:
+        (root / "x").write_bytes(b"1")
+        for call, most in (((root / "x").read_bytes, 4), ((root / "x").remove, 2)):
+            asked.clear()
+            answers.clear()
+            with pytest.raises(RunError, match=r"s3://faces/runs/x: .*[Tt]imeout") as raised:
+                call()
+            answers.set()
+            assert 1 <= len(asked) <= most
+            assert "\n" not in str(raised.value)

@@ -30,6 +30,7 @@ def read_table(encoded: list[bytes | None], reasons: dict[int, str] | None = Non
             "box": [None] * count,
             "landmarks": [None] * count,
             "reason": [(reasons or {}).get(i) for i in range(count)],
+            "detail": ["said" if i in (reasons or {}) else None for i in range(count)],
         },
         schema=READ,
     )
@@ -63,6 +64,7 @@ def test_describe__one_row_per_record_with_its_reason() -> None:
     details = faces["detail"].to_pylist()
     assert details[:2] == [None, None]
     assert details[2] == "0 bytes"
+    assert details[6] == "said"
 
 
 def test_describe__columns_are_those_of_the_cropped_face() -> None:

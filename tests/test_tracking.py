@@ -15,7 +15,7 @@ import pytest
 from pipeline.calling import public
 from pipeline.registering import Graph, keep
 from pipeline.storage import location
-from pipeline.tracking import CALL_ENVIRONMENT, WAITING, Input, Tracker, connect
+from pipeline.tracking import CALL_ENVIRONMENT, TRACKING_URI, WAITING, Input, Tracker, connect
 
 
 @pytest.fixture(scope="module")
@@ -301,6 +301,18 @@ def test_connect__off_writes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFi
     tracker.close()
     assert list(tmp_path.iterdir()) == []
     assert caplog.records == []
+
+
+def test_connect__the_environment_names_the_server_where_the_recipe_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TRACKING_URI, f"sqlite:///{tmp_path}/ours.db")
+    for uri, place in ((None, "ours.db"), (f"sqlite:///{tmp_path}/own.db", "own.db")):
+        tracker = connect(uri, "faces", location(tmp_path / "run"))
+        tracker.close()
+        assert tracker.place == f"sqlite:///{tmp_path}/{place}"
+        assert (tmp_path / place).exists()
+    assert not (tmp_path / "run" / "mlflow.db").exists()
 
 
 def test_connect__run_on_s3_without_a_server_is_off_and_says_so(

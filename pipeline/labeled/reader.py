@@ -29,7 +29,7 @@ from pipeline.labeled.kdef import KdefSet
 from pipeline.labeled.rafdb import RafdbSet
 from pipeline.labeled.records import RECORDS, Records, unlike_official
 from pipeline.labeled.sfew import SfewSet
-from pipeline.labeled.splits import ROLES, DevelopmentConfig, split
+from pipeline.labeled.splits import ROLES, DevelopmentConfig, parted_groups, split
 from pipeline.labeled.synthetic import SyntheticSet
 from pipeline.labeled.table import TableSet
 from pipeline.schema import LABELED, TRUTH, with_label_names
@@ -148,7 +148,8 @@ class LabeledSet:
     label_names: tuple[str, ...]
     truth: pa.Table  # TRUTH: rest faces that have a label
     counts: dict[str, Any]
-    """Rules, roles (n per class), left_out (n per reason), unlike_official (lines); JSON-able."""
+    """Rules, roles (n per class), left_out (n per reason), unlike_official and parted_groups
+    (lines); JSON-able."""
 
 
 def read_labeled(
@@ -187,11 +188,15 @@ def read_labeled(
     )
     left_out.update(done.left_out)
     roles = done.roles
+    groups = table["group"].to_pylist()
     if given is not None:
         test = _without_removed(_as_test(given, data.label_names, left_out), removals, left_out)
         table = pa.concat_tables([table, test])
         roles = [*roles, *["test"] * len(test)]
-    return _assemble(table, roles, data, left_out)
+        # groups of another kind of set are other people, whatever they are called
+        alike = isinstance(config.test, str) or getattr(config.test, "kind", None) == config.kind
+        groups += test["group"].to_pylist() if alike else [None] * len(test)
+    return _assemble(table, roles, data, left_out, parted_groups(groups, roles))
 
 
 def _test_records(config: LabeledSource, name: str) -> Records | None:
@@ -230,7 +235,11 @@ def _without_removed(
 
 
 def _assemble(
-    table: pa.Table, roles: list[str | None], data: Records, left_out: Counter[str]
+    table: pa.Table,
+    roles: list[str | None],
+    data: Records,
+    left_out: Counter[str],
+    parted: list[str],
 ) -> LabeledSet:
     """Order by role, hide the labels of rest faces, count."""
     order = [i for role in ROLES for i, own in enumerate(roles) if own == role]
@@ -260,6 +269,7 @@ def _assemble(
             "roles": _role_counts(named, labels),
             "left_out": {why: n for why, n in sorted(left_out.items()) if n},
             "unlike_official": unlike_official(data),
+            "parted_groups": parted,
         },
     )
 

@@ -9,7 +9,7 @@ smaller one of the same seed (exactly where every unit is one face).
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -100,6 +100,42 @@ def split(
         left_out["shares_unit_with_validation"] = int(copies.sum())
         roles[copies] = ""
     return Split([str(role) or None for role in roles], {k: n for k, n in left_out.items() if n})
+
+
+def parted_groups(groups: Sequence[str | None], roles: Sequence[str | None]) -> list[str]:
+    """Where the data's own splits part what belongs together; the splits drawn here never do.
+
+    Args:
+        groups: of the faces; null belongs to nobody.
+        roles: of the faces; `rest` counts as `train`, for the pool is learned from.
+
+    Returns:
+        One line for each two splits that share groups: how many, one of them, and how many faces of
+        the judged split they are.
+    """
+    owned: dict[str, Counter[str]] = {
+        "train": Counter(),
+        "validation": Counter(),
+        "test": Counter(),
+    }
+    totals: Counter[str] = Counter()
+    for group, role in zip(groups, roles, strict=True):
+        own = "train" if role == "rest" else role
+        if own in owned:
+            totals[own] += 1
+            if group is not None:
+                owned[own][group] += 1
+    lines = []
+    for seen, judged in (("train", "test"), ("train", "validation"), ("validation", "test")):
+        both = sorted(owned[seen].keys() & owned[judged].keys())
+        if both:
+            faces = sum(owned[judged][group] for group in both)
+            lines.append(
+                f"{len(both):,} group(s), such as {both[0]!r}, are in both {seen} and {judged}: "
+                f"{faces:,} of {totals[judged]:,} {judged} faces share a person or a video with "
+                f"{seen}, so figures on them are too high; split the table by group"
+            )
+    return lines
 
 
 def unit_keys(records: pa.Table) -> np.ndarray:

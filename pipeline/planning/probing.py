@@ -249,6 +249,7 @@ def read_table_of(labeled: pa.Table) -> pa.Table:
     made = {
         "position": pa.array(np.arange(labeled.num_rows), pa.int64()),
         "reason": pa.nulls(labeled.num_rows, pa.string()),
+        "detail": pa.nulls(labeled.num_rows, pa.string()),
     }
     columns = [made[name] if name in made else labeled[name] for name in READ.names]
     return pa.table(columns, schema=READ)

@@ -20,12 +20,13 @@ from pipeline.planning.forecast import choose
 from pipeline.sources.extents import name_below, shards
 from pipeline.sources.folder import FolderPool
 from pipeline.sources.index import Entry, build, extents
+from pipeline.sources.inflating import PACKED
 from pipeline.sources.parquet import ParquetPool
 from pipeline.sources.reader import PoolSource, plan_slices
 from pipeline.sources.recordio import RecordIOPool
 from pipeline.sources.rest import RestPool
 from pipeline.sources.tsv import MsCelebPool
-from pipeline.sources.webdataset import PACKED, PLAIN, WebDatasetPool
+from pipeline.sources.webdataset import PLAIN, WebDatasetPool
 from pipeline.sources.zipped import ZipPool
 from pipeline.storage import Location, location
 

@@ -72,19 +72,21 @@ class FolderPool(Config):
                 entry.path,
                 row,
                 folder_group(entry.path) if self.group_from else None,
-                image,
-                reason="unreadable" if image is None else None,
+                image if isinstance(image, bytes) else None,
+                reason=None if isinstance(image, bytes) else "unreadable",
+                detail=None if isinstance(image, bytes) else image,
             )
             for row, entry, image in zip(rows, entries, images, strict=True)
         )
 
 
-def _load(file: Location, stamp: str) -> bytes | None:
+def _load(file: Location, stamp: str) -> bytes | str:
+    """The file's bytes, or why it has none."""
     require_unchanged(file, file.stamp(), stamp)
     try:
         return file.read_bytes()
     except (SourceError, RunError) as err:
         # A disk may fail on one file; a store that does not answer says nothing about the file.
         if file.is_local or isinstance(err.__cause__, PermissionError | FileNotFoundError):
-            return None
+            return type(err.__cause__ or err).__name__
         raise

@@ -34,6 +34,7 @@ from pipeline.sources.extents import (
     root_of,
     shards,
 )
+from pipeline.sources.inflating import Unpacked, is_packed, unpacked
 from pipeline.sources.rows import Face, read_table
 from pipeline.storage import Location, open_stored, table_writer
 
@@ -94,6 +95,9 @@ Scan = Callable[[Location, str, str], Iterator[Entry]]
 
 Load = Callable[[Location, Entry, bytes], tuple[bytes, str | None]]
 """(file, entry, the bytes read for it) -> image and group; RecordError where there is no image."""
+
+Run = list[tuple[int, Entry]]
+"""Rows and entries that are read at once."""
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -171,6 +175,7 @@ def read_faces(
     """
     rows, entries = read_entries(extent, positions)
     runs = list(_runs(zip(rows, entries, strict=True)))
+    plain = [run for run in runs if not is_packed(run[0][1].path)]
 
     def check() -> None:
         for path, mark in dict.fromkeys((entry.path, entry.mark) for entry in entries):
@@ -178,15 +183,27 @@ def read_faces(
 
     check()
 
-    def read(run: list[tuple[int, Entry]]) -> list[Face]:
+    def read(run: Run, file: Unpacked | None = None) -> list[Face]:
         first, last = run[0][1], run[-1][1]
         at = root / first.path
-        data = at.read_range(first.offset, last.offset + last.size)
+        ranged = at.read_range if file is None else file.range
+        data = ranged(first.offset, last.offset + last.size)
         return [_face(at, row, entry, _cut_out(data, first, entry), load) for row, entry in run]
 
-    table = read_table(itertools.chain.from_iterable(read_each(read, runs, root.is_local)))
+    found = list(itertools.chain.from_iterable(read_each(read, plain, root.is_local)))
+    if len(plain) < len(runs):
+        packed = itertools.groupby(
+            (run for run in runs if is_packed(run[0][1].path)),
+            key=lambda run: (run[0][1].path, run[0][1].mark),
+        )
+        for (path, mark), of_file in packed:
+            first = next(of_file)
+            with unpacked(root / path, mark, first[0][1].offset) as file:
+                for run in itertools.chain([first], of_file):
+                    found += read(run, file)
+        found.sort(key=lambda face: face.position)
     check()  # a file replaced meanwhile would be a mixture
-    return table
+    return read_table(found)
 
 
 def read_each(read: Callable[[A], B], items: Sequence[A], is_local: bool) -> list[B]:
@@ -203,9 +220,9 @@ def require_unchanged(at: Location, now: str, planned: str) -> None:
         raise SourceError(f"{at}: changed since it was planned; plan again with --fresh")
 
 
-def _runs(rows: Iterable[tuple[int, Entry]]) -> Iterator[list[tuple[int, Entry]]]:
+def _runs(rows: Iterable[tuple[int, Entry]]) -> Iterator[Run]:
     """Entries that are cheapest read together: of one file, near each other, at most RUN bytes."""
-    run: list[tuple[int, Entry]] = []
+    run: Run = []
     for row, entry in rows:
         if run:
             first, last = run[0][1], run[-1][1]
@@ -219,13 +236,16 @@ def _runs(rows: Iterable[tuple[int, Entry]]) -> Iterator[list[tuple[int, Entry]]
 
 
 def _face(at: Location, row: int, entry: Entry, data: bytes, load: Load) -> Face:
+    where = f"byte {entry.offset:,}"
     if entry.reason is not None:
-        return Face(entry.id, row, entry.group, reason=entry.reason)
+        said = f"{where}, when the file was listed"
+        return Face(entry.id, row, entry.group, reason=entry.reason, detail=said)
     try:
         image, group = load(at, entry, data)
     except RecordError as err:
         logger.debug("%s: %s", entry.id, err)
-        return Face(entry.id, row, entry.group, reason=err.reason)
+        said = f"{where}: {err.detail}"
+        return Face(entry.id, row, entry.group, reason=err.reason, detail=said)
     return Face(entry.id, row, group, image)
 
 

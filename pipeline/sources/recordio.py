@@ -85,7 +85,7 @@ class RecordIOPool(Config):
 
         label, _, body = _parsed(read_record(read, entry.offset))
         if not body:
-            raise RecordError("empty", f"{at}: no image at byte {entry.offset:,}")
+            raise RecordError("empty", "a record without an image")
         named = self.group_from and label.is_integer() and 0 <= label < EXACT
         return body, opaque(f"{entry.path}#{int(label)}") if named else None
 

@@ -109,5 +109,6 @@ class RestPool(Config):
             box_floats(table["box"], f"{at} column box"),
             landmark_floats(table["landmarks"], f"{at} column landmarks"),
             no_image(images),
+            pa.nulls(len(images), pa.string()),
         ]
         return pa.table(columns, schema=READ)

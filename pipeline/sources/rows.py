@@ -27,6 +27,7 @@ class Face(NamedTuple):
     box: tuple[float, float, float, float] | None = None
     landmarks: tuple[float, ...] | None = None  # see pipeline.schema.LANDMARKS
     reason: str | None = None
+    detail: str | None = None  # what was found where, in words that hold wherever the file lies
 
 
 def read_table(faces: Iterable[Face]) -> pa.Table:
@@ -79,6 +80,8 @@ def column_table(
         ids = pa.array([f"{shard}#{row}" for row in rows], pa.string())
     elif ids.null_count:
         raise SourceError(f"{where} column {columns.id}: a row without an id")
+    missing, said = no_image(images), given(columns.reason, pa.string(), _reasons)
+    lacking = pc.and_(pc.is_valid(missing), pc.is_null(said))
     return pa.table(
         [
             ids,
@@ -87,7 +90,8 @@ def column_table(
             images,
             given(columns.box, BOX, box_floats),
             given(columns.landmarks, LANDMARKS, landmark_floats),
-            pc.coalesce(given(columns.reason, pa.string(), _reasons), no_image(images)),
+            pc.coalesce(said, missing),
+            pc.if_else(lacking, f"column {columns.image} is null", pa.scalar(None, pa.string())),
         ],
         schema=READ,
     )

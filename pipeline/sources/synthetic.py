@@ -55,6 +55,7 @@ class SyntheticPool(Config):
                 pa.nulls(len(indices), BOX),
                 pa.nulls(len(indices), LANDMARKS),
                 pa.nulls(len(indices), pa.string()),
+                pa.nulls(len(indices), pa.string()),
             ],
             schema=READ,
         )

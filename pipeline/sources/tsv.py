@@ -148,7 +148,8 @@ def _face(name: str, offset: int, line: bytes) -> Face:
         return Face(id, offset, group, _image(columns[-1]))
     except RecordError as err:
         logger.debug("%s byte %d: %s", name, offset, err)
-        return Face(id, offset, group, reason=err.reason)
+        said = f"byte {offset:,}: {err.detail}"
+        return Face(id, offset, group, reason=err.reason, detail=said)
 
 
 def _image(data: bytes) -> bytes:

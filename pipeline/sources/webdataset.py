@@ -2,24 +2,25 @@
 
 Every image member is a face; members whose names agree up to the first dot of the file name, and
 which lie side by side, are one sample and share the group that its .json names. Links are passed
-over. A plain tar's headers are read once, into an index, and its members by their range of bytes.
-A .tar.gz or .tgz cannot be read but from its start: the whole of it is one slice.
+over. A tar's headers are read once, into an index, and its members by their range of bytes; those
+of a .tar.gz or .tgz by their range of the unpacked bytes, for which all before them are inflated.
 
 A tar that breaks off, goes on with something that is no header, or lacks its end mark, ends in one
 row `truncated` that stands for all that is lost.
 
-Cost: planning seeks from header to header on disk, and reads plain tars once through on S3.
+Cost: planning seeks from header to header on disk; plain tars on S3 and compressed ones anywhere
+are read once through. Each process that reads slices of a compressed tar inflates all of it, once
+if they come in order. Plain tars cost neither: pictures do not get smaller by gzip.
 """
 
 from __future__ import annotations
 
-import gzip
+import contextlib
 import itertools
 import json
 import logging
 import tarfile
-import zlib
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -27,32 +28,24 @@ import pyarrow as pa
 from pipeline.config import Config
 from pipeline.errors import RecordError, SourceError
 from pipeline.images import MAX_BYTES, Color, Crop
-from pipeline.sources.extents import (
-    Extent,
-    fingerprint,
-    name_below,
-    require_fingerprint,
-    root_of,
-    shards,
-)
+from pipeline.sources import inflating
+from pipeline.sources.extents import Extent, root_of
 from pipeline.sources.index import Entry, read_faces, slices
-from pipeline.sources.rows import Face, is_hidden, member_tail, opaque, read_table
+from pipeline.sources.inflating import PACKED, PIECE, Unpacked, is_packed
+from pipeline.sources.rows import is_hidden, member_tail, opaque
 from pipeline.storage import Location
 
 logger = logging.getLogger(__name__)
 
-PLAIN, PACKED = (".tar",), (".tar.gz", ".tgz")
+PLAIN = (".tar",)
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_JSON = 1 << 20
-PIECE = 128 << 10  # bytes that are inflated at a time
-MAX_PACKED = 2 << 30  # bytes of images in a compressed tar
-DEFLATE_MOST = 1032  # bytes that one byte of deflate can stand for
 NO_HEADER = (
     tarfile.InvalidHeaderError,  # type: ignore[attr-defined]
     tarfile.TruncatedHeaderError,  # type: ignore[attr-defined]
 )
 EMPTY = tarfile.EmptyHeaderError  # type: ignore[attr-defined]
-BROKEN = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError)
+BROKEN = (tarfile.TarError, ValueError, *inflating.BROKEN)
 
 
 class WebDatasetPool(Config):
@@ -67,52 +60,29 @@ class WebDatasetPool(Config):
     color: Color = "gray"
 
     def slices(self, faces: int, index: Location) -> Iterator[Extent]:
-        """Extents of at most `faces` members, and one for each compressed tar.
-
-        Writes where the members of plain tars lie to `index`.
+        """Extents of at most `faces` members; writes where they lie to `index`.
 
         Raises:
-            SourceError: no such path, no tar below it, a file that is none, one that is compressed
-                and too large, or no image in the plain ones.
+            SourceError: no such path, no tar below it, a file that is none, or no image in any.
         """
-        files = shards(self.path, PLAIN + PACKED)
-        packed = [at for at in files if _is_packed(at.uri)]
-        if len(packed) < len(files):
-            settings = [self.extension, self.group_field]
-            yield from slices(self.path, PLAIN, self._scan, settings, index, faces)
-        for at in packed:
-            if at.size() > MAX_PACKED:
-                raise _too_large(at)
-            yield Extent(at.uri, 0, DEFLATE_MOST * at.size(), fingerprint(at), None)
+        settings = [self.extension, self.group_field]
+        yield from slices(self.path, PLAIN + PACKED, self._scan, settings, index, faces)
 
     def read(self, extent: Extent, positions: Sequence[int] | None = None) -> pa.Table:
         """READ rows of an extent, or only those at `positions`; ids lack the source's name.
 
         Raises:
-            SourceError: the tar changed since it was planned, or is compressed and too large.
+            SourceError: a tar changed since it was planned.
         """
-        root = root_of(self.path)
-        if not _is_packed(extent.shard):
-            return read_faces(root, extent, positions, _stored)
-        at = Location(extent.shard)
-        require_fingerprint(extent, fingerprint(at))
-        wanted = None if positions is None else set(positions)
-        with at.open() as file, gzip.GzipFile(fileobj=file) as unpacked:
-            members = self._members(at, _opened(at, _Piecewise(unpacked), "r|"), wanted)
-            table = read_table(_faces(at, name_below(root, at), members, wanted))
-        require_fingerprint(extent, fingerprint(at))  # a file replaced meanwhile would be a mixture
-        return table
+        return read_faces(root_of(self.path), extent, positions, _stored)
 
     def _scan(self, at: Location, path: str, mark: str) -> Iterator[Entry]:
-        with at.open() as file:
-            for m in self._members(at, _opened(at, file, "r:"), set()):
-                size, group, reason = 0 if m.reason else m.size, m.group, m.reason
-                yield Entry(path, mark, size, m.tail, m.offset, group=group, reason=reason)
+        with _opened(at) as archive:
+            for m in self._members(at, archive):
+                yield Entry(path, mark, m.size, m.tail, m.offset, group=m.group, reason=m.reason)
 
-    def _members(
-        self, at: Location, archive: tarfile.TarFile, wanted: Container[int] | None
-    ) -> Iterator[_Member]:
-        """Image members in order; those at `wanted` offsets, or all for None, with their bytes."""
+    def _members(self, at: Location, archive: tarfile.TarFile) -> Iterator[_Member]:
+        """Image members in order."""
         seen: set[str] = set()
         for _, headers in itertools.groupby(_headers(at, archive), _sample):
             members, group = [], None
@@ -124,8 +94,9 @@ class WebDatasetPool(Config):
                     continue
                 elif self._is_image(header.name):
                     tail = member_tail(header.name, header.offset_data, seen)
-                    is_wanted = wanted is None or header.offset_data in wanted
-                    members.append(_member(archive, header, tail, is_wanted))
+                    reason = _no_image(header)
+                    size = 0 if reason else header.size
+                    members.append(_Member(tail, header.offset_data, size, reason))
                 elif self.group_field and _extension(header.name) == "json":
                     group = self._group(archive, header)
             for member in members:
@@ -153,15 +124,7 @@ class _Member(NamedTuple):
     offset: int  # of its data, in the unpacked archive
     size: int
     reason: str | None = None
-    image: bytes | None = None
     group: str | None = None
-
-
-class _Piecewise:
-    """Inflates as far as the file goes; a plain read would lose what comes before a break."""
-
-    def __init__(self, file: gzip.GzipFile) -> None:
-        self.read = file.read1
 
 
 class _Header(tarfile.TarInfo):
@@ -183,25 +146,21 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError("no end mark") from err
 
 
-def _is_packed(uri: str) -> bool:
-    return uri.lower().endswith(PACKED)
-
-
-def _too_large(at: Location) -> SourceError:
-    limit = MAX_PACKED >> 30
-    return SourceError(
-        f"{at}: more than {limit} GiB in a compressed tar, which is read whole; unpack it"
-    )
-
-
-def _opened(at: Location, file: Any, mode: Literal["r:", "r|"]) -> tarfile.TarFile:
-    try:
-        return tarfile.open(
-            fileobj=file, mode=mode, tarinfo=_Header, errors="replace", bufsize=PIECE
-        )
-    except BROKEN as err:
-        kind = "compressed tar" if _is_packed(at.uri) else "plain tar"
-        raise SourceError(f"{at}: expected a {kind}: {err}") from err
+@contextlib.contextmanager
+def _opened(at: Location) -> Iterator[tarfile.TarFile]:
+    """A tar to walk through: from header to header, or piece by piece where it is compressed."""
+    packed = is_packed(at.uri)
+    mode: Literal["r:", "r|"] = "r|" if packed else "r:"
+    with contextlib.closing(Unpacked(at) if packed else at.open()) as file:
+        source: Any = file
+        try:
+            archive = tarfile.open(  # noqa: SIM115
+                fileobj=source, mode=mode, tarinfo=_Header, errors="replace", bufsize=PIECE
+            )
+        except BROKEN as err:
+            kind = "compressed tar" if packed else "plain tar"
+            raise SourceError(f"{at}: expected a {kind}: {err}") from err
+        yield archive
 
 
 def _headers(at: Location, archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo | None]:
@@ -226,20 +185,11 @@ def _extension(name: str) -> str:
     return name.rpartition("/")[2].partition(".")[2].lower()
 
 
-def _member(
-    archive: tarfile.TarFile, header: tarfile.TarInfo, tail: str, is_wanted: bool
-) -> _Member:
-    image, reason = None, None
+def _no_image(header: tarfile.TarInfo) -> str | None:
+    """Why a member is not read."""
     if header.issparse():
-        reason = "unsupported"
-    elif header.size > MAX_BYTES:
-        reason = "too_large"
-    elif is_wanted:
-        try:
-            image = _extract(archive, header)
-        except BROKEN:
-            reason = "truncated"
-    return _Member(tail, header.offset_data, header.size, reason, image)
+        return "unsupported"
+    return "too_large" if header.size > MAX_BYTES else None
 
 
 def _extract(archive: tarfile.TarFile, header: tarfile.TarInfo) -> bytes:
@@ -249,19 +199,7 @@ def _extract(archive: tarfile.TarFile, header: tarfile.TarInfo) -> bytes:
 
 
 def _stored(at: Location, entry: Entry, data: bytes) -> tuple[bytes, str | None]:
+    del at
     if len(data) < entry.size:
-        raise RecordError("truncated", f"{at}: {len(data):,} of {entry.size:,} bytes")
+        raise RecordError("truncated", f"{len(data):,} of {entry.size:,} bytes")
     return data, entry.group
-
-
-def _faces(
-    at: Location, name: str, members: Iterable[_Member], wanted: Container[int] | None
-) -> Iterator[Face]:
-    """Faces of a compressed tar, as long as they fit in memory."""
-    held = 0
-    for m in members:
-        if wanted is None or m.offset in wanted:
-            held += len(m.image or b"")
-            if held > MAX_PACKED:
-                raise _too_large(at)
-            yield Face(name + m.tail, m.offset, m.group, m.image, reason=m.reason)

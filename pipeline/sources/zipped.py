@@ -101,8 +101,9 @@ def _refused(member: zipfile.ZipInfo) -> str | None:
 
 
 def _unpack(at: Location, entry: Entry, data: bytes) -> tuple[bytes, str | None]:
+    del at
     if len(data) < LOCAL.size or not data.startswith(SIGNATURE):
-        raise RecordError("unreadable", f"{at}: no member at byte {entry.offset:,}")
+        raise RecordError("unreadable", "no member begins here")
     assert entry.unpacked is not None
     _, method, name, extra = LOCAL.unpack_from(data)
     body = data[LOCAL.size + name + extra :]

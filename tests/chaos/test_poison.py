@@ -53,6 +53,7 @@ def read(slice: Slice) -> pa.Table:
         "box": [None for _ in rows],
         "landmarks": [None for _ in rows],
         "reason": [None for _ in rows],
+        "detail": [None for _ in rows],
     }
     return pa.table(columns, schema=READ)
 

@@ -25,7 +25,7 @@ def missing() -> str | None:
     if _tool("initdb") is None or _tool("postgres") is None:
         return "no PostgreSQL: initdb and postgres are not on the path"
     if find_spec("psycopg2") is None:
-        return "no driver of PostgreSQL: pip install psycopg2-binary"
+        return "no driver of PostgreSQL: pip install -e .[dev]"
     return None
 
 

@@ -9,7 +9,13 @@ from pydantic import TypeAdapter
 from labeled import writers
 from pipeline.config import Config, parse
 from pipeline.errors import ConfigError, SourceError
-from pipeline.labeled.reader import LabeledFolder, LabeledSource, LabeledSynthetic, read_labeled
+from pipeline.labeled.reader import (
+    LabeledFolder,
+    LabeledSource,
+    LabeledSynthetic,
+    LabeledTable,
+    read_labeled,
+)
 from pipeline.schema import EMOTIONS, LABELED, label_names_of
 from pipeline.sources.removals import Removals
 from pipeline.synthetic import draw, encode
@@ -88,6 +94,27 @@ def test_read_labeled__test_path_of_the_same_kind(photos, tmp_path):
     found = read_labeled(LabeledFolder(path=photos, test=str(other)))
     assert roles(found, "test")["id"].to_pylist() == ["folder-test/sad/a.png"]
     assert found.counts["left_out"] == {"other_split": 12}
+
+
+def test_read_labeled__groups_that_a_table_parts_are_told(tmp_path):
+    def write(name, people, splits):
+        columns = {
+            "image": [encode(face) for face in draw(len(name), np.arange(len(people)), 16)],
+            "label": ["happy", "sad", "fear"][: len(people)],
+            "person": people,
+            "split": splits,
+        }
+        pq.write_table(pa.table(columns), tmp_path / name)
+        return str(tmp_path / name)
+
+    own = {"split_column": "split", "group_column": "person"}
+    at = write("a.parquet", ["p1", "p2", "p1"], ["train", "train", "test"])
+    (line,) = read_labeled(LabeledTable(path=at, **own)).counts["parted_groups"]
+    assert line.startswith("1 group(s), such as 'p1', are in both train and test: 1 of 1 test face")
+    whole = write("ab.parquet", ["p1", "p2", "p3"], ["train", "train", "test"])
+    assert read_labeled(LabeledTable(path=whole, **own)).counts["parted_groups"] == []
+    (line,) = read_labeled(LabeledTable(path=whole, test=at, **own)).counts["parted_groups"]
+    assert "2 of 3 test faces" in line or "3 of 3 test faces" in line
 
 
 def test_read_labeled__test_set_of_another_kind(photos, tmp_path):

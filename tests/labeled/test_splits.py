@@ -10,6 +10,7 @@ from pipeline.labeled.splits import (
     DevelopmentConfig,
     draw_development,
     draw_share,
+    parted_groups,
     split,
     unit_keys,
 )
@@ -79,6 +80,19 @@ def test_split__groups_are_never_parted():
     assert all(len(roles) == 1 for roles in where.values())
     for name, n in zip(NAMES, count(done, table, "rest"), strict=True):
         assert n == pytest.approx(0.6 * labels.count(name), abs=3)
+
+
+def test_parted_groups__says_which_splits_share_how_many_faces():
+    groups = ["a", "a", "b", "c", "c", "c", None, "d", None]
+    roles = ["train", "test", "rest", "test", "validation", "test", "test", "test", "train"]
+    lines = parted_groups([*groups, "b"], [*roles, "test"])
+    assert [line.partition("; ")[0].partition(", so")[0] for line in lines] == [
+        "2 group(s), such as 'a', are in both train and test: "
+        "2 of 6 test faces share a person or a video with train",
+        "1 group(s), such as 'c', are in both validation and test: "
+        "2 of 6 test faces share a person or a video with validation",
+    ]
+    assert parted_groups(groups[:1] * 3, ["train", "rest", None]) == []
 
 
 def test_split__copies_are_never_parted():

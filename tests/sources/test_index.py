@@ -103,6 +103,9 @@ def test_read_faces__reasons_are_rows(at, tmp_path):
     (extent,) = extents(at, 10)
     table = read_faces(location(tmp_path), extent, None, load)
     assert table["reason"].to_pylist() == [None, "unsupported", "truncated", None]
+    assert table["detail"].to_pylist() == [
+        None, "byte 10, when the file was listed", "byte 20: for a test", None,
+    ]  # fmt: skip
     assert table["image"].to_pylist() == [b"0", None, None, b"0"]
     assert table["group"].to_pylist() == ["g0", "g1", "g2", "g0"]
 
@@ -138,7 +141,7 @@ def test_read_table__rows_and_none():
     assert table.schema.equals(READ)
     assert table.to_pylist()[0] == {
         "id": "a", "position": 1, "group": "g", "image": b"x", "box": [0, 1, 2, 3],
-        "landmarks": None, "reason": None,
+        "landmarks": None, "reason": None, "detail": None,
     }  # fmt: skip
     assert table.to_pylist()[1]["reason"] == "empty"
     assert read_table([]).equals(READ.empty_table())

@@ -100,6 +100,8 @@ def test_read__landmarks_ids_and_reasons_of_the_table(tmp_path):
     assert found["landmarks"].to_pylist() == points
     assert found["id"].to_pylist() == ["a#0", "b", "c"]
     assert found["reason"].to_pylist() == [None, "no_face", "empty"]
+    assert found["detail"].to_pylist()[:2] == [None, None]
+    assert found["detail"][2].as_py().endswith(" is null")
     assert pool.read(extent, [1])["id"].to_pylist() == ["b"]
 
 

@@ -143,6 +143,7 @@ def test_read__broken_lines_are_rows(tmp_path):
     group = only(tmp_path, line)["group"]
     cut = only(tmp_path, line[:-3])
     assert (cut["reason"], cut["image"], cut["group"]) == ("truncated", None, group)
+    assert cut["detail"] == f"byte {cut['position']}: base64 ended early"
     assert only(tmp_path, line.rsplit(b"\t", 2)[0])["reason"] == "unreadable"
     assert only(tmp_path, line.rpartition(b"\t")[0] + b"\t")["reason"] == "empty"
     assert only(tmp_path, line[:-6] + b"!@#$==")["reason"] == "unreadable"
