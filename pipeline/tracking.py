@@ -40,8 +40,8 @@ OFF = "off"
 CHILD = "omnifer.child"
 """Tag of a child run: by which it is found again."""
 WAITING = "tracking-waiting"
-TRACKING_URI = "MLFLOW_TRACKING_URI"
 """Folder of a run for what a server that is gone should hear."""
+TRACKING_URI = "MLFLOW_TRACKING_URI"
 BATCH = 500  # MLflow takes at most 1,000 metrics and 100 parameters in one call
 PARAMS_BATCH = 100
 PARAM_CHARS = 500
