@@ -128,6 +128,8 @@ class SharedRay:
                 patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
                 # Workers that wait for the next test need not import everything again.
                 patch.setenv("RAY_idle_worker_killing_time_threshold_ms", "600000")
+                # Ray's processes are nice by default, to tests beside them as well.
+                patch.setenv("RAY_worker_niceness", "0")
                 start_ray(tiny().stream)
             cls.on = True
 

@@ -38,6 +38,7 @@ def _handed(at: Path, labels: list[str] | None = None) -> Handed:
     read = table.select(["id", "group", "image", "box", "landmarks"])
     read = read.append_column("position", pa.array(range(COUNT), pa.int64()))
     read = read.append_column("reason", pa.nulls(COUNT, pa.string()))
+    read = read.append_column("detail", pa.nulls(COUNT, pa.string()))
     folder = location(at) / "labeled"
     write_table(folder / LABELED_FILE, table)
     write_table(folder / FACES_FILE, describe(read, Crop(), "gray", threads=1))

@@ -56,6 +56,7 @@ def handed(tmp_path: Path) -> Handed:
     read = table.select(["id", "group", "image", "box", "landmarks"])
     read = read.append_column("position", pa.array(range(COUNT), pa.int64()))
     read = read.append_column("reason", pa.nulls(COUNT, pa.string()))
+    read = read.append_column("detail", pa.nulls(COUNT, pa.string()))
     faces = describe(read, Crop(), "gray", threads=1)
     assert faces["status"].to_pylist() == [OK, QUARANTINED] + [OK] * 10
     twins = [None if i != 2 else "test/0" for i in range(COUNT)]
