@@ -19,7 +19,7 @@ from pipeline.config import digest, nearest
 from pipeline.errors import ConfigError, ModelError, PartDone, RunError
 from pipeline.evaluation import STUDENT
 from pipeline.exporting import drawn, facts_of, load_ensemble, to_onnx
-from pipeline.flow import MODEL
+from pipeline.flow import MODEL, SHARE
 from pipeline.job import COMMAND_FILE, SETTINGS, Job, settings
 from pipeline.journal import require_whole
 from pipeline.models import PRETRAINED
@@ -58,15 +58,15 @@ MODELS = {
     "teacher": "teacher",
     "control_a": "control A",
     "control_b": "control B",
-    "student_share": "student, share",
+    SHARE: "student, share",
     "student": "student",
     "tuned": "teacher, tuned",
 }
 CAPTION = """\
 teacher: cross-fit ensemble; student: labeled and mined faces; tuned: on the distilled set
-student, share: the student on a part of the mined faces (mined_share)
 control A: the student's network and steps, labeled faces only
 control B: the same with all image passes of teachers, scoring and student"""
+SHARE_CAPTION = "student, share: the student on a part of the mined faces (mined_share)"
 
 
 def require_stage(name: str | None, option: str = "--until") -> None:
@@ -280,7 +280,9 @@ def show_results(job: Job) -> None:
     """The table a run ends with, and where the report is."""
     at = job.run.artifact("evaluate").dir / METRICS_FILE
     metrics = at.read_json()
-    table = Table("model", title="on the test faces", caption=CAPTION, caption_justify="left")
+    shared = SHARE in metrics["models"]
+    caption = f"{CAPTION}\n{SHARE_CAPTION}" if shared else CAPTION
+    table = Table("model", title="on the test faces", caption=caption, caption_justify="left")
     for column in ("accuracy", "95 %", "mean class", "macro-F1", "image passes"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, title in MODELS.items():

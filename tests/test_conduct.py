@@ -110,6 +110,19 @@ def test_show_results__fits_80_columns_with_one_line_per_model(
     assert max(len(line) for line in lines if line[:1] in "┏┃┡│└") <= 80
 
 
+def test_show_results__explains_the_second_student_where_there_is_one(
+    job: Job, printed: io.StringIO
+) -> None:
+    found = metrics()
+    evaluated(job, found)
+    conduct.show_results(job)
+    assert "share" not in printed.getvalue()
+    found["models"]["student_share"] = found["models"]["student"]
+    (job.run.artifact("evaluate").dir / conduct.METRICS_FILE).write_json(found)
+    conduct.show_results(job)
+    assert printed.getvalue().count("student, share") == 2  # its row, and what it is
+
+
 def test_show_results__says_gain_purity_utilization_seconds_and_report(
     job: Job, printed: io.StringIO
 ) -> None:
