@@ -62,14 +62,10 @@ from pipeline.tracing import ACTIVE, backbone_of, find, roles_of, saw, unfinishe
 from pipeline.training.distilled import GRID, PROVENANCE, STATEMENT
 from pipeline.training.distilling import CHOSEN
 from pipeline.training.handed import LABELED_FILE
-from pipeline.training.runs import FOLDS_FILE, PREVIEWS, TEACHER
+from pipeline.training.runs import FOLDS_FILE, PREVIEWS, TEACHER, TRAIN
 
 REPORT = "report.html"
-LEARNING = (
-    *("pretrain", "teach", "experts", "distill", "student", "student_share"),
-    *("control_a", "control_b", "tuned"),
-    *ACTIVE,
-)
+LEARNING = (*TRAIN, "experts", *ACTIVE)
 """Stages that train."""
 APART = (HOME, "cache", "train", DRIVERS, "mlflow-artifacts")
 """Folders of a run that hold no table of a stage."""

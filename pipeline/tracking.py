@@ -1,4 +1,4 @@
-"""Where MLflow is told what a run did; it and registering.py alone import it.
+"""Where MLflow is told what a run did; it, opening.py and registering.py alone import it.
 
 A run is one MLflow parent run with one child per stage, tied by the tag `mlflow.parentRunId`: no
 global state, so several runs may live in one process. Tracking is a courtesy, never a condition:
@@ -23,14 +23,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
-from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator
 
-from pipeline.calling import Patience, Record, Waiting, environment, loggers_kept, public
+from pipeline.calling import Patience, Record, Waiting, environment, public
 from pipeline.config import Config
-from pipeline.errors import OmniferError
 from pipeline.gauges import Gauges, Row, watching
+from pipeline.opening import failures, open_parent, run_id_of
 from pipeline.registering import Graph, keep
 from pipeline.storage import Location
 
@@ -92,21 +91,21 @@ def connect(uri: str | None, experiment: str, run_dir: Location) -> Tracker:
         run_dir: the run folder.
     """
     if uri == OFF:
-        return Tracker(None, None, OFF)
+        return Tracker(OFF)
     uri = uri or os.environ.get(TRACKING_URI) or None
     if uri is None and not run_dir.is_local:
         logger.warning("tracking is off: SQLite cannot live on %s; set tracking.uri", run_dir.uri)
-        return Tracker(None, None, OFF)
+        return Tracker(OFF)
     target = uri or f"sqlite:///{(run_dir / 'mlflow.db').local_path()}"
-    run_id = _run_id(run_dir)
+    run_id = run_id_of(run_dir)
     if uri is None:
         run_dir.mkdir()
-    waiting = Waiting(run_dir / WAITING)
     tracker = Tracker(
-        None, None, public(target), waiting, lambda: _open(target, experiment, run_dir, run_id)
+        public(target),
+        Waiting(run_dir / WAITING),
+        lambda: open_parent(target, experiment, run_dir, run_id),
+        run_dir.local_path() if run_dir.is_local else "/",
     )
-    if run_dir.is_local:
-        tracker.disk = run_dir.local_path()
     tracker.guarded(tracker.catch_up)
     return tracker
 
@@ -119,18 +118,17 @@ class Tracker:
 
     def __init__(
         self,
-        client: Any,
-        parent: Any,
         place: str,
         waiting: Waiting | None = None,
         opener: Callable[[], tuple[Any, Any]] | None = None,
+        disk: str | Path = "/",
     ) -> None:
-        self.client = client
-        self.parent = parent
+        self.client: Any = None
+        self.parent: Any = None
         self.place = place  # the URI without its secrets; fit to be printed
         self.runs: dict[str, str] = {}  # MLflow's id of each child's run
         self._waiting, self._opener = waiting, opener
-        self.disk: str | Path = "/"  # what is watched beside CPU and memory
+        self._disk = disk  # what is watched beside CPU and memory
         self._patience, self._warned = Patience(), False
 
     @property
@@ -154,7 +152,7 @@ class Tracker:
         child.say({"name": name, "params": said, "time": _now()})
         machine: Any = nullcontext()
         if watched and self._waiting is not None:
-            machine = watching(Gauges(self.disk), child.tell)
+            machine = watching(Gauges(self._disk), child.tell)
         try:
             with machine:
                 yield child
@@ -175,7 +173,7 @@ class Tracker:
 
     def guarded(self, call: Callable[[], T]) -> T | None:
         """The result of `call`, or None if nobody answered, which costs one warning in all."""
-        expected = _failures()  # imports MLflow, which is not the server's time
+        expected = failures()  # imports MLflow, which is not the server's time
         with _ONE:
             return self._guarded(call, expected)
 
@@ -346,78 +344,3 @@ class Input:
 
 def _now() -> int:
     return int(time.time() * 1000)
-
-
-def _run_id(run_dir: Location) -> str:
-    note = run_dir / "tracking.json"
-    if note.exists():
-        return str(note.read_json()["run"])
-    run_id = uuid.uuid4().hex
-    note.write_json({"run": run_id})
-    return run_id
-
-
-def _open(target: str, experiment: str, run_dir: Location, run_id: str) -> tuple[Any, Any]:
-    """Client and parent run; the parent is found by its tag where it exists."""
-    with loggers_kept():
-        return _find_or_make(target, experiment, run_dir, run_id)
-
-
-def _find_or_make(target: str, experiment: str, run_dir: Location, run_id: str) -> tuple[Any, Any]:
-    from mlflow import MlflowClient
-
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # greets a fresh database
-    client = MlflowClient(tracking_uri=target)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        place = _artifacts(target, run_dir)
-        experiment_id = client.create_experiment(experiment, artifact_location=place)
-    else:
-        experiment_id = found.experiment_id
-    runs = client.search_runs(
-        [experiment_id], filter_string=f"tags.`omnifer.run` = '{run_id}'", max_results=1
-    )
-    if runs:
-        parent_id = runs[0].info.run_id
-        client.update_run(parent_id, status="RUNNING")
-        left_open = f"tags.`mlflow.parentRunId` = '{parent_id}' and attributes.status = 'RUNNING'"
-        for child in client.search_runs([experiment_id], filter_string=left_open):
-            client.set_terminated(child.info.run_id, "KILLED")  # its process died
-        return client, runs[0]
-    tags = {"omnifer.run": run_id, "omnifer.folder": public(run_dir.uri)}
-    return client, client.create_run(experiment_id, tags=tags, run_name=run_dir.name)
-
-
-def _artifacts(target: str, run_dir: Location) -> str | None:
-    """Where files of a new experiment go; a server decides that for itself.
-
-    Left to itself, MLflow would put them below the working directory of whoever came first.
-    """
-    if urlsplit(target).scheme in ("http", "https", "databricks"):
-        return None
-    place = run_dir / "mlflow-artifacts"
-    return place.local_path().as_uri() if place.is_local else place.uri
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """What MLflow and the stores below it raise when a server, driver or disk is not there."""
-    try:
-        from boto3.exceptions import Boto3Error  # type: ignore[import-untyped]
-        from botocore.exceptions import (  # type: ignore[import-untyped]
-            BotoCoreError,
-            ClientError,
-        )
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-    except ImportError:
-        return (ImportError, OSError)
-    return (
-        MlflowException,
-        SQLAlchemyError,
-        BotoCoreError,
-        ClientError,
-        Boto3Error,
-        OmniferError,
-        ImportError,
-        OSError,
-    )

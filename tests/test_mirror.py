@@ -19,6 +19,7 @@ ELSEWHERE = {
     "labeled/records.py": "tests/labeled/test_folder.py, tests/labeled/test_table.py",
     "labeled/synthetic.py": "tests/test_synthetic.py, tests/sources/test_synthetic.py",
     "sources/rows.py": "tests/sources/test_index.py",
+    "opening.py": "tests/test_tracking.py",
     "registering.py": "tests/test_tracking.py",
     "tracing.py": "tests/test_forgetting.py",
     "training/distilling.py": "tests/training/test_distill.py",

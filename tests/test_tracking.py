@@ -267,7 +267,7 @@ def test_connect__over_http_as_over_sql(tmp_path: Path, tracked: Path) -> None:
 
 
 def test_guarded__our_own_faults_are_not_swallowed() -> None:
-    tracker = Tracker(None, None, "off")
+    tracker = Tracker("off")
     with pytest.raises(KeyError):
         tracker.guarded(lambda: {}["missing"])
 
@@ -276,9 +276,7 @@ def test_guarded__our_own_faults_are_not_swallowed() -> None:
 def test_guarded__environment_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
-    inside = Tracker(None, None, "off").guarded(
-        lambda: [os.environ.get(key) for key in CALL_ENVIRONMENT][:2]
-    )
+    inside = Tracker("off").guarded(lambda: [os.environ.get(key) for key in CALL_ENVIRONMENT][:2])
     assert inside == ["77", "1"]
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 

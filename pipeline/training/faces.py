@@ -80,6 +80,22 @@ class ArrayFaces:
         return np.ascontiguousarray(self.pixels[index])
 
 
+@dataclass(frozen=True)
+class ChosenFaces:
+    """Some faces of a store."""
+
+    store: Faces
+    rows: np.ndarray
+    """Their positions there (M,)."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, index: np.ndarray) -> np.ndarray:
+        """Faces (B, C, S, S) uint8 at the positions (B,) among the chosen."""
+        return self.store.take(self.rows[index])
+
+
 class PackedFaces:
     """Encoded faces in one file, decoded by threads when taken."""
 

@@ -28,7 +28,7 @@ from pipeline.schema import label_names_of
 from pipeline.storage import location
 from pipeline.training import runs
 from pipeline.training.data import LabeledFaces, MinedFaces, seed_of
-from pipeline.training.faces import Faces
+from pipeline.training.faces import ChosenFaces
 from pipeline.training.handed import Handed, JoinedFaces, open_labeled, pack_rows
 from pipeline.training.loop import FORWARD, Worker
 from pipeline.training.student import StudentConfig
@@ -74,22 +74,6 @@ class Contest:
     """Which drawn faces (F, M, P) a finalist keeps by each member's scores."""
 
 
-@dataclass(frozen=True)
-class Picked:
-    """Some faces of a store."""
-
-    faces: Faces
-    rows: np.ndarray
-    """Their positions (n,)."""
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def take(self, index: np.ndarray) -> np.ndarray:
-        """Faces (B, C, S, S) uint8 at positions (B,) of `rows`."""
-        return self.faces.take(self.rows[index])
-
-
 def contest(made: Contest, finalist: int | None, member: int, worker: Worker) -> Outcome:
     """Train a finalist on a member's space and judge it.
 
@@ -109,7 +93,7 @@ def contest(made: Contest, finalist: int | None, member: int, worker: Worker) ->
         raise RunError("search: the labeled faces are not those that the teacher was taught with")
     seed = seed_of(made.seed, "finalist", member)  # alike for all finalists: they are compared
     known = np.flatnonzero(made.taught & (made.fold != member))
-    labeled = LabeledFaces(Picked(data.faces, known), data.labels[known])
+    labeled = LabeledFaces(ChosenFaces(data.faces, known), data.labels[known])
     keep = (
         np.zeros(0, np.int64) if finalist is None else np.flatnonzero(made.kept[finalist, member])
     )
@@ -150,7 +134,7 @@ def _mined(made: Contest, keep: np.ndarray, member: int) -> MinedFaces:
             parts.append(pack_rows(own, "drawn", crop, color, made.handed, made.student.model))
     source, ids = (made.faces[name].to_pylist() for name in ("source", "id"))
     return MinedFaces(
-        Picked(JoinedFaces(parts), keep),
+        ChosenFaces(JoinedFaces(parts), keep),
         made.soft[member, keep],
         np.ones(len(keep), np.float32),
         [source[row] for row in keep],

@@ -30,7 +30,7 @@ from pipeline.schema import OK, label_codes, label_names_of
 from pipeline.sources.removals import Removals
 from pipeline.storage import location, read_table
 from pipeline.training.data import LabeledFaces, MinedFaces
-from pipeline.training.faces import Faces, Row, pack_faces
+from pipeline.training.faces import ChosenFaces, Faces, Row, pack_faces
 
 LABELED_FILE = "labeled.parquet"
 FACES_FILE = "faces.parquet"
@@ -85,22 +85,6 @@ class JoinedFaces:
         if out is None:
             return self.parts[0].take(index)
         return out
-
-
-@dataclass(frozen=True)
-class ChosenFaces:
-    """Some faces of a store."""
-
-    store: Faces
-    rows: np.ndarray
-    """Their positions there (M,)."""
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def take(self, index: np.ndarray) -> np.ndarray:
-        """Faces (B, C, S, S) uint8 at the positions (B,) among the chosen."""
-        return self.store.take(self.rows[index])
 
 
 def usable(rows: pa.Table, faces: pa.Table, removals: Removals) -> pa.Table:

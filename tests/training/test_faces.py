@@ -16,7 +16,15 @@ from PIL import Image
 from pipeline.alignment import TEMPLATES
 from pipeline.errors import SourceError
 from pipeline.images import Align, Color, Crop, face
-from pipeline.training.faces import ArrayFaces, Faces, PackedFaces, Row, _unfinished, pack_faces
+from pipeline.training.faces import (
+    ArrayFaces,
+    ChosenFaces,
+    Faces,
+    PackedFaces,
+    Row,
+    _unfinished,
+    pack_faces,
+)
 
 CROP = Crop(box=True)
 
@@ -153,3 +161,10 @@ def test_pack_faces__a_broken_face_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="training face 3: "):
         pack(tmp_path / "a", given)
     assert not list(tmp_path.iterdir())
+
+
+def test_chosen__take_by_their_own_positions() -> None:
+    store = ArrayFaces(np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1))
+    some = ChosenFaces(store, np.array([5, 0, 9]))
+    assert len(some) == 3
+    assert some.take(np.array([2, 0])).ravel().tolist() == [9, 5]

@@ -16,7 +16,7 @@ from pipeline.schema import LABELED, with_label_names
 from pipeline.storage import location, write_table
 from pipeline.survey import describe
 from pipeline.training import finalist, student
-from pipeline.training.finalist import Contest, Picked, contest
+from pipeline.training.finalist import Contest, contest
 from pipeline.training.handed import FACES_FILE, LABELED_FILE, Handed, open_labeled
 from pipeline.training.loop import local
 from pipeline.training.student import StudentConfig
@@ -142,10 +142,3 @@ def test_contest__refuses_other_labeled_faces(tmp_path: Path, worker) -> None:
     made = _made(_handed(tmp_path))
     with pytest.raises(RunError, match="not those that the teacher was taught with"):
         contest(replace(made, ids=made.ids[::-1]), 0, 0, worker)
-
-
-def test_picked__takes_by_its_own_positions(tmp_path: Path) -> None:
-    data, _ = open_labeled(_handed(tmp_path), MODEL)
-    some = Picked(data.faces, np.array([5, 0, 9]))
-    assert len(some) == 3
-    assert np.array_equal(some.take(np.array([2, 0])), data.faces.take(np.array([9, 5])))
