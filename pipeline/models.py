@@ -38,7 +38,8 @@ class ModelConfig(Config):
     """Which network; stored beside its weights and enough to build it again."""
 
     name: str = "compact_resnet"
-    """compact_resnet, convnet, or any name timm knows."""
+    """compact_resnet, convnet, or any of timm's whose classifier is one linear layer (83 of the 98
+    families of timm 1.0)."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the network: widths, stem (kernel, stride) and blocks (a width's) of
     compact_resnet, width and depth of convnet."""
@@ -130,6 +131,8 @@ class FaceModel(nn.Module):
             )
         net: Any = self.net
         seen: Tensor = net.forward_features((x - self.mean) / self.std)
+        if not isinstance(seen, Tensor):
+            raise ModelError(f"{self.config.name}: gives {type(seen).__name__}s of features")
         return seen
 
     def _head(self, seen: Tensor) -> tuple[Tensor, Tensor]:
@@ -336,7 +339,8 @@ def classifier_of(net: nn.Module) -> nn.Linear:
     """The last layer of a network; ModelError where it is not one linear layer."""
     layer = net.get_classifier()  # type: ignore[operator]
     if not isinstance(layer, nn.Linear):
-        raise ModelError(f"{type(net).__name__}: the classifier is {layer}, expected one Linear")
+        has = f"{type(net).__name__}: the classifier is a {type(layer).__name__}"
+        raise ModelError(f"{has}, expected one Linear")
     return layer
 
 

@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError, ModelError
 from pipeline.evaluation import EvaluateConfig
 from pipeline.guard import GuardConfig
 from pipeline.labeled.reader import LabeledSource
-from pipeline.models import PRETRAINED
+from pipeline.models import PRETRAINED, ModelConfig
 from pipeline.outline import outline, require_patches
 from pipeline.policy import SelectConfig
 from pipeline.report import ReportConfig
@@ -188,42 +188,52 @@ class Recipe(Config):
         return self
 
     @model_validator(mode="after")
-    def _pretraining_fits_its_network(self) -> Recipe:
-        if self.pretrain is None:
-            return self
-        model = self.pretrain.model
-        try:
-            if self.pretrain.method == "mae":
-                require_patches(model, self.pretrain.mask_ratio)
-            else:
+    def _networks_are_there(self) -> Recipe:
+        looked_at: list[ModelConfig] = []
+        for name, model in self.networks().items():
+            if any(model.same_network(other) for other in looked_at):
+                continue
+            looked_at.append(model)
+            try:
                 outline(model)
-        except ModelError as err:
-            raise ValueError(f"pretrain.model: {err}") from err
-        except ConfigError as err:
-            raise ValueError(str(err)) from err
+            except ModelError as err:
+                raise ValueError(f"{name}: {err}") from err
+        if self.pretrain is not None and self.pretrain.method == "mae":
+            try:
+                require_patches(self.pretrain.model, self.pretrain.mask_ratio)
+            except ConfigError as err:
+                raise ValueError(str(err)) from err
         return self
 
     @model_validator(mode="after")
     def _batches_are_shared_evenly(self) -> Recipe:
-        batches = [
-            ("teach", "batch", self.teach.batch),
-            ("student", "labeled_batch", self.student.labeled_batch),
-            ("student", "mined_batch", self.student.mined_batch),
-        ]
+        batches = [("teach", "teach.batch", self.teach.batch)]
+        for stage in ("student", "student_share")[: 1 + (self.mined_share is not None)]:
+            batches.append((stage, "student.labeled_batch", self.student.labeled_batch))
+            batches.append((stage, "student.mined_batch", self.student.mined_batch))
         if self.pretrain is not None:
-            batches.append(("pretrain", "batch", self.pretrain.batch))
+            batches.append(("pretrain", "pretrain.batch", self.pretrain.batch))
         for stage, name, faces in batches:
             workers = max(1, self.train.stage_workers.get(stage, self.train.workers))
             if faces % workers:
-                raise ValueError(
-                    f"{stage}.{name}: {faces} cannot be shared evenly by {workers} workers"
-                )
+                raise ValueError(f"{name}: {faces} cannot be shared evenly by {workers} workers")
         return self
 
     @property
     def starts_pretrained(self) -> bool:
         """Whether a teacher or the student starts from the run's own backbone."""
         return PRETRAINED in (self.teach.model.weights, self.student.model.weights)
+
+    def networks(self) -> dict[str, ModelConfig]:
+        """Every network that the recipe trains, by where it is named."""
+        found = {"teach.model": self.teach.model, "student.model": self.student.model}
+        if self.pretrain is not None:
+            found["pretrain.model"] = self.pretrain.model
+        if self.distill is not None:
+            found["distill.net"] = self.distill.net
+        if self.active is not None:
+            found["active.train.model"] = self.active.train.model
+        return found
 
     def sources(self) -> dict[str, PoolSource]:
         """Pool sources by name."""

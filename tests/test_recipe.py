@@ -221,14 +221,31 @@ def test_load__a_pretraining_that_could_not_begin(tmp_path: Path, items: str, sa
 @pytest.mark.parametrize(
     ("item", "said"),
     [
+        ("teach.model.name=resnet81", "teach.model: no network 'resnet81'"),
+        ("student.model={name: vit_tiny_patch16_224}", "student.model: vit_tiny_patch16_224: face"),
+        ("student.model={name: coat_tiny, size: 224}", "student.model: coat_tiny: gives lists of"),
+        ("teach.model.args={depth: 3}", "teach.model: compact_resnet: args {'depth': 3} do not fit"),
+        ("distill={net: {name: convnet, size: 48, args: {depth: 9}}}", "distill.net: convnet: "),
+        ("active={train: {model: {name: levit_128}}}", "active.train.model: LevitDistilled: the clas"),
+    ],
+)
+def test_load__a_network_that_cannot_be_built(tmp_path: Path, item: str, said: str) -> None:
+    (line,) = faults(tmp_path, item)
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
         ("train.workers=3", "teach.batch: 128 cannot be shared evenly by 3 workers"),
         ("train.stage_workers={student: 3}", "student.labeled_batch: 64 cannot be shared evenly"),
         ("student.mined_batch=127", "student.mined_batch: 127 cannot be shared evenly by 2"),
         ("train.stage_workers={pretrain: 7}", "pretrain.batch: 256 cannot be shared evenly by 7"),
+        ("train.stage_workers={student_share: 5}", "student.labeled_batch: 64 cannot be shared ev"),
     ],
 )
 def test_load__batches_that_workers_cannot_share(tmp_path: Path, item: str, said: str) -> None:
-    sets = ("train.workers=2", "pretrain={model: {size: 32}}")
+    sets = ("train.workers=2", "pretrain={model: {size: 32}}", "mined_share=0.1")
     assert small(tmp_path, *sets).train.workers == 2
     (line,) = faults(tmp_path, *sets, item)
     assert said in line

@@ -39,6 +39,8 @@ def test_gates__wait_for_all_cells():
     lacking = _grid(pico={"kl": 0.4, "brier": 0.4})
     del lacking["decoder-voted-s2"]
     assert weak.judge_votes(lacking) is None
+    found = _grid(pico={"kl": 0.4, "brier": 0.4})
+    assert weak.judge_votes({k: v for k, v in found.items() if "decoder" not in k}) == []
     assert weak.judge_finite({}) is None
 
 

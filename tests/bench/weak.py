@@ -5,8 +5,9 @@
         --set partial.momentum=0.95
 
 FERPlus, all of Training less the development faces and twins of test faces: the faces with a
-majority, or every voted face. All rows spend the same image passes, reconstruction included, and
-are judged on every voted face of PublicTest against the shares of its votes. The baseline of every
+majority, or every voted face. All rows spend the same image passes, reconstruction included: four
+epochs of the voted faces by small networks of 32 px, so that the grid fits two cores. They are
+judged on every voted face of PublicTest against the shares of its votes. The baseline of every
 row is cross entropy on the majority label of the faces that have one, of its network and, for
 transformers, from the same reconstruction. PublicTest is read once per cell; `--on development`
 judges on 3,000 Training faces of the same kind as those that train.
@@ -32,7 +33,7 @@ NAME = "weak"
 SETS = ("majority", "voted")
 SEEDS = (0, 1, 2)
 QUICK = ("ce", "pico", "decoder", "mae_decoder")
-PASSES, TINY_PASSES = 140_000, 2_000
+PASSES, TINY_PASSES = 100_000, 2_000
 LOWER = ("ece", "kl", "js", "brier")
 """Metrics of which less is better."""
 HIGHER = ("accuracy", "macro_f1", "top2", "accuracy_agreed", "accuracy_disputed")
@@ -150,10 +151,11 @@ def judge_votes(records: Records) -> list[str] | None:
     verdicts = [
         [verdict(records, row, faces, key) for key in ("kl", "brier")] for row, faces in there
     ]
+    if [BETTER, BETTER] in verdicts:
+        return []
     if any(None in pair for pair in verdicts):
         return None
-    good = [BETTER, BETTER] in verdicts
-    return [] if good else ["no row is, on both KL and Brier in all seeds"]
+    return ["no row is, on both KL and Brier in all seeds"]
 
 
 def baseline_of(row: str) -> str:

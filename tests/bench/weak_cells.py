@@ -27,7 +27,14 @@ from pipeline.training.pretraining import PretrainConfig, train_backbone
 from pipeline.training.supervised import SupervisedConfig, predict_logits, train_supervised
 from tests.bench.distill_cells import TestSet, open_job, prepared
 from tests.bench.harness import Cell, Context
-from tests.bench.semi_cells import RESNET, TINY_NETS, VIT
+from tests.bench.semi_cells import TINY_NETS
+
+RESNET = {"name": "compact_resnet", "args": {"widths": [16, 32, 64, 128]}, "size": 32}
+VIT = {
+    "name": "vit_tiny_patch16_224",
+    "args": {"img_size": 32, "patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4},
+    "size": 32,
+}
 
 
 class Row(Config):
