@@ -35,12 +35,15 @@ def test_judge_votes__soft_labels_are_a_baseline():
     assert weak.judge_votes(_grid(votes={"kl": 0.4, "brier": 0.4})) != []
 
 
-def test_gates__wait_for_all_cells():
-    lacking = _grid(pico={"kl": 0.4, "brier": 0.4})
+def test_gates__wait_for_cells_unless_one_row_is_enough():
+    lacking = _grid(pico={"kl": 0.4})
     del lacking["decoder-voted-s2"]
     assert weak.judge_votes(lacking) is None
     found = _grid(pico={"kl": 0.4, "brier": 0.4})
-    assert weak.judge_votes({k: v for k, v in found.items() if "decoder" not in k}) == []
+    del found["decoder-voted-s2"]
+    assert weak.judge_votes(found) == []
+    del found["pico-voted-s2"], found["pico-majority-s2"]
+    assert weak.judge_votes(found) is None
     assert weak.judge_finite({}) is None
 
 
