@@ -61,7 +61,9 @@ class LabeledConfig(Config):
     seed: int | None = None  # of fraction and validation; None: the recipe's
     validation: float | None = Field(default=None, gt=0, lt=1)  # share of the chosen labels
     development: DevelopmentConfig | None = None
-    test: str | LabeledData | None = None  # None: the set's own test split; a path: the same kind
+    test: str | LabeledData | None = None
+    """None: the set's own test split; a path: the same kind. All faces of a set without a split of
+    its own, or of the one that `split` names; else those of its test split."""
     crop: Crop = Crop()
     color: Color = "gray"
 
@@ -212,12 +214,19 @@ def _test_records(config: LabeledSource, name: str) -> Records | None:
 
 
 def _as_test(given: Records, label_names: tuple[str, ...], left_out: Counter[str]) -> pa.Table:
-    """Its faces whose label the training set knows; soft labels only over the same classes."""
-    labels = given.table["label"].to_pylist()
+    """Its faces whose label the training set knows; soft labels only over the same classes.
+
+    Of a set with training and test faces only the latter: all the others were made to train on.
+    """
+    table, parts = given.table, set(given.table["role"].to_pylist())
+    if "test" in parts and parts & {"train", "validation"}:
+        table = table.filter(pc.equal(table["role"], "test"))
+        left_out["test_other_split"] += len(given.table) - len(table)
+    labels = table["label"].to_pylist()
     known = np.array([label in label_names for label in labels], dtype=bool)
     left_out["no_label"] += labels.count(None)
     left_out["test_label_not_in_training"] += int((~known).sum()) - labels.count(None)
-    table = given.table.filter(pa.array(known))
+    table = table.filter(pa.array(known))
     if given.label_names == label_names:
         return table
     soft = RECORDS.field("soft")

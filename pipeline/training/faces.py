@@ -96,6 +96,20 @@ class ChosenFaces:
         return self.store.take(self.rows[index])
 
 
+@dataclass(frozen=True)
+class GrayAsColor:
+    """A gray store for a network that sees color: its channel stands for all three."""
+
+    store: Faces
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def take(self, index: np.ndarray) -> np.ndarray:
+        """Pixels of the faces at positions (B,): uint8 (B, 3, S, S)."""
+        return np.repeat(self.store.take(index), 3, axis=1)
+
+
 class PackedFaces:
     """Encoded faces in one file, decoded by threads when taken."""
 

@@ -30,7 +30,7 @@ from pipeline.schema import OK, label_codes, label_names_of
 from pipeline.sources.removals import Removals
 from pipeline.storage import location, read_table
 from pipeline.training.data import LabeledFaces, MinedFaces
-from pipeline.training.faces import ChosenFaces, Faces, Row, pack_faces
+from pipeline.training.faces import ChosenFaces, Faces, GrayAsColor, Row, pack_faces
 
 LABELED_FILE = "labeled.parquet"
 FACES_FILE = "faces.parquet"
@@ -173,9 +173,8 @@ def pack_labeled(rows: pa.Table, handed: Handed, model: ModelConfig) -> LabeledF
     groups = rows["group"].to_pylist()
     if None in groups:
         # Faces of people who are known stay in one fold, also beside faces of whom nothing is.
-        annotated = rows["source"].null_count < rows.num_rows
         pairs = zip(groups, rows["id"].to_pylist(), strict=True)
-        groups = [group or face for group, face in pairs] if annotated else None
+        groups = [group or face for group, face in pairs] if any(groups) else None
     return LabeledFaces(
         parts[0] if len(parts) == 1 else JoinedFaces(parts),
         label_codes(rows["label"].to_pylist(), names),
@@ -292,11 +291,13 @@ def store(
     handed: Handed,
     model: ModelConfig,
 ) -> Faces:
-    """Pack for a model; a gray source stays gray for a model that sees color.
+    """Pack for a model; a gray source is stored gray for a model that sees color, and fills all
+    three channels when it is taken.
 
     `name` says which faces these are and what their bytes are; how they are seen is added.
     """
     seen: Color = "gray" if "gray" in (color, model.color) else "rgb"
     view = digest([crop.model_dump(mode="json"), seen, DECODER])[:8]
     at = Path(handed.scratch) / f"{name}-{view}-{model.color}{model.size}"
-    return pack_faces(images, count, crop=crop, color=seen, size=model.size, at=at)
+    packed = pack_faces(images, count, crop=crop, color=seen, size=model.size, at=at)
+    return packed if seen == model.color else GrayAsColor(packed)

@@ -1,5 +1,7 @@
 """read_labeled: roles, hidden truth, given test sets, removals, and what it refuses."""
 
+from collections import Counter
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,6 +11,7 @@ from pydantic import TypeAdapter
 from labeled import writers
 from pipeline.config import Config, parse
 from pipeline.errors import ConfigError, SourceError
+from pipeline.labeled.folder import FolderSet
 from pipeline.labeled.reader import (
     LabeledFolder,
     LabeledSource,
@@ -114,7 +117,7 @@ def test_read_labeled__groups_that_a_table_parts_are_told(tmp_path):
     whole = write("ab.parquet", ["p1", "p2", "p3"], ["train", "train", "test"])
     assert read_labeled(LabeledTable(path=whole, **own)).counts["parted_groups"] == []
     (line,) = read_labeled(LabeledTable(path=whole, test=at, **own)).counts["parted_groups"]
-    assert "2 of 3 test faces" in line or "3 of 3 test faces" in line
+    assert "1 of 1 test faces" in line
 
 
 def test_read_labeled__test_set_of_another_kind(photos, tmp_path):
@@ -131,6 +134,20 @@ def test_read_labeled__test_set_of_another_kind(photos, tmp_path):
     found = read_labeled(TypeAdapter(LabeledSource).validate_python(config))
     assert roles(found, "test")["id"].to_pylist() == ["table-test/t.parquet#0"]
     assert found.counts["left_out"]["test_label_not_in_training"] == 1
+
+
+def test_read_labeled__of_a_given_set_its_test_split(photos):
+    labels = Counter(happiness=4, sadness=4, fear=4)
+    whole = LabeledFolder(path=photos, test=FolderSet(path=photos, name="other"))
+    found = read_labeled(whole)
+    ids = roles(found, "test")["id"].to_pylist()
+    assert found.counts["roles"]["test"] == labels
+    assert all(name.startswith("other/test/") for name in ids)  # of training faces none
+    assert found.counts["left_out"] == {"other_split": 12, "test_other_split": 12}
+    named = FolderSet(path=photos, name="other", split="train")
+    found = read_labeled(whole.model_copy(update={"test": named}))
+    assert found.counts["roles"]["test"] == labels
+    assert found.counts["left_out"] == {"other_split": 12}
 
 
 def test_read_labeled__development_replaces_the_test_set():
@@ -153,7 +170,7 @@ def test_read_labeled__no_test_face():
 
 
 def test_read_labeled__same_id_twice(photos):
-    test = LabeledFolder(path=photos).model_copy(update={"name": "folder"})
+    test = LabeledFolder(path=photos, split="train").model_copy(update={"name": "folder"})
     config = LabeledFolder(path=photos, name="folder").model_copy(update={"test": test})
     with pytest.raises(SourceError, match=r"two faces have the id 'folder/train/fear/0.png'"):
         read_labeled(config)

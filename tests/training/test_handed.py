@@ -108,6 +108,24 @@ def test_open_labeled__faces_codes_and_groups_line_up(handed: Handed) -> None:
     assert data.faces.take(np.arange(6)).shape == (6, 1, 16, 16)
 
 
+def test_open_labeled__one_face_without_a_person_parts_nobody(handed: Handed) -> None:
+    at = location(handed.labeled) / LABELED_FILE
+    table = read_table(at)
+    column = table.schema.get_field_index("group")
+    groups = table["group"].to_pylist()
+
+    def groups_with(given: list[str | None]) -> list[str] | None:
+        write_table(at, table.set_column(column, "group", pa.array(given, pa.string())))
+        found = open_labeled(handed, MODEL)[0].groups
+        return None if found is None else list(found)
+
+    ids = labeled_rows(handed, ("train",))["id"].to_pylist()
+    known = groups_with(groups)
+    assert known is not None
+    assert groups_with([*groups[:3], None, *groups[4:]]) == [known[0], ids[1], *known[2:]]
+    assert groups_with([None] * len(groups)) is None
+
+
 def test_open_labeled__boxes_follow_the_crop_if_asked(handed: Handed) -> None:
     at = location(handed.labeled)
     table, faces = read_table(at / LABELED_FILE), read_table(at / FACES_FILE)
@@ -199,7 +217,9 @@ def test_open_labeled__another_view_is_packed_beside_the_first(
     in_color = MODEL.model_copy(update={"color": "rgb"})
     gray = open_labeled(handed, in_color)[0].faces.take(index)
     colored = open_labeled(handed.model_copy(update={"color": "rgb"}), in_color)[0]
-    assert (gray.shape[1], colored.faces.take(index).shape[1]) == (1, 3)
+    np.testing.assert_array_equal(gray, np.repeat(data.faces.take(index), 3, axis=1))
+    assert len(open_labeled(handed, in_color)[0].faces) == 6
+    assert colored.faces.take(index).shape[1] == 3
     for module in ("faces", "handed"):
         monkeypatch.setattr(f"pipeline.training.{module}.DECODER", "another")
     again = open_labeled(handed, MODEL)[0].faces.take(index)
