@@ -5,6 +5,8 @@ Cost: a second per network, and the seconds that importing timm takes.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import nn
 
@@ -16,9 +18,18 @@ from pipeline.models import ModelConfig, create
 def outline(config: ModelConfig) -> tuple[nn.Module, int]:
     """A network without memory for its weights, and the number of its tokens for one face.
 
+    Networks that were laid out once are remembered; leave them as they are.
+
     Raises:
         ModelError: as :func:`pipeline.models.create`, or faces of `size` pixels do not fit.
     """
+    plain = {"weights": None, "pretraining_data": None}
+    return _laid_out(config.model_copy(update=plain).model_dump_json())
+
+
+@lru_cache(maxsize=32)
+def _laid_out(network: str) -> tuple[nn.Module, int]:
+    config = ModelConfig.model_validate_json(network)
     with torch.device("meta"):
         model = create(config, ("", "")).eval()
         try:

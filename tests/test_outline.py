@@ -24,6 +24,7 @@ def test_outline__is_the_network_without_memory(config: ModelConfig) -> None:
         k: v.shape for k, v in made.net.state_dict().items()
     }
     assert all(p.is_meta for p in net.parameters())
+    assert outline(config.model_copy(update={"weights": "pretrained"}))[0] is net  # remembered
     faces = made.mean.new_zeros(1, config.channels, config.size, config.size)
     assert tokens == made.eval().tokens(faces)[0].shape[1]
 
