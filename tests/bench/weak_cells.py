@@ -66,7 +66,7 @@ class Row(Config):
 
 def _rows() -> dict[str, Row]:
     given = {"batch": 128, "ema": 0.998, "augment": "weak", "smoothing": 0.0}
-    resnet = {"model": {**RESNET, "dropout": 0.3}, "lr": 2e-3, **given}
+    resnet = {"model": {**RESNET, "dropout": 0.3}, "lr": 5e-3, **given}
     vit = {"model": {**VIT, "dropout": 0.1}, "lr": 1e-3, **given}
     mae = {"method": "mae", "model": {**VIT, "dropout": 0}, "batch": 256, "lr": 1e-3}
     mae |= {"decoder": {"width": 96, "depth": 2, "heads": 4}, "probe_every": None}
