@@ -18,6 +18,7 @@ replaced after `WATCH` seconds, one of this machine at once.
 from __future__ import annotations
 
 import _thread
+import json
 import logging
 import math
 import os
@@ -25,6 +26,7 @@ import re
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,8 +122,14 @@ def _take(folder: Location, part: Part) -> tuple[Location, dict[str, Any]]:
         number = 1 + (int(newest.name.removesuffix(".json")) if newest is not None else 0)
         mine = {**_self(), "beat": 0}
         at = folder / f"{number:06d}.json"
-        if at.create(to_json(mine)):
+        if at.create(to_json(mine)) or _wrote(at, mine):
             return at, mine
+
+
+def _wrote(at: Location, mine: dict[str, Any]) -> bool:
+    """Whether it is ours after all: the answer of a store was lost, and the call repeated."""
+    there = json.loads(at.find_bytes() or b"{}")
+    return bool(there.get("token") == mine["token"])
 
 
 def _leave(at: Location, mine: dict[str, Any], beating: threading.Thread) -> None:
@@ -189,6 +197,7 @@ def _newest(folder: Location) -> Location | None:
 
 def _self() -> dict[str, Any]:
     return {
+        "token": uuid.uuid4().hex,
         "host": socket.gethostname(),
         "machine": _machine(),
         "pid": os.getpid(),

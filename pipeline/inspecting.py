@@ -38,6 +38,8 @@ from pipeline.survey import describe
 
 FACES = 64  # of a sample
 SIDE, CAPTION, COLUMNS = 96, 28, 8  # of the contact sheet: pixels, pixels, faces
+KNOWS = 2.0
+"""Times chance that a model has to agree with labels, so that it can judge their names."""
 
 
 @dataclass
@@ -113,6 +115,9 @@ def said(seen: Inspection) -> list[str]:
     if seen.order is not None:
         before, after = seen.order.accuracy, seen.order.accuracy_permuted
         verdict = "SUSPICIOUS, look at the names" if seen.order.suspicious else "as named"
+        there = {name for counts in seen.classes.values() for name in counts if name != "-"}
+        if after * len(there) < KNOWS:
+            verdict = "cannot be told, the model knows too little of these faces"
         lines.append(
             f"label order: {verdict}; the model agrees with {before:.1%}, "
             f"with {after:.1%} under the best exchange of names"

@@ -48,11 +48,11 @@ from pipeline.commits import (
     seal_name,
     sealed_commits,
 )
-from pipeline.errors import LedgerError
+from pipeline.errors import LedgerError, SourceError
 from pipeline.ordered import in_order
 from pipeline.packs import Pack, content_digest, row_ranges, write_pack
 from pipeline.plan import GROUP, Plan, Slice, number_of
-from pipeline.storage import Location, open_stored, read_table, to_json, write_table
+from pipeline.storage import Location, missing, open_stored, read_table, to_json, write_table
 
 __all__ = ["GROUP", "Commit", "Ledger", "Plan", "Slice"]
 
@@ -240,8 +240,14 @@ class Ledger:
         """
         commit = self.find(key)
         part = None if commit is None else self._part(commit)
-        if part is not None and part.exists():
-            return read_table(part, columns)
+        if part is not None:
+            try:
+                return read_table(part, columns)
+            except FileNotFoundError:  # swept while it was opened
+                pass
+            except SourceError as error:  # swept before
+                if not missing(error):
+                    raise
         name, sealed, first = self._in_seals(key)
         if sealed is not None:
             rows = [(first, first + sealed.rows)]

@@ -15,7 +15,7 @@ from pipeline.errors import ModelError, RunError
 from pipeline.flow import MODEL
 from pipeline.job import SETTINGS
 from pipeline.plan import Plan
-from pipeline.run import CURRENT, Run
+from pipeline.run import CURRENT, FIRST_RECIPE, Run
 from pipeline.storage import Location
 from pipeline.training.distilled import LABELS
 from pipeline.training.pretrain import BACKBONE
@@ -63,6 +63,22 @@ def find_model(at: Location) -> Location:
     raise ModelError(
         f"{at}: expected a run folder, a model or teacher folder or a distilled set; it is none"
     )
+
+
+def named_model(at: Location) -> Location:
+    """What :func:`find_model` finds at a path; another folder as it is, for its reader to judge.
+
+    Raises:
+        ModelError: a run that has made no student so far.
+    """
+    try:
+        return find_model(at)
+    except ModelError:
+        if (at / FIRST_RECIPE).exists():
+            raise ModelError(
+                f"{at}: a run whose student is not finished; name what is, such as {at}/teach"
+            ) from None
+        return at
 
 
 def home_of(model: Location) -> Made | None:

@@ -61,7 +61,7 @@ CODES = {"usage", "image", "emotion"}
 """Columns of FER2013 as Parquet."""
 LABEL_COLUMNS = ("label", "emotion", "expression")
 IMAGE_COLUMNS = ("image", "img", "jpg", "face")
-PATH_COLUMNS = (*IMAGE_COLUMNS, "path", "file")
+PATH_COLUMNS = (*IMAGE_COLUMNS, "path", "file", "filename", "file_name")
 GROUP_COLUMNS = ("group", "person", "person_id", "subject", "subject_id", "identity", "video")
 LONGEST = 65_536  # bytes of a header
 LISTED = 2000  # names that recognition looks at
@@ -188,9 +188,13 @@ def _csv(at: Location) -> Found:
         return Found("labeled", {"kind": "fer2013", "path": at.uri}, "columns of FER2013")
     found = _table(at, names, PATH_COLUMNS)
     if found is None:
+        mark = next((mark for mark in ";\t|" if len(names) == 1 and mark in names[0]), None)
+        if mark is not None:
+            raise SourceError(f"{at}: columns are parted by {mark!r}, expected commas")
         raise SourceError(
-            f"{at}: no columns of pictures and labels, as {IMAGE_COLUMNS[0]} and "
-            f"{LABEL_COLUMNS[0]}; found: {', '.join(names)}"
+            f"{at}: no columns of pictures ({', '.join(PATH_COLUMNS)}) and labels "
+            f"({', '.join(LABEL_COLUMNS)}); name yours by image_column and label_column of kind "
+            f"table; found: {', '.join(names)}"
         )
     return found
 
@@ -237,9 +241,15 @@ def _folder(at: Location, path: str, listed: Sequence[str]) -> Found:
     config: dict[str, Any] = {"kind": "folder", "path": path}
     if classes and len(classes) > len(EMOTIONS):
         config["group_from"] = "parent"
-    return Found(
-        "pool", config, f"image files, in {len(classes) or 'no'} folders of no known class"
-    )
+    unknown = [name for name in classes if not _is_emotion(name)]
+    said = f"image files, in {len(classes)} folders of no known class" if classes else "image files"
+    if len(unknown) < len(classes):
+        few = ", ".join(unknown[:5]) or "none, but there are images beside them"
+        said = (
+            f"image files; {len(classes) - len(unknown)} of {len(classes)} folders are classes, "
+            f"not known: {few}; as labeled: kind folder with names: {{FOLDER: emotion}}"
+        )
+    return Found("pool", config, said)
 
 
 def _is_emotion(name: str) -> bool:

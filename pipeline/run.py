@@ -33,6 +33,8 @@ from pipeline.storage import Location, to_json
 FORGOTTEN = "forgotten.json"
 """In a generation that learned from faces which were forgotten since."""
 CURRENT = "current.json"
+RECIPE_FILE = "recipe-{:04d}.json"
+FIRST_RECIPE = RECIPE_FILE.format(1)
 """Names the generation of a stage, and the plan, that later stages read."""
 
 
@@ -191,7 +193,7 @@ class Run:
         if past and past[-1].read_bytes() == data:
             return
         number = len(past) + 1
-        while not (self.root / f"recipe-{number:04d}.json").create(data):
+        while not (self.root / RECIPE_FILE.format(number)).create(data):
             number += 1
 
     def _enter(

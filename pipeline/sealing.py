@@ -10,12 +10,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable
 
-from pipeline.errors import told
+from pipeline.errors import RunError, told
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan, Slice
 from pipeline.storage import Location
 
 Work = Callable[[Ledger, list[Slice]], None]
+PATIENCE = 1800.0
+"""Seconds without a group done until a pass gives up; one takes minutes on a slow store."""
 
 
 def seal(ledger: Ledger, plan: Plan) -> None:
@@ -23,7 +25,7 @@ def seal(ledger: Ledger, plan: Plan) -> None:
 
     Raises:
         LedgerError: a part differs from its commit, or another seal disagrees.
-        RunError: a task died, and again after Ray's retries.
+        RunError: a task died, and again after Ray's retries, or nothing was done for `PATIENCE`.
     """
     _each("seal", Ledger.close, ledger, ledger.complete(plan))
 
@@ -53,14 +55,27 @@ def _each(what: str, work: Work, ledger: Ledger, groups: Iterable[list[Slice]]) 
         for slices in itertools.chain(few, rest):
             running.append(task.remote(work, ledger.at, slices))
             if len(running) >= most:
-                ready, running = ray.wait(running)
-                ray.get(ready)
-        ray.get(running)
+                running = _fewer(what, running)
+        while running:
+            running = _fewer(what, running)
     except ray.exceptions.RayError as error:  # a task's own, or a node that died time and again
         # The others end first: whoever is told of the fault finds nobody at work.
         if running:
             ray.wait(running, num_returns=len(running))
         raise told(getattr(error, "cause", error), what) from error
+
+
+def _fewer(what: str, running: list[ray.ObjectRef[None]]) -> list[ray.ObjectRef[None]]:
+    """Those that still run after the next one has ended."""
+    import ray
+
+    ready, rest = ray.wait(running, timeout=PATIENCE)
+    if not ready:
+        for task in rest:
+            ray.cancel(task)
+        raise RunError(f"{what}: no group was done in {PATIENCE:g} s; is a CPU free?")
+    ray.get(ready)
+    return rest
 
 
 def _apply(work: Work, at: Location, slices: list[Slice]) -> None:

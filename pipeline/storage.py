@@ -181,7 +181,7 @@ class Location:
         try:
             return self.read_bytes()
         except SourceError as err:
-            if isinstance(err.__cause__, FileNotFoundError):
+            if missing(err):
                 return None
             raise
 
@@ -336,6 +336,11 @@ def write_table(at: Location, table: pa.Table) -> None:
     """Write one Parquet file atomically."""
     with at.replacing() as sink, Writer(sink, table.schema) as writer:
         writer.write(table)
+
+
+def missing(error: BaseException) -> bool:
+    """Whether an error of this module says that there is no such file."""
+    return isinstance(error.__cause__, FileNotFoundError)
 
 
 def read_table(at: Location, columns: Sequence[str] | None = None) -> pa.Table:

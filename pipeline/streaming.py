@@ -238,12 +238,17 @@ def _batches(
     except ray.exceptions.RayTaskError as error:
         raise told(error.cause, "pass failed") from error
     except ExecutionTimeoutError as error:
-        raise Stalled(
-            f"nothing moved for {config.no_progress_seconds:g} s (stream.no_progress_seconds): no "
-            f"node with free CPUs or GPUs came, or a slice hangs or keeps killing its worker"
-        ) from error
+        raise stalled(config, "pass") from error
     except ray.exceptions.RayError as error:
         raise RunError(f"pass failed: {_line(error)}") from error
+
+
+def stalled(config: StreamConfig, what: str) -> Stalled:
+    """What is said where Ray Data gave up waiting."""
+    return Stalled(
+        f"{what}: nothing moved for {config.no_progress_seconds:g} s (stream.no_progress_seconds): "
+        "no node with free CPUs or GPUs came, or a slice hangs or keeps killing its worker"
+    )
 
 
 def _attach(dataset: Any, op: Operator, workers: int, config: StreamConfig, layout: Layout) -> Any:

@@ -12,7 +12,7 @@ from pipeline.progress import console
 
 
 def predict(
-    model: Annotated[str, typer.Argument(help="model or teacher folder")],
+    model: Annotated[str, typer.Argument(help="model or teacher folder; a run is its student")],
     path: Annotated[str, typer.Argument(help="image, folder, container or {000..146} pattern")],
     out: Annotated[Path, typer.Option("--out", help="preds.parquet or preds.csv")],
     abstain: Annotated[
@@ -31,12 +31,13 @@ def predict(
     from pipeline.config import parse
     from pipeline.detection import DetectConfig
     from pipeline.images import Crop
+    from pipeline.made import named_model
     from pipeline.predicting import predict as predict_faces
     from pipeline.storage import location
 
     found = None if detect is None else DetectConfig(model=detect)
     crop = None if align is None else parse(Crop, {"align": {"template": align}}, "--align")
-    at, pictures = location(model), location(path)
+    at, pictures = named_model(location(model)), location(path)
     counts = predict_faces(at, pictures, out, abstain=abstain, detect=found, crop=crop)
     console.print(f"{out}: {counts}", markup=False)
 
@@ -63,7 +64,8 @@ def detect(
 def inspect(
     path: Annotated[str, typer.Argument(help="file or folder, local or s3://...")],
     model: Annotated[
-        str | None, typer.Option(help="model or teacher folder that audits the label order")
+        str | None,
+        typer.Option(help="model or teacher folder that audits the label order, or a run"),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="PNG of captioned sample faces; recognizable")
@@ -74,9 +76,10 @@ def inspect(
 
     from pipeline import inspecting
     from pipeline.artifacts import load_any, on_node
+    from pipeline.made import named_model
     from pipeline.storage import location
 
-    judge = None if model is None else load_any(on_node(location(model)))
+    judge = None if model is None else load_any(on_node(named_model(location(model))))
     with tempfile.TemporaryDirectory(prefix="omnifer-") as work:
         seen = inspecting.inspect(path, location(work), judge)
     for line in inspecting.said(seen):
@@ -114,7 +117,8 @@ def export(
 
 def lineage(
     what: Annotated[
-        str, typer.Argument(metavar="MODEL", help="model, distilled set, stage or run folder")
+        str,
+        typer.Argument(metavar="MODEL", help="model, distilled set, the stage of one, or a run"),
     ],
     faces: Annotated[
         str | None, typer.Option(metavar="OUT.PARQUET", help="every face that it learned from")

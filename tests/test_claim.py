@@ -38,6 +38,25 @@ def records(run: Location, part: str) -> list[dict]:
     return [child.read_json() for child in (run / "drivers" / part).children()]
 
 
+def test_claimed__an_answer_that_was_lost_on_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = Location.create
+
+    def lossy(at: Location, data: bytes) -> bool:
+        return create(at, data) and create(at, data)  # as a client that repeats its request
+
+    monkeypatch.setattr(Location, "create", lossy)
+    with claimed(location(tmp_path), WHOLE):
+        (held,) = records(location(tmp_path), "1of1")
+        assert held["pid"] == os.getpid()
+        with (
+            pytest.raises(RunError, match="is being worked on by"),
+            claimed(location(tmp_path), WHOLE),
+        ):
+            pass
+
+
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2", "1/0"])
 def test_parse__refuses_what_is_no_part(text: str) -> None:
     with pytest.raises(ConfigError, match="expected i/n with 1 <= i <= n"):
@@ -213,9 +232,9 @@ def test_claimed__who_was_silent_for_long_stops_if_another_took_over(
             if taken:
                 other.write_json({**claim._self(), "machine": "another", "beat": 7})
             answers.clear()
-            time.sleep(1.5)
-            answers.set()
             time.sleep(3)
+            answers.set()
+            time.sleep(5)
         except KeyboardInterrupt:
             stopped = True
     assert stopped is taken

@@ -24,6 +24,7 @@ from pipeline.inspecting import (
     said,
 )
 from pipeline.labeled.records import Records, records_table
+from pipeline.metrics import LabelOrder
 from pipeline.models import ModelConfig
 from pipeline.storage import location
 
@@ -134,6 +135,19 @@ def test_audit__finds_names_that_were_exchanged(mixed_up: bool) -> None:
     found = audit(Records(table, names, {}), Brightness(), Crop())  # type: ignore[arg-type]
     assert (found.accuracy, found.accuracy_permuted) == (0 if mixed_up else 1, 1)
     assert found.suspicious == mixed_up
+
+
+def test_said__a_model_that_knows_nothing_judges_no_names(tmp_path: Path) -> None:
+    classes = ("happiness", "sadness", "fear", "anger", "neutral")
+    folder(tmp_path, [f"{name}/a.jpg" for name in classes])
+    seen = inspect(str(tmp_path), location(tmp_path / "work"))
+    told = {}
+    for right in (0.27, 0.39, 0.41):
+        seen.order = LabelOrder((), right, right)
+        (told[right],) = (line for line in said(seen) if line.startswith("label order: "))
+    assert told[0.27].startswith("label order: cannot be told, the model knows too little")
+    assert told[0.39].startswith("label order: cannot be told")  # below twice chance
+    assert told[0.41].startswith("label order: as named; the model agrees with 41.0%")
 
 
 def test_contact_sheet__bad_faces_stay_dark(tmp_path: Path) -> None:

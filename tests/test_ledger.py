@@ -12,6 +12,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -227,6 +228,27 @@ def test_seal__reads_the_same_from_packs(tmp_path: Path) -> None:
     late = fresh.commit(plan.slices()[1], _table(plan.slices()[1], 0.5))
     assert late == fresh.find("s0000001")  # swept, and still the first one wins
     assert _parts(fresh) == []
+
+
+@pytest.mark.parametrize("first", ["stat", "open"])
+def test_read__a_part_that_is_swept_meanwhile(
+    first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _work(str(tmp_path))
+    ledger, plan = _open(tmp_path)
+    slice, expected = plan.slices()[1], _table(plan.slices()[1])
+    (part,) = (f for f in (ledger.at / "parts").files([".parquet"]) if slice.key in f.name)
+    name = "pipeline.storage.Location.size" if first == "stat" else "pipeline.storage.Reader"
+    real = Location.size if first == "stat" else Reader
+
+    def late(*given: Any) -> Any:
+        Path(part.uri).unlink(missing_ok=True)  # by another driver
+        return real(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(name, late)
+        assert Ledger(ledger.at).read(slice.key) == expected
+    assert not part.exists()
 
 
 def test_read__slice_after_slice_decodes_a_row_group_once(

@@ -6,7 +6,7 @@ import pytest
 from helpers import flow
 
 from pipeline.errors import ModelError
-from pipeline.made import find_model, finished, home_of, made_with
+from pipeline.made import find_model, finished, home_of, made_with, named_model
 from pipeline.run import Run
 from pipeline.storage import location
 from pipeline.training.runs import TEACHER
@@ -20,12 +20,20 @@ def job(tiny_run: Path) -> flow.LoggedJob:
 def test_find_model__a_run_a_stage_and_a_folder_are_named_alike(job, tiny_run) -> None:
     student = job.run.artifact("student").dir / "model"
     for at in (location(tiny_run), location(tiny_run / "student"), student):
-        assert find_model(at) == student
+        assert find_model(at) == named_model(at) == student
     teach = job.run.artifact("teach").dir
     assert find_model(location(tiny_run / "teach")) == teach / TEACHER
     assert find_model(location(tiny_run / "distill")) == job.run.artifact("distill").dir
     with pytest.raises(ModelError, match="expected a run folder"):
         find_model(location(tiny_run / "survey"))
+
+
+def test_named_model__says_what_a_run_lacks_and_leaves_other_folders_alone(tmp_path) -> None:
+    assert named_model(location(tmp_path)) == location(tmp_path)
+    run = Run(location(tmp_path / "run"))
+    run.recipe({"name": "x"})
+    with pytest.raises(ModelError, match="a run whose student is not finished; name what is, suc"):
+        named_model(run.root)
 
 
 def test_made_with__finds_a_generation_that_is_no_longer_in_use(tmp_path) -> None:

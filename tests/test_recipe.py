@@ -224,9 +224,15 @@ def test_load__a_pretraining_that_could_not_begin(tmp_path: Path, items: str, sa
         ("teach.model.name=resnet81", "teach.model: no network 'resnet81'"),
         ("student.model={name: vit_tiny_patch16_224}", "student.model: vit_tiny_patch16_224: face"),
         ("student.model={name: coat_tiny, size: 224}", "student.model: coat_tiny: gives lists of"),
-        ("teach.model.args={depth: 3}", "teach.model: compact_resnet: args {'depth': 3} do not fit"),
+        (
+            "teach.model.args={depth: 3}",
+            "teach.model: compact_resnet: args {'depth': 3} do not fit",
+        ),
         ("distill={net: {name: convnet, size: 48, args: {depth: 9}}}", "distill.net: convnet: "),
-        ("active={train: {model: {name: levit_128}}}", "active.train.model: LevitDistilled: the clas"),
+        (
+            "active={train: {model: {name: levit_128}}}",
+            "active.train.model: LevitDistilled: the clas",
+        ),
     ],
 )
 def test_load__a_network_that_cannot_be_built(tmp_path: Path, item: str, said: str) -> None:

@@ -83,6 +83,10 @@ def test_recognize__class_folders_are_labeled_and_numbers_are_not(tmp_path: Path
         {"kind": "folder", "path": str(tmp_path / "numbers")},
         "image files, in 7 folders of no known class",
     )
+    folder(tmp_path / "smile", [f"{name}/a.jpg" for name in ("smiling", "sad", "fear")])
+    found = recognize(str(tmp_path / "smile"))
+    assert found.role == "pool"
+    assert found.why.startswith("image files; 2 of 3 folders are classes, not known: smiling; as ")
 
 
 def test_inspect__a_class_other_is_counted_and_its_policy_written_down(tmp_path: Path) -> None:
@@ -112,8 +116,14 @@ def test_inspect__csv_files_of_pixels_and_of_paths(tmp_path: Path) -> None:
     assert told["kaggle/train.csv"] == told["kaggle"] == {"train": {"sadness": 1}}
     assert told["own/faces.csv"] == {"test": {"happiness": 1}}
     (tmp_path / "own" / "faces.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(SourceError, match=r"no columns of pictures and labels.*; found: a, b"):
+    with pytest.raises(SourceError, match=r"no columns of pictures .* and labels .*; found: a, b"):
         recognize(str(tmp_path / "own" / "faces.csv"))
+    (tmp_path / "own" / "faces.csv").write_text("image;label\na.png;sad\n")
+    with pytest.raises(SourceError, match="columns are parted by ';', expected commas"):
+        recognize(str(tmp_path / "own" / "faces.csv"))
+    (tmp_path / "own" / "faces.csv").write_text("filename,emotion\na.png,sad\n")
+    config = recognize(str(tmp_path / "own" / "faces.csv")).config
+    assert (config["image_column"], config["label_column"]) == ("filename", "emotion")
 
 
 def test_inspect__a_folder_of_labeled_parquet(tmp_path: Path) -> None:

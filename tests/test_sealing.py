@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -96,6 +97,20 @@ def test_seal__tasks_that_die_again_and_again_end_in_one_line(
         sealing.seal(ledger, plan)
     assert "\n" not in str(caught.value)
     assert len(_left(ledger)) == 4 * GROUPS
+
+
+def _sleeps(work: object, at: Location, slices: list[Slice]) -> None:
+    time.sleep(60)
+
+
+def test_seal__does_not_wait_for_ever(
+    tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, plan = _open(location(tmp_path))
+    monkeypatch.setattr(sealing, "_apply", _sleeps)
+    monkeypatch.setattr(sealing, "PATIENCE", 3.0)
+    with pytest.raises(RunError, match=r"^seal: no group was done in 3 s; is a CPU free"):
+        sealing.seal(ledger, plan)
 
 
 def test_sweep__one_request_per_file_on_s3() -> None:

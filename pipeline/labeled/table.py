@@ -9,6 +9,7 @@ Cost: all images are read whole into memory, one after the other where they are 
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Literal
 
 import pyarrow as pa
@@ -82,7 +83,7 @@ class TableSet(Config):
         table = _read(at, list(dict.fromkeys(columns)))
         splits = _splits(table, self.split_column, at) or [split] * len(table)
         native = _native_labels(table, self.label_column, self.names, at)
-        labels = resolve_labels(native, self.names, self.label_policy, lambda i: f"{at} row {i}")
+        labels = resolve_labels(native, self.names, self.label_policy, partial(_place, at))
         rows = [i for i, split in enumerate(splits) if self.split in (None, split)]
         dropped = {i for i in rows if labels[i] is None and native[i] is not None}
         rows = [i for i in rows if i not in dropped]
@@ -103,6 +104,11 @@ class TableSet(Config):
             else None,
         )
         return records, set(splits), labels
+
+
+def _place(at: Location, row: int) -> str:
+    """Where a row is: a CSV file's line as editors count, below its header."""
+    return f"{at} line {row + 2}" if at.name.lower().endswith(".csv") else f"{at} row {row}"
 
 
 def _split_of(part: str) -> str | None:
@@ -126,11 +132,11 @@ def _read(at: Location, columns: list[str]) -> pa.Table:
 def _splits(table: pa.Table, column: str | None, at: Location) -> list[str]:
     if column is None:
         return []
-    splits = [str(value) for value in table[column].to_pylist()]
+    splits = ["" if value is None else str(value) for value in table[column].to_pylist()]
     for row, split in enumerate(splits):
         if split_role(split) is None:
             raise SourceError(
-                f"{at} row {row}: split {split!r}; expected train, validation or test"
+                f"{_place(at, row)}: split {split!r}; expected train, validation or test"
             )
     return splits
 
@@ -155,7 +161,7 @@ def _native_labels(
     for row, code in enumerate(values):
         if code is not None and not 0 <= code < len(own):
             raise LabelError(
-                f"{at} row {row}: label code {code}; the file names {len(own)} classes"
+                f"{_place(at, row)}: label code {code}; the file names {len(own)} classes"
             )
     return [None if code is None else own[code] for code in values]
 
@@ -181,7 +187,7 @@ def _images(
 
 def _file(path: str | None, row: int, at: Location) -> Location:
     if not path:
-        raise SourceError(f"{at} row {row}: no image path")
+        raise SourceError(f"{_place(at, row)}: no image path")
     return location(path) if path.startswith(("/", "s3://")) else at.parent / path
 
 

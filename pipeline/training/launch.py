@@ -28,6 +28,9 @@ RESTARTS = 2
 """Times that a group of workers is started again after one of them failed."""
 PATIENCE = 10
 """Minutes, at the least, that Ray Train looks for free CPUs or GPUs; by itself for ever."""
+MEETING = 12 * 3600
+"""Seconds that workers wait for one another: a node that came late packs its faces first, which
+takes an hour for ten million. One that died is told at once, whatever this says."""
 
 Training = Callable[[dict[str, Any], Worker], dict[str, Any]]
 """Trains on every worker; what the first worker returns, small and JSON-able, is the result."""
@@ -69,7 +72,7 @@ def launch(
             class.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     settings = {
@@ -93,6 +96,7 @@ def launch(
     trainer = TorchTrainer(
         _on_worker,
         train_loop_config=settings,
+        torch_config=TorchConfig(timeout_s=MEETING),
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=use_gpu, resources_per_worker=each
         ),
@@ -152,10 +156,10 @@ def spread(
         for future in running:
             try:
                 found.append(ray.get(future))
-            except ray.exceptions.RayTaskError as error:
+            except ray.exceptions.RayError as error:  # the task's own, or its process or node died
                 for other in running:
                     ray.cancel(other, force=True)
-                raise told(error.cause, name) from error
+                raise told(getattr(error, "cause", error), name) from error
             shown.advance(1)
     return found
 

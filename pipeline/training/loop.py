@@ -47,6 +47,10 @@ FORWARD = 1 / 3
 LOG_EVERY = 50
 """Steps between two rows of the history; reading a loss makes a GPU wait."""
 
+SAVE_EVERY = 60.0
+"""Seconds after which a checkpoint is saved at the next row of the history."""
+SAVE_SHARE = 20
+
 
 @dataclass
 class Step:
@@ -162,6 +166,7 @@ def fit(
     devices = [worker.device] if worker.device.type == "cuda" else []
     started = time.monotonic()
     sums: dict[str, Tensor] = {}
+    saves = _Saves()
     with (
         torch.random.fork_rng(devices),
         Batches(seed, worker.rank, worker.world, worker.device) as batches,
@@ -183,14 +188,39 @@ def fit(
             if saving or done % LOG_EVERY == 0:
                 at.history.append(_row(sums, at, schedule))
                 sums = {}
+                saving = saving or saves.are_due(worker)
             if saving and worker.checkpoint is not None:
                 seconds = before + time.monotonic() - started
-                _save(worker.checkpoint, trainee, objective, schedule, at, seconds)
+                with saves:
+                    _save(worker.checkpoint, trainee, objective, schedule, at, seconds)
             for hook in hooks:
                 hook(objective, at)
             at.number = done
     seconds = before + time.monotonic() - started
     return Fitted(trainee.averaged.eval(), at.passes, at.history, seconds)
+
+
+class _Saves:
+    """When a checkpoint is due between those at fixed steps: a minute after the last one.
+
+    Where saving takes long, later, so that it takes at most one part in `SAVE_SHARE` of the time.
+    """
+
+    def __init__(self) -> None:
+        self._last, self._took = time.monotonic(), 0.0
+
+    def are_due(self, worker: Worker) -> bool:
+        """Whether to save now, by the first worker's clock; all workers ask at the same steps."""
+        late = time.monotonic() - self._last > max(SAVE_EVERY, SAVE_SHARE * self._took)
+        said = torch.tensor([float(late and worker.rank == 0)], device=worker.device)
+        return bool(worker.all_reduce(said).item() > 0)
+
+    def __enter__(self) -> None:
+        self._last = time.monotonic()
+
+    def __exit__(self, *failed: object) -> None:
+        now = time.monotonic()
+        self._last, self._took = now, now - self._last
 
 
 def _row(sums: Mapping[str, Tensor], at: Step, schedule: Schedule) -> dict[str, float]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ from pipeline.images import Color, Crop
 from pipeline.models import ModelConfig
 from pipeline.plan import Slice
 from pipeline.sources.reader import PoolSource, fetch
-from pipeline.streaming import MOST_TASKS, StreamConfig, data_context, start_ray
+from pipeline.streaming import MOST_TASKS, StreamConfig, data_context, stalled, start_ray
 from pipeline.training.data import seed_of
 
 CHUNK_FACES, CHUNK_BYTES = 1024, 32 * 2**20
@@ -212,9 +213,14 @@ class StreamedFaces:
                 seen += count
 
     def _read(self, chunks: Sequence[Chunk]) -> Iterator[np.ndarray]:
-        """The faces of chunks in the order given, read ahead by tasks, one for each."""
+        """The faces of chunks in the order given, read ahead by tasks, one for each.
+
+        Ray Data gives up where nobody takes its faces, too: after a pause of the training for so
+        long, what is left of the chunks is read anew.
+        """
         import ray
         from ray.data import TaskPoolStrategy
+        from ray.data.exceptions import ExecutionTimeoutError
 
         start_ray(self._stream)
         context = data_context(self._stream)
@@ -230,13 +236,19 @@ class StreamedFaces:
                 num_cpus=self._stream.read_cpus,
                 compute=TaskPoolStrategy(size=self._stream.readers or READERS),
             )
+        given, asked = 0, time.monotonic()
         try:
-            rows = found.iter_batches(batch_size=1, batch_format="pyarrow")
-            for number, row in enumerate(rows):
-                if row["number"][0].as_py() != number:
+            for row in found.iter_batches(batch_size=1, batch_format="pyarrow"):
+                if row["number"][0].as_py() != given:
                     raise RunError("pretrain: Ray Data gave the chunks in another order")
                 flat = np.frombuffer(row["pixels"][0].as_buffer(), np.uint8)
+                given += 1
                 yield flat.reshape(-1, channels, size, size)
+                asked = time.monotonic()
+        except ExecutionTimeoutError as error:
+            if time.monotonic() - asked > self._stream.no_progress_seconds / 2:
+                raise stalled(self._stream, "pretrain: reading") from error
+            yield from self._read(chunks[given:])
         except ray.exceptions.RayTaskError as error:
             raise told(error.cause, "pretrain: reading failed") from error
         except ray.exceptions.RayError as error:

@@ -134,6 +134,16 @@ def test_records__unknown_split_names_the_row(tmp_path):
         TableSet(path=path, split_column="part").records("x")
 
 
+def test_records__a_line_of_a_csv_file_is_counted_as_editors_do(tmp_path):
+    path = str(tmp_path / "list.csv")
+    (tmp_path / "list.csv").write_text("image,label,part\na.png,sad,train\nb.png,sadd,train\n")
+    with pytest.raises(LabelError, match=r"list.csv line 3: unknown class"):
+        TableSet(path=path).records("x")
+    (tmp_path / "list.csv").write_text("image,label,part\na.png,sad,\n")
+    with pytest.raises(SourceError, match=r"list.csv line 2: split ''; expected train"):
+        TableSet(path=path, split_column="part").records("x")
+
+
 def test_records__wrong_box(tmp_path):
     table = pa.table({"image": IMAGES[:1], "label": ["sad"], "box": [[1.0, 2.0]]})
     path = write(tmp_path / "t.parquet", table)

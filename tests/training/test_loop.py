@@ -16,6 +16,7 @@ from pipeline.augment import VIEWS
 from pipeline.errors import IdentityError, RunError
 from pipeline.losses import cross_entropy
 from pipeline.models import FaceModel, ModelConfig
+from pipeline.training import loop
 from pipeline.training.data import Batch, Stream
 from pipeline.training.loop import (
     Fitted,
@@ -101,6 +102,28 @@ def test_fit__killed_and_resumed_is_uninterrupted(tmp_path: Path, killed_after: 
     resumed = fit(Toy(RESNET, "strong"), SCHEDULE, worker, seed=3)
     assert torch.equal(weights(whole), weights(resumed))
     assert whole.passes == resumed.passes
+
+
+def test_fit__slow_steps_are_saved_by_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "LOG_EVERY", 2)
+    whole = fit(Toy(RESNET, "strong"), SCHEDULE, local(dtype=torch.float32), seed=3)
+    worker = local("cpu", torch.float32, tmp_path)  # a checkpoint every 500 steps
+    begun: list[int] = []
+
+    def note(objective: Objective, at: Step) -> None:
+        begun.append(at.number + 1)
+
+    monkeypatch.setattr(loop, "SAVE_SHARE", 0)
+    for seconds in (60.0, 0.0, 0.0):
+        monkeypatch.setattr(loop, "SAVE_EVERY", seconds)
+        with pytest.raises(KeyboardInterrupt):
+            fit(Toy(RESNET, "strong"), SCHEDULE, worker, seed=3, hooks=[note, stop_after(5)])
+    assert begun == [1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 5]  # the second was saved after step 4
+    resumed = fit(Toy(RESNET, "strong"), SCHEDULE, worker, seed=3)
+    assert torch.equal(weights(whole), weights(resumed))
+    assert whole.history == resumed.history
 
 
 def test_fit__a_finished_run_is_not_trained_again(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +27,7 @@ from pipeline.schema import EMOTIONS
 from pipeline.sources.parquet import ParquetPool
 from pipeline.sources.reader import plan_slices
 from pipeline.storage import location
+from pipeline.streaming import data_context
 from pipeline.training import streamed
 from pipeline.training.loop import Step, fit, local
 from pipeline.training.pretraining import Contrastive, PretrainConfig
@@ -69,11 +72,16 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Chunk], Reading
 
 
 def _streamed(
-    pool: tuple[list[Chunk], Reading], *, rank: int = 0, world: int = 1, steps: int = 40
+    pool: tuple[list[Chunk], Reading],
+    *,
+    rank: int = 0,
+    world: int = 1,
+    steps: int = 40,
+    stream: StreamConfig = STREAM,
 ) -> StreamedFaces:
     chunks, reading = pool
     return StreamedFaces(
-        chunks, reading, steps=steps, batch=24, seed=3, rank=rank, world=world, stream=STREAM
+        chunks, reading, steps=steps, batch=24, seed=3, rank=rank, world=world, stream=stream
     )
 
 
@@ -120,6 +128,38 @@ def test_part__goes_on_with_the_very_batches(
         faces = _streamed(pool, steps=12)
         assert np.array_equal(_seen(faces, range(start, 12)), whole[start:])
     assert np.array_equal(_seen(faces, range(5, 7)), whole[5:7])  # another step than the next
+
+
+def test_part__a_training_that_pauses_sees_the_same_batches(
+    pool: tuple[list[Chunk], Reading], local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.data import ExecutionResources
+
+    def narrow(config: StreamConfig) -> Any:
+        context = data_context(config)  # a store that one chunk fills
+        context.execution_options.resource_limits = ExecutionResources(object_store_memory=1)
+        return context
+
+    read, reading = StreamedFaces._read, []
+
+    def noted(self: StreamedFaces, chunks: Sequence[Chunk]) -> Iterator[np.ndarray]:
+        reading.append(len(chunks))
+        return read(self, chunks)
+
+    monkeypatch.setattr(streamed, "MIXED", 2)
+    whole = _seen(_streamed(pool, steps=8), range(8))
+    monkeypatch.setattr(streamed, "data_context", narrow)
+    monkeypatch.setattr(StreamedFaces, "_read", noted)
+    faces = _streamed(pool, steps=8, stream=StreamConfig(read_cpus=0.5, no_progress_seconds=3))
+    found = []
+    for step in range(8):
+        found.append([_number(face) for face in faces.part(step)[1]])
+        if step == 0:
+            time.sleep(8)
+    faces.close()
+    assert np.array_equal(found, whole)
+    assert len(reading) == 2  # what was left was read anew
+    assert 0 < reading[1] < reading[0]
 
 
 def test_part__two_workers_share_a_pass(pool: tuple[list[Chunk], Reading], local_ray: None) -> None:
