@@ -9,6 +9,7 @@ Cost: a line per record while the server is gone; else nothing.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 from pipeline.errors import OmniferError
 from pipeline.storage import Location
@@ -61,14 +62,23 @@ class Waiting:
 
     Args:
         folder: made when the first record waits.
+        part: whose records alone are adopted; "" for all.
     """
 
-    def __init__(self, folder: Location) -> None:
-        self._own = folder / f"{time.time_ns()}-{uuid.uuid4().hex[:8]}.jsonl"
-        self._adopted = folder.children()
+    def __init__(self, folder: Location, part: str = "") -> None:
+        self._lead = f"{part}-" if part else ""
+        self._own = folder / f"{self._lead}{time.time_ns()}-{uuid.uuid4().hex[:8]}.jsonl"
+        self._adopted: list[Location] | None = None
         self.records: list[Record] = []
-        for file in self._adopted:
-            self.records += _parsed(file.find_bytes() or b"")
+
+    def adopt(self) -> Self:
+        """Take over, once, what the dead left; whoever calls must be the only one at work."""
+        if self._adopted is None:
+            there = [file for file in self.place.children() if file.name.startswith(self._lead)]
+            self._adopted = [file for file in there if file != self._own]
+            left = [_parsed(file.find_bytes() or b"") for file in self._adopted]
+            self.records = [*itertools.chain(*left), *self.records]
+        return self
 
     @property
     def place(self) -> Location:
@@ -91,11 +101,12 @@ class Waiting:
     def clear(self) -> None:
         """All were told."""
         if self.records or self._adopted:
-            for file in (self._own, *self._adopted):
+            for file in (self._own, *(self._adopted or ())):
                 file.remove()
             if self._own.is_local and not self.place.children():
                 self.place.remove_tree()
-        self.records, self._adopted = [], []
+            self._adopted = []
+        self.records = []
 
 
 def _parsed(data: bytes) -> list[Record]:

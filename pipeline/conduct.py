@@ -100,7 +100,8 @@ def start(
     require_whole(root)
     run = Run(root, fresh=fresh)
     run.recipe(recipe.model_dump(mode="json"))
-    tracker = connect(recipe.tracking.uri, recipe.tracking.experiment, root)
+    own = "" if part == WHOLE else part.name
+    tracker = connect(recipe.tracking.uri, recipe.tracking.experiment, root, own)
     return Job(recipe, run, tracker, show_faces, part)
 
 
@@ -148,16 +149,17 @@ def advance(job: Job, names: Sequence[str]) -> None:
 @contextmanager
 def driving(job: Job) -> Iterator[None]:
     """Hold the run while the block works on it; its tracked run ends as the block does."""
-    ok = False
-    try:
-        with claimed(job.run.root, job.part):
+    with claimed(job.run.root, job.part):
+        ok = False
+        job.tracker.open()
+        try:
             yield
-        ok = True
-    except PartDone:
-        ok = True
-        raise
-    finally:
-        job.tracker.close(ok)
+            ok = True
+        except PartDone:
+            ok = True
+            raise
+        finally:
+            job.tracker.close(ok)
 
 
 def _run(job: Job, name: str) -> None:

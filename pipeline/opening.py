@@ -14,6 +14,9 @@ from pipeline.calling import loggers_kept, public
 from pipeline.errors import OmniferError
 from pipeline.storage import Location
 
+PART = "omnifer.part"
+"""Tag of a child: which part of the passes its driver held."""
+
 
 def run_id_of(run_dir: Location) -> str:
     """The id that ties a run folder to its MLflow parent; made and kept at the first call."""
@@ -25,7 +28,9 @@ def run_id_of(run_dir: Location) -> str:
     return run_id
 
 
-def open_parent(target: str, experiment: str, run_dir: Location, run_id: str) -> tuple[Any, Any]:
+def open_parent(
+    target: str, experiment: str, run_dir: Location, run_id: str, part: str
+) -> tuple[Any, Any]:
     """Client and parent run; the parent is found by its tag where it exists.
 
     Args:
@@ -33,12 +38,15 @@ def open_parent(target: str, experiment: str, run_dir: Location, run_id: str) ->
         experiment: name of the MLflow experiment; made if it is not there.
         run_dir: the run folder.
         run_id: its id.
+        part: of the passes, that this driver holds; "" for all.
     """
     with loggers_kept():
-        return _find_or_make(target, experiment, run_dir, run_id)
+        return _find_or_make(target, experiment, run_dir, run_id, part)
 
 
-def _find_or_make(target: str, experiment: str, run_dir: Location, run_id: str) -> tuple[Any, Any]:
+def _find_or_make(
+    target: str, experiment: str, run_dir: Location, run_id: str, part: str
+) -> tuple[Any, Any]:
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # greets a fresh database
@@ -56,6 +64,8 @@ def _find_or_make(target: str, experiment: str, run_dir: Location, run_id: str) 
         parent_id = runs[0].info.run_id
         client.update_run(parent_id, status="RUNNING")
         left_open = f"tags.`mlflow.parentRunId` = '{parent_id}' and attributes.status = 'RUNNING'"
+        if part:  # drivers of other parts may be at work
+            left_open += f" and tags.`{PART}` = '{part}'"
         for child in client.search_runs([experiment_id], filter_string=left_open):
             client.set_terminated(child.info.run_id, "KILLED")  # its process died
         return client, runs[0]

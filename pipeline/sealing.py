@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from pipeline.errors import RunError, told
 from pipeline.ledger import Ledger
@@ -65,7 +66,7 @@ def _each(what: str, work: Work, ledger: Ledger, groups: Iterable[list[Slice]]) 
         raise told(getattr(error, "cause", error), what) from error
 
 
-def _fewer(what: str, running: list[ray.ObjectRef[None]]) -> list[ray.ObjectRef[None]]:
+def _fewer(what: str, running: list[Any]) -> list[Any]:
     """Those that still run after the next one has ended."""
     import ray
 

@@ -22,14 +22,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BeforeValidator
 
 from pipeline.calling import Patience, Record, Waiting, environment, public
 from pipeline.config import Config
 from pipeline.gauges import Gauges, Row, watching
-from pipeline.opening import failures, open_parent, run_id_of
+from pipeline.opening import PART, failures, open_parent, run_id_of
 from pipeline.registering import Graph, keep
 from pipeline.storage import Location
 
@@ -79,8 +79,10 @@ class TrackingConfig(Config):
     alias: str = "student"  # of the newest version there
 
 
-def connect(uri: str | None, experiment: str, run_dir: Location) -> Tracker:
-    """Open or find again the parent run of `run_dir`; never raises for a server that is gone.
+def connect(uri: str | None, experiment: str, run_dir: Location, part: str = "") -> Tracker:
+    """What tells MLflow of a run; :meth:`Tracker.open` opens its parent, or finds it again.
+
+    Nothing is said before that, for another driver may hold the run.
 
     The id that ties a resumed run to its MLflow parent is kept in `run_dir`/tracking.json.
 
@@ -89,6 +91,8 @@ def connect(uri: str | None, experiment: str, run_dir: Location) -> Tracker:
             `run_dir`/mlflow.db; "off" records nothing.
         experiment: name of the MLflow experiment; made if it is not there.
         run_dir: the run folder.
+        part: of the passes, that this driver holds; "" for all. Children of other parts that are
+            open may be at work.
     """
     if uri == OFF:
         return Tracker(OFF)
@@ -100,14 +104,13 @@ def connect(uri: str | None, experiment: str, run_dir: Location) -> Tracker:
     run_id = run_id_of(run_dir)
     if uri is None:
         run_dir.mkdir()
-    tracker = Tracker(
+    return Tracker(
         public(target),
-        Waiting(run_dir / WAITING),
-        lambda: open_parent(target, experiment, run_dir, run_id),
+        Waiting(run_dir / WAITING, part),
+        lambda: open_parent(target, experiment, run_dir, run_id, part),
         run_dir.local_path() if run_dir.is_local else "/",
+        part,
     )
-    tracker.guarded(tracker.catch_up)
-    return tracker
 
 
 class Tracker:
@@ -122,12 +125,14 @@ class Tracker:
         waiting: Waiting | None = None,
         opener: Callable[[], tuple[Any, Any]] | None = None,
         disk: str | Path = "/",
+        part: str = "",
     ) -> None:
         self.client: Any = None
         self.parent: Any = None
         self.place = place  # the URI without its secrets; fit to be printed
         self.runs: dict[str, str] = {}  # MLflow's id of each child's run
         self._waiting, self._opener = waiting, opener
+        self._part = part
         self._disk = disk  # what is watched beside CPU and memory
         self._patience, self._warned = Patience(), False
 
@@ -135,6 +140,12 @@ class Tracker:
     def on(self) -> bool:
         """Whether the last call reached MLflow."""
         return self.client is not None and not self._patience.lost
+
+    def open(self) -> Self:
+        """Open the parent run, and tell what a dead process could not; one driver at a time."""
+        if self._waiting is not None:
+            self.guarded(self.catch_up)
+        return self
 
     @contextmanager
     def stage(
@@ -215,6 +226,7 @@ class Tracker:
         if self._waiting is None or self._opener is None:
             return
         if self.client is None:
+            self._waiting.adopt()
             self.client, self.parent = self._opener()
         for record in self._waiting.records:
             self._unless_refused(record, again=True)
@@ -243,6 +255,7 @@ class Tracker:
                 self.runs[key] = str(found.info.run_id)
         if key not in self.runs and "name" in record:
             tags = {"mlflow.parentRunId": info.run_id, CHILD: key}
+            tags |= {PART: self._part} if self._part else {}
             more = {"tags": tags, "run_name": record["name"]}
             made = client.create_run(info.experiment_id, record["time"], **more)
             self.runs[key] = str(made.info.run_id)

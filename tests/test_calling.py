@@ -36,13 +36,23 @@ def test_waiting__next_process_adopts_what_the_dead_left(tmp_path: Path) -> None
     assert not (tmp_path / "waiting").exists()
     for number in range(3):
         first.add({"child": "a", "number": number})
-    second = Waiting(at)
+    second = Waiting(at).adopt()
     assert [one["number"] for one in second.records] == [0, 1, 2]
     second.add({"child": "b", "number": 3})
-    assert [one["number"] for one in Waiting(at).records] == [0, 1, 2, 3]
+    assert [one["number"] for one in Waiting(at).adopt().records] == [0, 1, 2, 3]
     second.clear()
     assert second.records == []
     assert not (tmp_path / "waiting").exists()
+
+
+def test_waiting__what_drivers_of_other_parts_left_is_not_touched(tmp_path: Path) -> None:
+    at = location(tmp_path / "waiting")
+    Waiting(at, "1of2").add({"child": "a", "number": 1})
+    other = Waiting(at, "2of2").adopt()
+    other.add({"child": "b", "number": 2})
+    assert [one["number"] for one in Waiting(at, "1of2").adopt().records] == [1]
+    other.clear()
+    assert [one["number"] for one in Waiting(at).adopt().records] == [1]
 
 
 def test_waiting__on_s3_from_the_end_of_a_stage_on() -> None:
@@ -50,7 +60,7 @@ def test_waiting__on_s3_from_the_end_of_a_stage_on() -> None:
         first = Waiting(bucket / "waiting")
         first.add({"child": "a", "number": 1})
         first.add({"child": "a", "end": "FINISHED"})
-        second = Waiting(bucket / "waiting")
+        second = Waiting(bucket / "waiting").adopt()
         assert second.records == first.records
         second.clear()
-        assert Waiting(bucket / "waiting").records == []
+        assert Waiting(bucket / "waiting").adopt().records == []

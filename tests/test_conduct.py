@@ -6,6 +6,7 @@ import contextlib
 import io
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from helpers.s3 import s3_bucket as s3
 from rich.console import Console
 
 from pipeline import conduct
+from pipeline.claim import WHOLE, claimed
 from pipeline.config import parse
 from pipeline.errors import ConfigError, RunError
 from pipeline.job import Job
@@ -26,6 +28,34 @@ RECIPE = {
     "pool": [{"kind": "synthetic", "count": 100}],
     "tracking": {"uri": "off"},
 }
+
+
+class Listener:
+    """A tracker that notes what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+
+    def open(self) -> None:
+        self.heard.append("open")
+
+    def close(self, ok: bool) -> None:
+        self.heard.append(ok)
+
+
+def test_driving__a_driver_that_is_refused_says_nothing(tmp_path: Path) -> None:
+    run, tracker = SimpleNamespace(root=location(tmp_path)), Listener()
+    job: Any = SimpleNamespace(run=run, part=WHOLE, tracker=tracker)
+    with (
+        claimed(run.root, WHOLE),
+        pytest.raises(RunError, match="being worked on"),
+        conduct.driving(job),
+    ):
+        pass
+    assert tracker.heard == []  # MLflow's run is the other driver's
+    with conduct.driving(job):
+        pass
+    assert tracker.heard == ["open", True]
 
 
 def interval(value: float) -> dict[str, float]:

@@ -27,7 +27,7 @@ def mlflow_imported() -> None:
 def tracked(tmp_path_factory: pytest.TempPathFactory, mlflow_imported: None) -> Path:
     """A run folder with one finished and one failed stage in a real SQLite store."""
     folder = tmp_path_factory.mktemp("run") / "first"
-    tracker = connect(None, "faces", location(folder))
+    tracker = connect(None, "faces", location(folder)).open()
     note = folder / "note.txt"
     note.write_text("seen")
     with tracker.stage("teach", {"teach.steps": 600, "teach.lr": 0.002}) as child:
@@ -79,7 +79,7 @@ MACHINE = ("cpu_utilization_percentage", "system_memory_usage_megabytes", "disk_
 
 
 def test_stage__notes_what_the_machine_did(tracked: Path, tmp_path: Path) -> None:
-    tracker = connect(f"sqlite:///{tracked}/mlflow.db", "watched", location(tmp_path))
+    tracker = connect(f"sqlite:///{tracked}/mlflow.db", "watched", location(tmp_path)).open()
     with tracker.stage("teach", {}, watched=True) as child:
         child.metrics({"loss": 1.0})
         until = time.process_time() + 0.1  # busy for some ticks
@@ -105,7 +105,7 @@ def test_connect__resumed_run_finds_its_parent_and_ends_orphans(tracked: Path) -
     parent = _runs(tracked)[0][0]
     tags = {"mlflow.parentRunId": parent.info.run_id}
     orphan = client.create_run(parent.info.experiment_id, tags=tags, run_name="killed")
-    again = connect(None, "faces", location(tracked))
+    again = connect(None, "faces", location(tracked)).open()
     assert again.parent.info.run_id == parent.info.run_id
     assert client.get_run(parent.info.run_id).info.status == "RUNNING"
     assert client.get_run(orphan.info.run_id).info.status == "KILLED"
@@ -134,7 +134,7 @@ def test_connect__closed_port_costs_one_warning(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     start = time.monotonic()
-    tracker = connect(f"http://someone:hush@127.0.0.1:{port}", "faces", location(tmp_path))
+    tracker = connect(f"http://someone:hush@127.0.0.1:{port}", "faces", location(tmp_path)).open()
     said = _goes_on(tracker, caplog)
     assert time.monotonic() - start < 15
     assert "does not answer; what it should hear waits in the run's tracking-waiting/" in said
@@ -151,15 +151,27 @@ def test_connect__silent_server_costs_one_warning(
         deaf.bind(("127.0.0.1", 0))
         deaf.listen()
         start = time.monotonic()
-        tracker = connect(f"http://127.0.0.1:{deaf.getsockname()[1]}", "faces", location(tmp_path))
+        tracker = connect(
+            f"http://127.0.0.1:{deaf.getsockname()[1]}", "faces", location(tmp_path)
+        ).open()
         _goes_on(tracker, caplog)
     assert time.monotonic() - start < 7
+
+
+def test_open__children_of_parts_that_others_drive_stay_open(tracked: Path, tmp_path: Path) -> None:
+    store, run = f"sqlite:///{tracked}/mlflow.db", location(tmp_path)
+    status = {}
+    with connect(store, "parts", run, "1of2").open().stage("embed", {}) as child:
+        for part in ("2of2", "1of2"):
+            client = connect(store, "parts", run, part).open().client
+            status[part] = client.get_run(child.run_id).info.status
+    assert status == {"2of2": "RUNNING", "1of2": "KILLED"}
 
 
 def test_guarded__store_lost_half_way_does_not_end_the_stage(
     tmp_path: Path, tracked: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tracker = connect(f"sqlite:///{tracked}/mlflow.db", "others", location(tmp_path))
+    tracker = connect(f"sqlite:///{tracked}/mlflow.db", "others", location(tmp_path)).open()
     assert tracker.on
 
     def gone(*_: object, **__: object) -> None:
@@ -179,7 +191,7 @@ def test_say__what_a_lost_server_missed_is_told_when_it_is_back(
 ) -> None:
     monkeypatch.setattr("pipeline.calling.PAUSE", 0.0)
     store = f"sqlite:///{tracked}/mlflow.db"
-    tracker = connect(store, "lost", location(tmp_path))
+    tracker = connect(store, "lost", location(tmp_path)).open()
     client = tracker.client
 
     def gone(*_: object, **__: object) -> None:
@@ -221,7 +233,7 @@ def test_connect__tells_once_what_a_killed_process_could_not(
     tmp_path: Path, tracked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = f"sqlite:///{tracked}/mlflow.db"
-    dead = connect(store, "killed", location(tmp_path))
+    dead = connect(store, "killed", location(tmp_path)).open()
     run_id = dead.parent.info.run_id
     for name in ("log_batch", "set_terminated"):
         monkeypatch.setattr(dead.client, name, lambda *_, **__: _raise(ConnectionError("gone")))
@@ -232,7 +244,7 @@ def test_connect__tells_once_what_a_killed_process_could_not(
     lines = waiting.read_text()
     waiting.write_text(lines + '{"child": "torn')
     for _ in range(2):
-        again = connect(store, "killed", location(tmp_path))
+        again = connect(store, "killed", location(tmp_path)).open()
         assert not (tmp_path / WAITING).exists()
         experiment, parent = again.parent.info.experiment_id, again.parent.info.run_id
         again.close()
@@ -255,7 +267,7 @@ def test_connect__over_http_as_over_sql(tmp_path: Path, tracked: Path) -> None:
     from helpers.servers import mlflow
 
     with mlflow(f"sqlite:///{tracked}/mlflow.db", tmp_path) as address:
-        tracker = connect(address, "served", location(tmp_path / "run"))
+        tracker = connect(address, "served", location(tmp_path / "run")).open()
         with tracker.stage("teach", {"lr": 0.1}) as child:
             child.metrics({"loss": 1.0})
             child.inputs([Input("faces", "ab" * 32, "folder", "training")])
@@ -282,7 +294,7 @@ def test_guarded__environment_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_tracker__travels_with_what_is_pickled(tmp_path: Path, tracked: Path) -> None:
-    tracker = connect(f"sqlite:///{tracked}/mlflow.db", "others", location(tmp_path))
+    tracker = connect(f"sqlite:///{tracked}/mlflow.db", "others", location(tmp_path)).open()
     from ray import cloudpickle  # Tune writes down whoever hears of its trials
 
     told = cloudpickle.dumps(lambda: tracker.stage("search 0", {}))
@@ -291,7 +303,7 @@ def test_tracker__travels_with_what_is_pickled(tmp_path: Path, tracked: Path) ->
 
 def test_connect__off_writes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    tracker = connect("off", "faces", location(tmp_path))
+    tracker = connect("off", "faces", location(tmp_path)).open()
     before = threading.active_count()
     with tracker.stage("teach", {}, watched=True) as child:
         child.metrics({"loss": 1.0})
@@ -306,7 +318,7 @@ def test_connect__the_environment_names_the_server_where_the_recipe_does_not(
 ) -> None:
     monkeypatch.setenv(TRACKING_URI, f"sqlite:///{tmp_path}/ours.db")
     for uri, place in ((None, "ours.db"), (f"sqlite:///{tmp_path}/own.db", "own.db")):
-        tracker = connect(uri, "faces", location(tmp_path / "run"))
+        tracker = connect(uri, "faces", location(tmp_path / "run")).open()
         tracker.close()
         assert tracker.place == f"sqlite:///{tmp_path}/{place}"
         assert (tmp_path / place).exists()
@@ -359,7 +371,7 @@ def registered(tracked: Path, graph: Graph) -> tuple[Path, list[str]]:
     """The same model kept three times, registered in the second and third."""
     ids = []
     for name in (None, "faces", "faces"):
-        tracker = connect(None, "faces", location(tracked))
+        tracker = connect(None, "faces", location(tracked)).open()
         with tracker.stage("student", {}) as child:
             child.model(graph, name, "student")
             ids.append(child.run_id)
@@ -417,7 +429,7 @@ def test_model__one_version_with_an_alias(registered: tuple[Path, list[str]]) ->
 def test_model__a_lost_store_costs_one_warning(
     tmp_path: Path, tracked: Path, graph: Graph, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tracker = connect(f"sqlite:///{tracked}/mlflow.db", "others", location(tmp_path))
+    tracker = connect(f"sqlite:///{tracked}/mlflow.db", "others", location(tmp_path)).open()
 
     def gone(*_: object, **__: object) -> None:
         raise ConnectionError("gone")
@@ -435,7 +447,7 @@ def test_model__a_lost_store_costs_one_warning(
 def test_keep__a_model_that_a_kill_left_half_way_is_not_taken_for_whole(
     tmp_path: Path, tracked: Path, graph: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tracker = connect(f"sqlite:///{tracked}/mlflow.db", "half", location(tmp_path))
+    tracker = connect(f"sqlite:///{tracked}/mlflow.db", "half", location(tmp_path)).open()
     client, experiment = tracker.client, tracker.parent.info.experiment_id
     with tracker.stage("student", {}) as child:
         given = (client, experiment, child.run_id, graph, "half", "student")
