@@ -153,6 +153,8 @@ def _labeled(found: Found, work: Location, model: Teacher | None) -> Inspection:
     _sample(seen, sample, crop, captions)
     if model is not None:
         seen.order = audit(records, model, crop)
+    if records.photos:
+        seen.found = replace(found, config={**found.config, "crop": "{box: true}"})
     return seen
 
 

@@ -119,6 +119,7 @@ class AffectnetSet(Config):
             rules={"protocol": AUTOMATIC} if self.annotation == "automatic" else {},
             dropped=dropped,
             official=self._official(names),
+            photos=not is_2021,
         )
 
     def _official(self, names: tuple[str, ...]) -> dict[str, dict[str, int]]:

@@ -47,7 +47,8 @@ class ExpwSet(Config):
                 dropped["empty_box"] += 1
             else:
                 faces.append(face)
-        return Records(read_listed(name, root, faces), label_names("expw"), dropped=dropped)
+        table = read_listed(name, root, faces)
+        return Records(table, label_names("expw"), dropped=dropped, photos=True)
 
 
 def _face(images: Location, line: str, where: str) -> tuple[ListedFace, float]:

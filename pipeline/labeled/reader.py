@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from pipeline.config import Config
-from pipeline.errors import SourceError
+from pipeline.errors import ConfigError, SourceError
 from pipeline.images import Color, Crop
 from pipeline.labeled.affectnet import AffectnetSet
 from pipeline.labeled.affwild2 import Affwild2Set
@@ -165,12 +165,14 @@ def read_labeled(
         seed: the recipe's, where `config.seed` is None.
 
     Raises:
+        ConfigError: whole photos, and no crop is said.
         SourceError: a path, file or column is missing; no training or no test face; two
             validation sets; an id that occurs twice.
         LabelError: a class name or code that nobody knows.
     """
     name = config.name or config.kind
     data = config.records(name)
+    _require_crop(name, data, config.crop)
     left_out = Counter(data.dropped)
     table = _without_removed(data.table, removals, left_out)
     if config.validation is not None and "validation" in table["role"].to_pylist():
@@ -178,6 +180,7 @@ def read_labeled(
     tested_inside = config.development is not None and config.development.role == "test"
     given = None if tested_inside else _test_records(config, name)
     if given is not None:
+        _require_crop(f"{name}'s test set", given, config.crop)
         own = [None if role == "test" else role for role in table["role"].to_pylist()]
         table = table.set_column(_ROLE, RECORDS.field("role"), pa.array(own, pa.string()))
     done = split(
@@ -199,6 +202,15 @@ def read_labeled(
         alike = isinstance(config.test, str) or getattr(config.test, "kind", None) == config.kind
         groups += test["group"].to_pylist() if alike else [None] * len(test)
     return _assemble(table, roles, data, left_out, parted_groups(groups, roles))
+
+
+def _require_crop(name: str, data: Records, crop: Crop) -> None:
+    """ConfigError where whole photos would pass for faces."""
+    if data.photos and crop == Crop():
+        raise ConfigError(
+            f"labeled.crop: {name} holds whole photos, faces by their boxes; say {{box: true}}, "
+            "with a margin if you like, or {fraction: 1} for whole photos"
+        )
 
 
 def _test_records(config: LabeledSource, name: str) -> Records | None:

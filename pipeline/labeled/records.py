@@ -86,6 +86,7 @@ class Records:
     dropped: Mapping[str, int] = field(default_factory=dict)  # faces not in the table, by why
     official: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Published numbers for these settings: role -> `faces` and, where known, each emotion."""
+    photos: bool = False  # whole pictures, maybe of several people: a crop must be said
 
 
 def unlike_official(records: Records) -> list[str]:

@@ -150,6 +150,24 @@ def test_read_labeled__of_a_given_set_its_test_split(photos):
     assert found.counts["left_out"] == {"other_split": 12}
 
 
+def test_read_labeled__whole_photos_want_a_crop(photos, tmp_path):
+    at = tmp_path.parent / f"{tmp_path.name}-expw"
+    writers.expw(at, [f"{name}.jpg 0 20 30 70 90 60.5 3" for name in "abc"])
+    test = {"kind": "folder", "path": photos, "split": "test"}
+    photo = {"kind": "expw", "path": str(at), "test": test}
+
+    def read(**values):
+        return read_labeled(TypeAdapter(LabeledSource).validate_python({**photo, **values}))
+
+    with pytest.raises(ConfigError, match=r"expw holds whole photos, faces by their boxes; say"):
+        read()
+    for crop in ({"box": True}, {"fraction": 1}):
+        assert len(roles(read(crop=crop), "train")) == 3
+    faces = {"kind": "folder", "path": photos, "test": {"kind": "expw", "path": str(at)}}
+    with pytest.raises(ConfigError, match=r"folder's test set holds whole photos"):
+        read(**faces)
+
+
 def test_read_labeled__development_replaces_the_test_set():
     found = read_labeled(labeled(development={"count": 20, "role": "test"}, test="/not/read"))
     assert len(roles(found, "test")) == 20
@@ -190,7 +208,7 @@ def test_read_labeled__left_out_by_the_reader_and_unlike_the_published_set(tmp_p
     for split, rows in (("training", ["a.jpg", "b.jpg"]), ("validation", ["c.jpg"])):
         boxes = [(name, (0, 0, 9 if name != "b.jpg" else -1, 9), 2) for name in rows]
         writers.affectnet_2017(tmp_path, split, boxes)
-    config = {"kind": "affectnet", "path": str(tmp_path)}
+    config = {"kind": "affectnet", "path": str(tmp_path), "crop": {"box": True}}
     found = read_labeled(TypeAdapter(LabeledSource).validate_python(config))
     assert found.counts["roles"] == {"train": {"sadness": 1}, "test": {"sadness": 1}}
     assert found.counts["left_out"] == {"no_face_box": 1}
