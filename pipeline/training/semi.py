@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from fractions import Fraction
 from torch import Tensor
 
 from pipeline.adaptive import ClassMargin, rule
@@ -46,6 +47,9 @@ from pipeline.training.teacher import stratified_folds
 
 class SemiStudent(Student):
     """A student whose pseudo-labels are its own; an `Objective`."""
+PARTS = 20
+"""Labeled faces are cut into at most so many parts to hold out some; more where a share is less."""
+
 
     def __init__(
         self,
@@ -198,5 +202,8 @@ def _hold_out(
     if share is None or rule_name not in ("ada_cm", "dtm"):
         return np.arange(len(labeled)), None
     parts = f"student.online.held_out: {share:g}, parts"
-    folds = stratified_folds(labeled.labels, labeled.groups, round(1 / share), seed, parts)
-    return np.flatnonzero(folds == 0), np.flatnonzero(folds != 0)
+    folds = stratified_folds(labeled.labels, labeled.groups, held.denominator, seed, parts)
+    judged = folds < held.numerator
+    return np.flatnonzero(judged), np.flatnonzero(~judged)
+    # Some of few parts: the more parts there are, the less evenly rare classes fill them.
+    held = Fraction(share).limit_denominator(max(PARTS, round(1 / share)))

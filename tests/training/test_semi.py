@@ -188,6 +188,24 @@ def test_hold_out__class_thresholds_are_read_from_faces_that_do_not_train() -> N
     assert semi(online({"rule": "flexmatch"})).streams()[0].rows is None
 
 
+@pytest.mark.parametrize(
+    ("share", "faces"), [(0.1, 8), (0.15, 12), (0.2, 16), (0.3, 24), (0.4, 32), (0.5, 40)]
+)
+def test_hold_out__as_many_faces_as_asked(share: float, faces: int) -> None:
+    settings = online({"rule": "dtm"}, held_out=share)
+    data = labeled(80)
+    model = new_model(settings.model, NAMES, 0)
+    held = SemiStudent(model, settings, data, mined(), WORKER.device, 0)
+    assert len(held._judged) == faces
+    counts = np.bincount(data.labels[held._judged])  # of 20 faces in every class
+    assert np.abs(counts - share * np.bincount(data.labels)).max() <= 1
+
+
+def test_hold_out__a_small_share_has_parts_of_its_own() -> None:
+    settings = online({"rule": "dtm"}, held_out=0.025)
+    assert len(semi(settings)._judged) == 1
+
+
 def test_hold_out__fewer_groups_than_parts_name_the_setting() -> None:
     settings = online({"rule": "dtm"}, held_out=0.25)
     model = new_model(settings.model, NAMES, 0)
