@@ -62,6 +62,9 @@ class OnlineConfig(Config):
     held_out: float | None = Field(default=0.1, gt=0, le=0.5)
     """Share of the labeled faces that ada_cm and dtm read their thresholds from and nothing trains
     on; None: the training faces, as their papers do."""
+    epoch_steps: int | None = Field(default=None, ge=1)
+    """Steps between two readings of ada_cm's and dtm's thresholds, which their ramp counts; None:
+    once through the labeled faces that train. Ada-CM's code: 800, twenty times in all."""
 
     @model_validator(mode="after")
     def _terms_have_a_subject(self) -> OnlineConfig:
@@ -70,6 +73,8 @@ class OnlineConfig(Config):
             raise ValueError(f"thresholds.{name}: {rule} has no use for it")
         if rule not in ("ada_cm", "dtm") and self.held_out and unread(self, ["held_out"]):
             raise ValueError(f"held_out: {rule} reads no threshold from labeled faces")
+        if rule not in ("ada_cm", "dtm") and self.epoch_steps is not None:
+            raise ValueError(f"epoch_steps: {rule} reads no threshold from labeled faces")
         if self.low is not None and self.thresholds.rule == "remixmatch":
             raise ValueError(f"low: {self.low}, and remixmatch leaves no face below a threshold")
         if self.fairness and self.thresholds.rule != "freematch":

@@ -41,7 +41,7 @@ def online(thresholds: dict[str, object], **changes: object) -> StudentConfig:
     return config(online={"thresholds": thresholds, **own}, **changes)
 
 
-OWN = ("labeler", "low", "low_weight", "fairness", "held_out", "anchors")
+OWN = ("labeler", "low", "low_weight", "fairness", "held_out", "anchors", "epoch_steps")
 
 
 def one_step(settings: StudentConfig, number: int = 4, sharper: float = 1.0):
@@ -227,8 +227,18 @@ def test_update__class_thresholds_move_once_per_epoch_of_the_labels() -> None:
         hooks=[lambda o, at: seen.append(objective.state()["cuts"])],
     )
     moved = [not torch.equal(a, b) for a, b in itertools.pairwise(seen)]
-    # 40 labeled faces, 8 a step: after steps 5 and 10.
-    assert [number + 2 for number, move in enumerate(moved) if move] == [5, 10]
+    # 36 of 40 labeled faces train, 8 a step: after steps 4, 8 and 12.
+    assert [number + 2 for number, move in enumerate(moved) if move] == [4, 8, 12]
+
+
+def test_update__an_epoch_has_the_steps_that_are_asked_for() -> None:
+    settings = online({"rule": "dtm", "floor": None}, steps=6, epoch_steps=3)
+    objective = semi(settings)
+    asked: list[float] = []
+    read = objective._rule.epoch
+    objective._rule.epoch = lambda number, *given: (asked.append(number), read(number, *given))[1]
+    fit(objective, settings, WORKER, seed=0)
+    assert asked == [1, 2]  # what the ramp beta / (1 + exp(-epoch)) counts
 
 
 def test_fit__interrupted_and_continued_gives_the_same_model(tmp_path: Path) -> None:
@@ -283,7 +293,8 @@ def test_control__has_the_images_of_an_online_step() -> None:
         ({"ema": None}, "there is no average of the weights"),
         ({"fairness": 0.01}, "fixed keeps no shares"),
         ({"anchors": 0}, "greater than or equal to 1"),
-        ({"held_out": 0.25}, "fixed reads no threshold from labeled faces"),
+        ({"held_out": 0.25}, "held_out: fixed reads no threshold from labeled faces"),
+        ({"epoch_steps": 800}, "epoch_steps: fixed reads no threshold from labeled faces"),
         ({"weighting": "none"}, "online.thresholds say how much a face counts"),
     ],
 )
