@@ -16,18 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from pipeline.augment import VIEWS, Augmentation, View
-from pipeline.config import Config, unread
+from pipeline.config import Config, filled, unread
 from pipeline.losses import cross_entropy, kl_divergence, softmatch_weight
 from pipeline.models import PRETRAINED, FaceModel, ModelConfig
-from pipeline.threshold_config import ThresholdConfig
+from pipeline.threshold_config import READ, ThresholdConfig
 from pipeline.training.data import (
     Batch,
     LabeledFaces,
@@ -43,12 +43,17 @@ from pipeline.training.supervised import (
     predict_logits,
 )
 
+MOMENTUM = 0.99
+"""Of an online rule's running means: runs are of thousands of steps, those with 0.999 of a million.
+"""
+
 
 class OnlineConfig(Config):
     """Pseudo-labels that follow the training; see semi.py."""
 
-    thresholds: ThresholdConfig = ThresholdConfig(momentum=0.99)
-    """Which faces count, and how much."""
+    thresholds: ThresholdConfig = ThresholdConfig(momentum=MOMENTUM)
+    """Which faces count, and how much; rules with running means look back 100 steps here, unless
+    momentum is named."""
     labeler: Literal["ema", "model"] = "ema"
     """Who labels the weak views: the running average of the weights, or the model itself."""
     weak: Augmentation = "weak"
@@ -65,6 +70,15 @@ class OnlineConfig(Config):
     epoch_steps: int | None = Field(default=None, ge=1)
     """Steps between two readings of ada_cm's and dtm's thresholds, which their ramp counts; None:
     once through the labeled faces that train. Ada-CM's code: 800, twenty times in all."""
+
+    @field_validator("thresholds", mode="before")
+    @classmethod
+    def _remembers_little_unasked(cls, thresholds: Any) -> Any:
+        named = thresholds if isinstance(thresholds, Mapping) else {}
+        rule = named.get("rule", ThresholdConfig.model_fields["rule"].default)
+        if "momentum" not in READ.get(str(rule), ()):
+            return thresholds  # a momentum would be refused
+        return filled(thresholds, momentum=MOMENTUM)
 
     @model_validator(mode="after")
     def _terms_have_a_subject(self) -> OnlineConfig:

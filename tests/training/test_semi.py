@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from pipeline.adaptive import RULES
 from pipeline.errors import ConfigError
-from pipeline.threshold_config import READ
+from pipeline.threshold_config import READ, ThresholdConfig
 from pipeline.training.data import Batches
 from pipeline.training.loop import Fitted, Step, Worker, fit, local
 from pipeline.training.semi import SemiStudent
@@ -307,6 +307,28 @@ def test_config__settings_of_another_rule_are_refused_and_stored_ones_are_not() 
     with pytest.raises(ValidationError, match=r"thresholds\.width: fixed has no use for it"):
         online({"rule": "fixed", "width": 3.0})
     assert StudentConfig.model_validate(online({"rule": "fixed"}).model_dump()).online is not None
+
+
+@pytest.mark.parametrize("rule", sorted(READ))
+def test_config__naming_a_rule_leaves_its_memory_as_it_is(rule: str) -> None:
+    first = StudentConfig.model_validate({"online": {}}).online
+    assert first is not None
+    assert (first.thresholds.rule, first.thresholds.momentum) == ("softmatch", 0.99)
+    named = online({"rule": rule}).online
+    assert named is not None
+    kept = ThresholdConfig.model_fields["momentum"].default  # nothing asks for it
+    assert named.thresholds.momentum == (0.99 if "momentum" in READ[rule] else kept)
+    part = online({"width": 3.0}).online
+    assert part is not None
+    assert part.thresholds.momentum == 0.99
+
+
+def test_config__a_memory_that_is_named_stays() -> None:
+    named = online({"rule": "freematch", "momentum": 0.999})
+    stored = StudentConfig.model_validate(named.model_dump())
+    assert stored == named
+    assert stored.online is not None
+    assert stored.online.thresholds.momentum == 0.999
 
 
 def test_config__hard_targets_would_lose_what_remixmatch_sharpens() -> None:
