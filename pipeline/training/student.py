@@ -120,7 +120,8 @@ class StudentConfig(Schedule):
     ema: float | None = Field(default=0.999, gt=0, lt=1)
     model: ModelConfig = ModelConfig()
     warm_start: bool = False
-    """Start from a teacher's weights in place of random ones."""
+    """Start from a teacher's weights in place of random ones. The average of the weights starts
+    there too, and has `ema` from the first step on."""
     beside: Literal["mined", "distilled"] = "mined"
     """What is learned beside the labeled faces: all mined faces, or the distilled set."""
     labeled_batch: int = Field(default=64, ge=1)

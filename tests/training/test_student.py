@@ -160,6 +160,21 @@ def test_train_student__warm_start_needs_a_model_of_its_kind() -> None:
         train_student(settings, labeled(16), mined(), NAMES, WORKER, seed=0)
 
 
+def test_train_student__the_average_of_a_warm_start_does_not_forget_it() -> None:
+    start, decay = new_model(CONVNET, NAMES, seed=7), 0.9
+    settings = config(warm_start=True, steps=4, ema=decay)
+    averages, weights = [start.net.fc.weight.detach().clone()], []
+
+    def look(objective: Objective, at: Step) -> None:
+        averages.append(at.averaged["model"].net.fc.weight.detach().clone())
+        weights.append(objective.modules()["model"].net.fc.weight.detach().clone())
+
+    given = (settings, labeled(16), mined(), NAMES, WORKER)
+    train_student(*given, seed=0, start=start, hooks=[look])
+    for before, weight, after in zip(averages[:-1], weights, averages[1:], strict=True):
+        torch.testing.assert_close(after, decay * before + (1 - decay) * weight)
+
+
 def test_train_student__kd_needs_the_teachers_probabilities() -> None:
     with pytest.raises(ConfigError, match=r"student\.kd"):
         train_student(config(kd=0.5), labeled(16), mined(), NAMES, WORKER, seed=0)
