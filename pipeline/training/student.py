@@ -137,8 +137,8 @@ class StudentConfig(Schedule):
     """Mined faces are drawn by (class mass)^-power."""
     mined_cap: float = Field(default=5.0, ge=1)
     """No mined face is drawn more than this many times as often as the mean."""
-    source_share: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(default_factory=dict)
-    """Largest share of the mined draws, by name of the source."""
+    source_share: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
+    """Largest share of the mined draws, by name of the source; 0: none of its faces is drawn."""
     mined_weight: float = Field(default=1.5, ge=0)
     """lambda at the end of its ramp."""
     ramp: float = Field(default=0.2, ge=0, le=1)

@@ -97,11 +97,14 @@ def test_mined_weight__rises_from_zero_and_stays() -> None:
     assert one_step(config(ramp=0.0), 0, mined())[0].mined_weight(0) == 1.5
 
 
-def test_streams__sources_keep_to_their_share() -> None:
-    settings = config(source_share={"web": 0.25})
-    objective, _, _ = one_step(settings, 0, mined())
+@pytest.mark.parametrize("share", [0.25, 0.0])
+def test_streams__sources_keep_to_their_share(share: float) -> None:
+    settings = config(source_share={"web": share})
+    objective, _, batch = one_step(settings, 0, mined())
     chances = objective.streams()[1].probabilities
-    assert chances[1::2].sum() == pytest.approx(0.25)
+    assert chances[1::2].sum() == pytest.approx(share)
+    assert chances.sum() == pytest.approx(1)
+    assert share or not (batch["mined"].index % 2).any()
 
 
 def test_update__the_student_scores_the_pool_again(tmp_path: Path) -> None:
