@@ -75,3 +75,14 @@ def test_ssfer__launches_with_the_folder_that_the_reader_takes(tmp_path: Path) -
     top = tmp_path / "RAF-DB"
     writers.rafdb(top / "basic", {"train_00001.jpg": 5, "test_0001.jpg": 7})
     assert len(RafdbSet(path=f"{top}{found[1]}").records("rafdb").table) == 2
+
+
+@pytest.mark.parametrize("name", ["ssfer", "dtm", "dtm-affwild2"])
+def test_students__learn_plain_cross_entropy_from_faces_drawn_alike(name: str) -> None:
+    student = shipped(name).student
+    assert (student.smoothing, student.labeled_power, student.mined_power) == (0, 0, 0)
+
+
+def test_ssfer__labels_are_smoothed_where_faces_are_mixed_and_nobody_draws_by_class() -> None:
+    teach = shipped("ssfer").teach
+    assert (teach.mix, teach.smoothing, teach.imbalance) == ("facemix", 0.1, "none")
