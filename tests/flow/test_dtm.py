@@ -43,6 +43,7 @@ SMALL = (
     "student.labeled_batch=16",
     "student.mined_batch=16",
     "student.online.thresholds.floor=null",  # so small a network is never sure of a face
+    "student.online.epoch_steps=null",
     "evaluate.draws=200",
 )
 

@@ -86,3 +86,11 @@ def test_students__learn_plain_cross_entropy_from_faces_drawn_alike(name: str) -
 def test_ssfer__labels_are_smoothed_where_faces_are_mixed_and_nobody_draws_by_class() -> None:
     teach = shipped("ssfer").teach
     assert (teach.mix, teach.smoothing, teach.imbalance) == ("facemix", 0.1, "none")
+
+
+@pytest.mark.parametrize("name", ["dtm", "dtm-affwild2"])
+def test_dtm__thresholds_rise_in_twenty_epochs_as_ada_cms(name: str) -> None:
+    student = shipped(name).student
+    assert student.online is not None
+    assert (student.online.thresholds.rule, student.online.epoch_steps) == ("dtm", 800)
+    assert student.steps == 20 * 800
