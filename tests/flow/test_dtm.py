@@ -100,7 +100,7 @@ def test_dtm_affwild2__runs_from_videos_to_thresholds_in_the_report(
     assert recipe.labeled.every == EVERY
     online = recipe.student.online
     assert online is not None
-    assert (online.thresholds.rule, online.low, online.low_weight) == ("dtm", "contrastive", 0.1)
+    assert (online.thresholds.rule, online.low, online.low_weight) == ("dtm", "contrastive", 0.2)
     job = conduct.start(recipe, str(tmp_path / "run"), fresh=False, show_faces=False)
     conduct.run_all(job, None)
 

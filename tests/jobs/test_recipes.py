@@ -94,3 +94,11 @@ def test_dtm__thresholds_rise_in_twenty_epochs_as_ada_cms(name: str) -> None:
     assert student.online is not None
     assert (student.online.thresholds.rule, student.online.epoch_steps) == ("dtm", 800)
     assert student.steps == 20 * 800
+
+
+@pytest.mark.parametrize("name", ["dtm", "dtm-affwild2"])
+def test_dtm__losses_are_to_each_other_as_ada_cms(name: str) -> None:
+    student = shipped(name).student
+    assert student.online is not None
+    assert (student.mined_weight * 0.5, student.online.low_weight * 0.5) == (1, 0.1)
+    assert (student.ramp, student.online.low) == (0, "contrastive")
