@@ -64,6 +64,15 @@ def unread(config: Config, names: Iterable[str]) -> str | None:
     return None
 
 
+def filled(values: Any, **own: Any) -> Any:
+    """A section's settings with what its place in a recipe has for those that are not named.
+
+    Without it a section of which one setting is named would have its class's defaults in all else.
+    What is no mapping, such as a finished section, comes back as it is.
+    """
+    return {**own, **values} if isinstance(values, Mapping) else values
+
+
 def nearest(word: str, known: list[str]) -> str:
     """`; did you mean 'x'?`, or the list of what is known where nothing is near."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, ValidationError
 
-from pipeline.config import Config, digest, nearest, parse
+from pipeline.config import Config, digest, filled, nearest, parse
 from pipeline.errors import ConfigError
 
 
@@ -117,6 +117,13 @@ def test_nearest__lists_what_is_known_where_nothing_is_near() -> None:
     assert nearest("zzz", ["alpha", "beta"]) == "; known: alpha, beta"
     assert nearest("alpa", ["alpha", "beta"]) == "; did you mean 'alpha'?"
     assert nearest("zzz", []) == ""
+
+
+def test_filled__names_what_is_not_named_and_leaves_all_else() -> None:
+    assert filled({"name": "a"}, name="b", width=2) == {"name": "a", "width": 2}
+    assert filled({"width": None}, width=2) == {"width": None}
+    finished = Config()
+    assert filled(finished, width=2) is finished
 
 
 def test_digest__order_of_keys_does_not_count_and_values_do() -> None:

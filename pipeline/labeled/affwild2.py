@@ -7,8 +7,9 @@ The header names the classes, whose number changed between the years. Frames wit
 file, frames of code -1 no emotion: both are left out and counted. `<video>_left` and `_right` are
 two people in one video; a video is a group.
 
-Neighboring frames are all but copies: `every` takes one of so many. Cost: one listing per video,
-one read per frame; all 2.6 million frames would take 10 GB and more.
+Neighboring frames are all but copies: `every` takes one of so many to train on. Validation videos
+are read whole, for the challenge judges every frame of them. Cost: one listing per video, one read
+per frame; all 2.6 million frames would take 10 GB and more.
 
 Source: Kollias, Zafeiriou, Expression, Affect, Action Unit Recognition: Aff-Wild2, arXiv
     1910.04855.
@@ -40,7 +41,7 @@ class Affwild2Set(Config):
     path: str  # the folder of EXPR_Recognition_Challenge and cropped_aligned
     split: Literal["train", "validation"] | None = None  # read only this one
     held_out: HeldOut = "test"
-    every: int = Field(default=1, ge=1)  # frames 1, 1 + every, ... of each video
+    every: int = Field(default=1, ge=1)  # frames 1, 1 + every, ... of training videos
     label_policy: LabelPolicy | None = None  # what becomes of the class `other`
 
     def records(self, name: str) -> Records:
@@ -60,7 +61,8 @@ class Affwild2Set(Config):
             role = "train" if split == "train" else self.held_out
             for video in child(sets, SETS[split]).children():
                 if video.name.endswith(".txt"):
-                    faces += self._frames(video, images, role, dropped)
+                    every = self.every if split == "train" else 1
+                    faces += self._frames(video, images, role, every, dropped)
         return Records(
             read_listed(name, root, faces),
             labels_present([face.label for face in faces]),
@@ -68,9 +70,9 @@ class Affwild2Set(Config):
         )
 
     def _frames(
-        self, video: Location, images: Location, role: str, dropped: Counter[str]
+        self, video: Location, images: Location, role: str, every: int, dropped: Counter[str]
     ) -> list[ListedFace]:
-        """Faces of one video; line k below the header is frame k."""
+        """Faces of one video, one of `every` frames; line k below the header is frame k."""
         (where, header), *frames = lines_of(video) or [(f"{video} line 1", "")]
         classes = resolve_labels(header.split(","), {}, self.label_policy, lambda _: where)
         name = video.name.removesuffix(".txt")
@@ -78,7 +80,7 @@ class Affwild2Set(Config):
         there = {file.name for file in folder.children()}
         group = re.sub(r"_(left|right)$", "", name)
         faces = []
-        for k in range(1, len(frames) + 1, self.every):
+        for k in range(1, len(frames) + 1, every):
             code = _code(*frames[k - 1], len(classes))
             label = None if code is None else classes[code]
             if label is None:

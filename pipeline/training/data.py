@@ -278,7 +278,7 @@ def cap_shares(
     Args:
         chances: (M,), summing to 1.
         source: name of the source of each face (M,).
-        largest: largest share of all draws, (0, 1], by source name; a source without faces has
+        largest: largest share of all draws, [0, 1], by source name; a source without faces has
             nothing to lower.
 
     Returns:

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from pipeline.augment import plain
-from pipeline.config import Config
+from pipeline.config import Config, filled
 from pipeline.distillers.distribution import Distribution
 from pipeline.distillers.gradient import Gradient
 from pipeline.distillers.learned import Distiller, Learned, Network, Place, Real
@@ -120,7 +120,7 @@ class DistillConfig(Config):
     @field_validator("net", mode="before")
     @classmethod
     def _drops_nothing_unasked(cls, net: Any) -> Any:
-        return {"dropout": 0.0, **net} if isinstance(net, Mapping) else net
+        return filled(net, dropout=0.0)
 
     @model_validator(mode="after")
     def _fits(self) -> DistillConfig:

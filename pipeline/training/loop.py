@@ -142,6 +142,7 @@ def fit(
     worker: Worker,
     *,
     seed: int,
+    trained: bool = False,
     hooks: Sequence[Hook] = (),
 ) -> Fitted:
     """Train to the last step, from the newest checkpoint if the worker has one.
@@ -154,13 +155,15 @@ def fit(
         schedule: how long and how fast.
         worker: where.
         seed: of batches, views and dropout.
+        trained: the modules start from weights that are trained, heads included, which the average
+            of the weights is not to forget.
         hooks: called after every step.
 
     Raises:
         IdentityError: the checkpoint is of another schedule, seed or network.
         RunError: the loss is not a number, or workers do not see the same checkpoints.
     """
-    trainee = Trainee(objective.modules(), schedule, worker)
+    trainee = Trainee(objective.modules(), schedule, worker, trained=trained)
     at = Step(0, schedule.steps, seed, worker, trainee.averaged)
     before = _restore(trainee, objective, schedule, at)
     devices = [worker.device] if worker.device.type == "cuda" else []

@@ -2,7 +2,9 @@
 
 Cost: about 3 ms per step for 1.2 M parameters on one core; five times the weights in memory.
 Source: AdamW arXiv 1711.05101; one cosine with warm-up arXiv 1608.03983 and 1706.02677; average of
-weights arXiv 1703.01780, with the ramp (1 + t) / (10 + t) of TensorFlow's moving averages.
+weights arXiv 1703.01780, with the ramp (1 + t) / (10 + t) of TensorFlow's moving averages where a
+training starts from random weights. One that starts from trained weights has no ramp, for its
+average would forget them within a few steps.
 Departs: running statistics of BatchNorm are averaged like the weights they belong to.
 """
 
@@ -41,7 +43,8 @@ class Schedule(Config):
     clip: float | None = Field(default=5.0, gt=0)
     """Largest norm of the gradient; None: not clipped."""
     ema: float | None = Field(default=0.998, gt=0, lt=1)
-    """Decay of the average of the weights, which is what is kept; None: the last weights are."""
+    """Decay of the average of the weights, which is what is kept; None: the last weights are. From
+    random weights it rises to this as (1 + t) / (10 + t)."""
 
     @model_validator(mode="after")
     def _settings_of_the_optimizer(self) -> Self:
@@ -59,18 +62,28 @@ class Schedule(Config):
 
 
 class Trainee:
-    """The modules of an objective, trained in place, with their optimizer and their average."""
+    """The modules of an objective, trained in place, with their optimizer and their average.
 
-    def __init__(self, modules: nn.ModuleDict, schedule: Schedule, worker: Worker) -> None:
-        self.schedule, self.worker = schedule, worker
+    `trained`: they are trained already, heads included; their average starts as good as they are.
+    """
+
+    def __init__(
+        self,
+        modules: nn.ModuleDict,
+        schedule: Schedule,
+        worker: Worker,
+        *,
+        trained: bool = False,
+    ) -> None:
+        self.schedule, self.worker, self._trained = schedule, worker, trained
         modules.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.modules: nn.ModuleDict = _synchronized(modules) if worker.world > 1 else modules
-        trained = [p for p in self.modules.parameters() if p.requires_grad]
-        self.parameters = trained
-        _copy_from_first(trained, worker)
+        learned = [p for p in self.modules.parameters() if p.requires_grad]
+        self.parameters = learned
+        _copy_from_first(learned, worker)
         groups: list[dict[str, Any]] = [
-            {"params": [p for p in trained if p.ndim > 1]},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in learned if p.ndim > 1]},
+            {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
         ]
         self.optimizer = _optimizer(groups, schedule)
         self.averaged = self.modules
@@ -88,8 +101,9 @@ class Trainee:
         norm = nn.utils.clip_grad_norm_(self.parameters, limit)
         self.optimizer.step()
         if self.schedule.ema is not None:
-            # A young average must forget the random start: the decay grows with the steps.
-            self._average(min(self.schedule.ema, (1 + number) / (10 + number)))
+            # A young average must forget a random start: the decay grows with the steps.
+            young = 1.0 if self._trained else (1 + number) / (10 + number)
+            self._average(min(self.schedule.ema, young))
         return norm
 
     def _share_gradients(self, count: float) -> None:

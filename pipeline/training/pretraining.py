@@ -21,16 +21,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.augment import VIEWS, Augmentation, Strength, View, augment, plain
-from pipeline.config import Config
+from pipeline.config import Config, filled
 from pipeline.losses import Gather, contrastive, queued_contrastive
 from pipeline.masked import (
     Decoder,
@@ -75,7 +75,8 @@ class PretrainConfig(Schedule):
 
     method: Literal["simclr", "moco", "mae"] = "simclr"
     model: ModelConfig = ModelConfig(dropout=0.0)
-    """What starts from it must be the same network; dropout may differ."""
+    """What starts from it must be the same network; dropout may differ, and is 0 here unless it is
+    named."""
     steps: int = Field(default=5000, ge=1)
     lr: float = Field(default=1e-3, gt=0)
     betas: tuple[Beta, Beta] = (0.9, 0.95)
@@ -100,6 +101,11 @@ class PretrainConfig(Schedule):
     neighbors: int = Field(default=20, ge=1)
     probe_faces: int = Field(default=5000, ge=2)
     """Labeled faces that are looked at, at most."""
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _drops_nothing_unasked(cls, model: Any) -> Any:
+        return filled(model, dropout=0.0)
 
     @model_validator(mode="after")
     def _keys_come_from_an_average(self) -> PretrainConfig:

@@ -12,8 +12,11 @@ Source: FixMatch arXiv 2001.07685; EMA labeler: Mean Teacher arXiv 1703.01780, a
 arXiv 2410.17622 (tau 0.7, lambda 5); per-class thresholds over time: arXiv 2303.08617, Ada-CM arXiv
 2203.12341. Alignment and augmentation anchoring, for pools whose class shares are not those of the
 labels: ReMixMatch arXiv 1911.09785, rule remixmatch with some anchors and soft targets.
-Departs: thresholds that follow labeled faces look at held-out ones; the mean runs over all faces of
-the batch, those of weight 0 included, as in FixMatch. Of ReMixMatch there are the guess and what it
+Departs: thresholds that follow labeled faces look at held-out ones, once per epoch: so many steps
+as the faces that train take, where Ada-CM's code has 800 for any number of them
+(`online.epoch_steps`). Their ramp 1 / (1 + exp(-epoch)) ends after some five epochs, so on few
+labels long before Ada-CM's quarter of the training. The mean runs over all faces of the batch,
+those of weight 0 included, as in FixMatch. Of ReMixMatch there are the guess and what it
 is taught to: MixUp of labeled and unlabeled faces and the rotation term are left out, and the
 strong views are those of augment.py in place of CTAugment.
 """
@@ -21,6 +24,7 @@ strong views are those of augment.py in place of CTAugment.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -42,6 +46,9 @@ from pipeline.training.loop import Loss, Step
 from pipeline.training.student import Student, StudentConfig
 from pipeline.training.supervised import predict_logits
 from pipeline.training.teacher import stratified_folds
+
+PARTS = 20
+"""Labeled faces are cut into at most so many parts to hold out some; more where a share is less."""
 
 
 class SemiStudent(Student):
@@ -73,7 +80,8 @@ class SemiStudent(Student):
             (prior / prior.sum()).to(device),
             device,
         )
-        self._epoch_steps = max(1, len(labeled) // config.labeled_batch)
+        once = self._labeled_stream.count // config.labeled_batch
+        self._epoch_steps = config.online.epoch_steps or max(1, once)
 
     def loss(self, batch: Mapping[str, Batch], at: Step) -> Loss:
         """CE(labeled) + lambda * mean(w * CE(target, strong)) + low-confidence term."""
@@ -156,7 +164,7 @@ class SemiStudent(Student):
         return target.argmax(1).cpu().numpy(), weight.cpu().numpy()
 
     def update(self, loss: Loss, at: Step) -> None:
-        """Once per epoch of the labeled faces, thresholds that follow them."""
+        """Once per epoch of `online.epoch_steps`, thresholds that follow labeled faces."""
         done = at.number + 1
         if not isinstance(self._rule, ClassMargin) or done % self._epoch_steps:
             return
@@ -197,6 +205,9 @@ def _hold_out(
     share, rule_name = config.online.held_out, config.online.thresholds.rule
     if share is None or rule_name not in ("ada_cm", "dtm"):
         return np.arange(len(labeled)), None
+    # Some of few parts: the more parts there are, the less evenly rare classes fill them.
+    held = Fraction(share).limit_denominator(max(PARTS, round(1 / share)))
     parts = f"student.online.held_out: {share:g}, parts"
-    folds = stratified_folds(labeled.labels, labeled.groups, round(1 / share), seed, parts)
-    return np.flatnonzero(folds == 0), np.flatnonzero(folds != 0)
+    folds = stratified_folds(labeled.labels, labeled.groups, held.denominator, seed, parts)
+    judged = folds < held.numerator
+    return np.flatnonzero(judged), np.flatnonzero(~judged)

@@ -16,18 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from pipeline.augment import VIEWS, Augmentation, View
-from pipeline.config import Config, unread
+from pipeline.config import Config, filled, unread
 from pipeline.losses import cross_entropy, kl_divergence, softmatch_weight
 from pipeline.models import PRETRAINED, FaceModel, ModelConfig
-from pipeline.threshold_config import ThresholdConfig
+from pipeline.threshold_config import READ, ThresholdConfig
 from pipeline.training.data import (
     Batch,
     LabeledFaces,
@@ -43,12 +43,17 @@ from pipeline.training.supervised import (
     predict_logits,
 )
 
+MOMENTUM = 0.99
+"""Of an online rule's running means: runs are of thousands of steps, those with 0.999 of a million.
+"""
+
 
 class OnlineConfig(Config):
     """Pseudo-labels that follow the training; see semi.py."""
 
-    thresholds: ThresholdConfig = ThresholdConfig(momentum=0.99)
-    """Which faces count, and how much."""
+    thresholds: ThresholdConfig = ThresholdConfig(momentum=MOMENTUM)
+    """Which faces count, and how much; rules with running means look back 100 steps here, unless
+    momentum is named."""
     labeler: Literal["ema", "model"] = "ema"
     """Who labels the weak views: the running average of the weights, or the model itself."""
     weak: Augmentation = "weak"
@@ -62,6 +67,18 @@ class OnlineConfig(Config):
     held_out: float | None = Field(default=0.1, gt=0, le=0.5)
     """Share of the labeled faces that ada_cm and dtm read their thresholds from and nothing trains
     on; None: the training faces, as their papers do."""
+    epoch_steps: int | None = Field(default=None, ge=1)
+    """Steps between two readings of ada_cm's and dtm's thresholds, which their ramp counts; None:
+    once through the labeled faces that train. Ada-CM's code: 800, twenty times in all."""
+
+    @field_validator("thresholds", mode="before")
+    @classmethod
+    def _remembers_little_unasked(cls, thresholds: Any) -> Any:
+        named = thresholds if isinstance(thresholds, Mapping) else {}
+        rule = named.get("rule", ThresholdConfig.model_fields["rule"].default)
+        if "momentum" not in READ.get(str(rule), ()):
+            return thresholds  # a momentum would be refused
+        return filled(thresholds, momentum=MOMENTUM)
 
     @model_validator(mode="after")
     def _terms_have_a_subject(self) -> OnlineConfig:
@@ -70,6 +87,8 @@ class OnlineConfig(Config):
             raise ValueError(f"thresholds.{name}: {rule} has no use for it")
         if rule not in ("ada_cm", "dtm") and self.held_out and unread(self, ["held_out"]):
             raise ValueError(f"held_out: {rule} reads no threshold from labeled faces")
+        if rule not in ("ada_cm", "dtm") and self.epoch_steps is not None:
+            raise ValueError(f"epoch_steps: {rule} reads no threshold from labeled faces")
         if self.low is not None and self.thresholds.rule == "remixmatch":
             raise ValueError(f"low: {self.low}, and remixmatch leaves no face below a threshold")
         if self.fairness and self.thresholds.rule != "freematch":
@@ -101,7 +120,8 @@ class StudentConfig(Schedule):
     ema: float | None = Field(default=0.999, gt=0, lt=1)
     model: ModelConfig = ModelConfig()
     warm_start: bool = False
-    """Start from a teacher's weights in place of random ones."""
+    """Start from a teacher's weights in place of random ones. The average of the weights starts
+    there too, and has `ema` from the first step on."""
     beside: Literal["mined", "distilled"] = "mined"
     """What is learned beside the labeled faces: all mined faces, or the distilled set."""
     labeled_batch: int = Field(default=64, ge=1)
@@ -117,8 +137,8 @@ class StudentConfig(Schedule):
     """Mined faces are drawn by (class mass)^-power."""
     mined_cap: float = Field(default=5.0, ge=1)
     """No mined face is drawn more than this many times as often as the mean."""
-    source_share: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(default_factory=dict)
-    """Largest share of the mined draws, by name of the source."""
+    source_share: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
+    """Largest share of the mined draws, by name of the source; 0: none of its faces is drawn."""
     mined_weight: float = Field(default=1.5, ge=0)
     """lambda at the end of its ramp."""
     ramp: float = Field(default=0.2, ge=0, le=1)

@@ -60,5 +60,5 @@ def train_student(
         objective = CandidateStudent(model, config, labeled, mined, kd_targets)
     if config.online is not None:
         objective = SemiStudent(model, config, labeled, mined, worker.device, seed)
-    fitted = fit(objective, config, worker, seed=seed, hooks=hooks)
+    fitted = fit(objective, config, worker, seed=seed, trained=config.warm_start, hooks=hooks)
     return Trained(averaged_model(fitted), fitted)

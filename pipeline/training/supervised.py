@@ -187,7 +187,7 @@ def train_supervised(
     """
     model = new_model(config.model, label_names, seed) if start is None else copy.deepcopy(start)
     objective = Supervised(model, config, data, rows, frozen_norms=start is not None)
-    fitted = fit(objective, config, worker, seed=seed, hooks=hooks)
+    fitted = fit(objective, config, worker, seed=seed, trained=start is not None, hooks=hooks)
     return Trained(averaged_model(fitted), fitted)
 
 

@@ -66,13 +66,15 @@ LATER = (
     ("student", "beside", "mined"),
     ("student", "online", None),
     ("student", "candidates", None),
+    ("student.online", "epoch_steps", None),
     ("teach", "mix", None),
     ("teach", "mix_alpha", 1.0),
     ("teach", "partial", None),
     ("guard", "copies", None),
     *((section, *late) for section in ("pretrain", "teach", "student") for late in SCHEDULE_LATER),
 )
-"""Sections' settings that came after cells were measured, and the value that changes nothing."""
+"""Settings of sections, and of sections within them, that came after cells were measured, and the
+value that changes nothing."""
 POOL_FACES = {"rest": 21_700, "faces": 13_233}  # about; only for the estimate
 NETWORK = "{name: compact_resnet, args: {widths: [8, 16]}, size: 32, dropout: 0}"
 QUICK = (
@@ -164,8 +166,10 @@ def drop_later(identity: dict[str, Any]) -> None:
         del identity["pretrain"]
     for section, name, value in LATER:
         for values in identity.values():
-            own = values.get(section) if isinstance(values, dict) else None
-            if own and own.get(name, ...) == value:
+            own = values
+            for part in section.split("."):
+                own = own.get(part) if isinstance(own, dict) else None
+            if isinstance(own, dict) and own.get(name, ...) == value:
                 del own[name]
 
 

@@ -252,9 +252,10 @@ def _step_passes(row: Row, name: str) -> float:
     if isinstance(config, StudentConfig) and config.online is not None:
         if config.online.labeler == "ema":
             own += config.mined_batch * FORWARD
-        # Held-out faces are looked at once per epoch of the labeled ones.
+        # Held-out faces are looked at once per epoch of those that train; None: all are both.
         if config.online.thresholds.rule in ("dtm", "ada_cm"):
-            own += config.labeled_batch * (config.online.held_out or 1.0) * FORWARD
+            held = config.online.held_out
+            own += config.labeled_batch * (1.0 if held is None else held / (1 - held)) * FORWARD
     return own
 
 

@@ -5,7 +5,8 @@ import pytest
 from scipy.stats import binomtest
 
 from pipeline.active import pack
-from tests.bench import semi, semi_tables
+from pipeline.training.student import StudentConfig
+from tests.bench import ferplus10, semi, semi_tables
 
 FACES = 1000
 
@@ -27,6 +28,18 @@ def _records(seeds=(0,), **won):
 
 def alone(won):
     return binomtest(won, won).pvalue
+
+
+@pytest.mark.parametrize("steps", [None, 800])
+def test_drop_later__takes_out_what_changes_nothing_within_a_section_too(steps):
+    online = {"thresholds": {"rule": "dtm"}, "epoch_steps": steps}
+    student = StudentConfig.model_validate({"online": online}).model_dump(mode="json")
+    identity = {"student": {"student": student, "seed": 0}, "schema": 1}
+    ferplus10.drop_later(identity)
+    left = identity["student"]["student"]
+    assert left["online"].get("epoch_steps") == steps
+    assert ("epoch_steps" in left["online"]) == (steps is not None)
+    assert "candidates" not in left
 
 
 def test_chances__all_rows_but_the_named_one_are_corrected(monkeypatch):

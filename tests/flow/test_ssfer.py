@@ -40,8 +40,15 @@ def shipped(monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     pretrain, student = recipe.pretrain, recipe.student
     assert pretrain is not None
     assert student.online is not None
+    # The rest of the labels, as rgb as the pool, is all that the student labels.
+    rest, pool = recipe.pool
+    assert (rest.kind, rest.color, pool.color) == ("rest", "rgb", "rgb")
+    assert student.source_share == {"pool": 0}
     small = "steps: 4, batch: 32, probe_every: 4, decoder: {width: 16, depth: 1, heads: 2}"
     return (
+        "labeled.fraction=0.5",
+        "pool=[{kind: rest, name: rest}, {kind: synthetic, name: pool, count: 600}]",
+        f"student.source_share={student.source_share}",
         f"pretrain={{method: {pretrain.method}, model: {NET}, mask_ratio: {pretrain.mask_ratio}, "
         f"normalize_patches: {str(pretrain.normalize_patches).lower()}, {small}}}",
         f"teach.mix={recipe.teach.mix}",

@@ -1,5 +1,7 @@
 """Aff-Wild2: line k is frame k, frames without a face or an emotion are left out and counted."""
 
+from collections import Counter
+
 import pytest
 
 from labeled import writers
@@ -45,11 +47,19 @@ def test_records__pictures_are_those_of_the_frames(tmp_path):
     assert table["label"].to_pylist() == ["fear", "sadness"]
 
 
-def test_records__every_nth_frame(tmp_path):
+def test_records__every_nth_frame_of_training_videos(tmp_path):
     writers.affwild2(tmp_path, "Train_Set", "v", [0, 1, 2, 3, 4, 5, 6], range(1, 8), SEVEN)
     records = Affwild2Set(path=str(tmp_path), split="train", every=3).records("w")
     want = [("v/00001.jpg", "neutral"), ("v/00004.jpg", "fear"), ("v/00007.jpg", "surprise")]
     assert rows(records) == want
+
+
+def test_records__validation_videos_are_whole(tmp_path):
+    writers.affwild2(tmp_path, "Train_Set", "v", [0, 1, 2, 3], range(1, 5), SEVEN)
+    writers.affwild2(tmp_path, "Validation_Set", "w", [3, -1, 4, 5, 6], range(1, 6), SEVEN)
+    records = Affwild2Set(path=str(tmp_path), every=3).records("w")
+    assert Counter(records.table["role"].to_pylist()) == {"train": 2, "test": 4}
+    assert dict(records.dropped) == {"no_emotion": 1}
 
 
 def test_records__header_names_the_codes(tmp_path):

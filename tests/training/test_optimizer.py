@@ -12,10 +12,11 @@ from pipeline.training.worker import local
 WORKER = local(dtype=torch.float32)
 
 
-def trainee(**settings: float | str | None) -> Trainee:
+def trainee(*, trained: bool = False, **settings: float | str | None) -> Trainee:
     torch.manual_seed(0)
     modules = nn.ModuleDict({"used": nn.Linear(3, 2), "unused": nn.Linear(3, 2)})
-    return Trainee(modules, Schedule.model_validate({"clip": None, **settings}), WORKER)
+    schedule = Schedule.model_validate({"clip": None, **settings})
+    return Trainee(modules, schedule, WORKER, trained=trained)
 
 
 def loss_of(one: Trainee) -> torch.Tensor:
@@ -83,6 +84,19 @@ def test_step__the_average_follows_with_a_ramp() -> None:
         expected = decay * expected + (1 - decay) * one.modules["used"].weight.detach()
     torch.testing.assert_close(one.averaged["used"].weight, expected)
     assert not one.averaged["used"].weight.requires_grad
+
+
+def test_step__the_average_of_trained_weights_has_no_ramp() -> None:
+    decay, steps = 0.9, 6
+    one = trainee(trained=True, ema=decay, lr=0.1, warmup=0.0, steps=40)
+    seen = [one.modules["used"].weight.detach().clone()]
+    for number in range(steps):
+        one.step(loss_of(one), 1.0, number)
+        seen.append(one.modules["used"].weight.detach().clone())
+    # d^n w_0 + (1 - d) sum_t d^(n - t) w_t
+    shares = [decay**steps, *((1 - decay) * decay ** (steps - t) for t in range(1, steps + 1))]
+    expected = sum(share * weight for share, weight in zip(shares, seen, strict=True))
+    torch.testing.assert_close(one.averaged["used"].weight, expected)
 
 
 def test_trainee__without_average_the_weights_are_it() -> None:

@@ -233,6 +233,13 @@ def test_picture__visible_patches_are_as_they_were() -> None:
     assert torch.equal(~same, gone)
 
 
+def test_config__a_network_named_without_dropout_has_none() -> None:
+    assert PretrainConfig().model.dropout == 0
+    assert PretrainConfig.model_validate({"model": {"size": 32}}).model.dropout == 0
+    asked = {"model": {"size": 32, "dropout": 0.3}}
+    assert PretrainConfig.model_validate(asked).model.dropout == 0.3
+
+
 def test_same_network__but_for_its_dropout() -> None:
     assert CONVNET.same_network(CONVNET.model_copy(update={"dropout": 0.5}))
     assert not CONVNET.same_network(ModelConfig(name="convnet", size=16))

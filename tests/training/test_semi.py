@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from pipeline.adaptive import RULES
 from pipeline.errors import ConfigError
-from pipeline.threshold_config import READ
+from pipeline.threshold_config import READ, ThresholdConfig
 from pipeline.training.data import Batches
 from pipeline.training.loop import Fitted, Step, Worker, fit, local
 from pipeline.training.semi import SemiStudent
@@ -41,7 +41,7 @@ def online(thresholds: dict[str, object], **changes: object) -> StudentConfig:
     return config(online={"thresholds": thresholds, **own}, **changes)
 
 
-OWN = ("labeler", "low", "low_weight", "fairness", "held_out", "anchors")
+OWN = ("labeler", "low", "low_weight", "fairness", "held_out", "anchors", "epoch_steps")
 
 
 def one_step(settings: StudentConfig, number: int = 4, sharper: float = 1.0):
@@ -188,6 +188,24 @@ def test_hold_out__class_thresholds_are_read_from_faces_that_do_not_train() -> N
     assert semi(online({"rule": "flexmatch"})).streams()[0].rows is None
 
 
+@pytest.mark.parametrize(
+    ("share", "faces"), [(0.1, 8), (0.15, 12), (0.2, 16), (0.3, 24), (0.4, 32), (0.5, 40)]
+)
+def test_hold_out__as_many_faces_as_asked(share: float, faces: int) -> None:
+    settings = online({"rule": "dtm"}, held_out=share)
+    data = labeled(80)
+    model = new_model(settings.model, NAMES, 0)
+    held = SemiStudent(model, settings, data, mined(), WORKER.device, 0)
+    assert len(held._judged) == faces
+    counts = np.bincount(data.labels[held._judged])  # of 20 faces in every class
+    assert np.abs(counts - share * np.bincount(data.labels)).max() <= 1
+
+
+def test_hold_out__a_small_share_has_parts_of_its_own() -> None:
+    settings = online({"rule": "dtm"}, held_out=0.025)
+    assert len(semi(settings)._judged) == 1
+
+
 def test_hold_out__fewer_groups_than_parts_name_the_setting() -> None:
     settings = online({"rule": "dtm"}, held_out=0.25)
     model = new_model(settings.model, NAMES, 0)
@@ -209,8 +227,18 @@ def test_update__class_thresholds_move_once_per_epoch_of_the_labels() -> None:
         hooks=[lambda o, at: seen.append(objective.state()["cuts"])],
     )
     moved = [not torch.equal(a, b) for a, b in itertools.pairwise(seen)]
-    # 40 labeled faces, 8 a step: after steps 5 and 10.
-    assert [number + 2 for number, move in enumerate(moved) if move] == [5, 10]
+    # 36 of 40 labeled faces train, 8 a step: after steps 4, 8 and 12.
+    assert [number + 2 for number, move in enumerate(moved) if move] == [4, 8, 12]
+
+
+def test_update__an_epoch_has_the_steps_that_are_asked_for() -> None:
+    settings = online({"rule": "dtm", "floor": None}, steps=6, epoch_steps=3)
+    objective = semi(settings)
+    asked: list[float] = []
+    read = objective._rule.epoch
+    objective._rule.epoch = lambda number, *given: (asked.append(number), read(number, *given))[1]
+    fit(objective, settings, WORKER, seed=0)
+    assert asked == [1, 2]  # what the ramp beta / (1 + exp(-epoch)) counts
 
 
 def test_fit__interrupted_and_continued_gives_the_same_model(tmp_path: Path) -> None:
@@ -265,7 +293,8 @@ def test_control__has_the_images_of_an_online_step() -> None:
         ({"ema": None}, "there is no average of the weights"),
         ({"fairness": 0.01}, "fixed keeps no shares"),
         ({"anchors": 0}, "greater than or equal to 1"),
-        ({"held_out": 0.25}, "fixed reads no threshold from labeled faces"),
+        ({"held_out": 0.25}, "held_out: fixed reads no threshold from labeled faces"),
+        ({"epoch_steps": 800}, "epoch_steps: fixed reads no threshold from labeled faces"),
         ({"weighting": "none"}, "online.thresholds say how much a face counts"),
     ],
 )
@@ -278,6 +307,28 @@ def test_config__settings_of_another_rule_are_refused_and_stored_ones_are_not() 
     with pytest.raises(ValidationError, match=r"thresholds\.width: fixed has no use for it"):
         online({"rule": "fixed", "width": 3.0})
     assert StudentConfig.model_validate(online({"rule": "fixed"}).model_dump()).online is not None
+
+
+@pytest.mark.parametrize("rule", sorted(READ))
+def test_config__naming_a_rule_leaves_its_memory_as_it_is(rule: str) -> None:
+    first = StudentConfig.model_validate({"online": {}}).online
+    assert first is not None
+    assert (first.thresholds.rule, first.thresholds.momentum) == ("softmatch", 0.99)
+    named = online({"rule": rule}).online
+    assert named is not None
+    kept = ThresholdConfig.model_fields["momentum"].default  # nothing asks for it
+    assert named.thresholds.momentum == (0.99 if "momentum" in READ[rule] else kept)
+    part = online({"width": 3.0}).online
+    assert part is not None
+    assert part.thresholds.momentum == 0.99
+
+
+def test_config__a_memory_that_is_named_stays() -> None:
+    named = online({"rule": "freematch", "momentum": 0.999})
+    stored = StudentConfig.model_validate(named.model_dump())
+    assert stored == named
+    assert stored.online is not None
+    assert stored.online.thresholds.momentum == 0.999
 
 
 def test_config__hard_targets_would_lose_what_remixmatch_sharpens() -> None:

@@ -97,11 +97,14 @@ def test_mined_weight__rises_from_zero_and_stays() -> None:
     assert one_step(config(ramp=0.0), 0, mined())[0].mined_weight(0) == 1.5
 
 
-def test_streams__sources_keep_to_their_share() -> None:
-    settings = config(source_share={"web": 0.25})
-    objective, _, _ = one_step(settings, 0, mined())
+@pytest.mark.parametrize("share", [0.25, 0.0])
+def test_streams__sources_keep_to_their_share(share: float) -> None:
+    settings = config(source_share={"web": share})
+    objective, _, batch = one_step(settings, 0, mined())
     chances = objective.streams()[1].probabilities
-    assert chances[1::2].sum() == pytest.approx(0.25)
+    assert chances[1::2].sum() == pytest.approx(share)
+    assert chances.sum() == pytest.approx(1)
+    assert share or not (batch["mined"].index % 2).any()
 
 
 def test_update__the_student_scores_the_pool_again(tmp_path: Path) -> None:
@@ -158,6 +161,21 @@ def test_train_student__warm_start_needs_a_model_of_its_kind() -> None:
     torch.testing.assert_close(warm.model.net.fc.weight, start.net.fc.weight)
     with pytest.raises(ConfigError, match="expected a convnet, got none"):
         train_student(settings, labeled(16), mined(), NAMES, WORKER, seed=0)
+
+
+def test_train_student__the_average_of_a_warm_start_does_not_forget_it() -> None:
+    start, decay = new_model(CONVNET, NAMES, seed=7), 0.9
+    settings = config(warm_start=True, steps=4, ema=decay)
+    averages, weights = [start.net.fc.weight.detach().clone()], []
+
+    def look(objective: Objective, at: Step) -> None:
+        averages.append(at.averaged["model"].net.fc.weight.detach().clone())
+        weights.append(objective.modules()["model"].net.fc.weight.detach().clone())
+
+    given = (settings, labeled(16), mined(), NAMES, WORKER)
+    train_student(*given, seed=0, start=start, hooks=[look])
+    for before, weight, after in zip(averages[:-1], weights, averages[1:], strict=True):
+        torch.testing.assert_close(after, decay * before + (1 - decay) * weight)
 
 
 def test_train_student__kd_needs_the_teachers_probabilities() -> None:
