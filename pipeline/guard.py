@@ -21,6 +21,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -177,7 +178,7 @@ class Duplicates:
     Faces of equal hash are compared with the first and the previous of them, other hashes through
     their first face: a picture that occurs a million times costs a million comparisons.
 
-    In memory are the id, 64 bits of the pixel hash and the two perceptual hashes of every face;
+    In memory are the id, 64 bits for pixels and crop, and the two perceptual hashes of every face;
     thumbnails, and embeddings where they are given, lie in files without a name in `scratch`, which
     go with this object.
     """
@@ -202,11 +203,16 @@ class Duplicates:
             self._width = embeddings.shape[1]
             self._vectors.write(embeddings[_good_rows(faces)].astype(np.float16).tobytes())
         if len(good):
-            digests = b"".join(digest[:8] for digest in good["pixel_sha256"].to_pylist())
+            own = _thumbnails(good)
+            # Two people of one photo share its pixels, and each has a thumbnail.
+            pairs = zip(good["pixel_sha256"].to_pylist(), own, strict=True)
+            digests = b"".join(
+                blake2b(pixels + face.tobytes(), digest_size=8).digest() for pixels, face in pairs
+            )
             columns = [np.frombuffer(digests, "<u8"), good["phash"], good["phash_flip"]]
             self._hashes.append(np.stack([np.asarray(column) for column in columns], axis=1))
             self._ids.append(pa.chunked_array(good["id"].combine_chunks().cast(pa.large_string())))
-            self._file.write(_thumbnails(good).tobytes())
+            self._file.write(own.tobytes())
 
     def groups(self) -> dict[str, str]:
         """Id of every face that has a duplicate -> smallest id of its group."""

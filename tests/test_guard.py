@@ -45,14 +45,19 @@ def altered(pixels: np.ndarray, how: str, rng: np.random.Generator) -> bytes:
     return jpeg(pixels, quality)
 
 
-def faces(prefix: str, encoded: Sequence[bytes], crop: Crop | None = None) -> pa.Table:
+def faces(
+    prefix: str,
+    encoded: Sequence[bytes],
+    crop: Crop | None = None,
+    boxes: Sequence[list[int]] | None = None,
+) -> pa.Table:
     count = len(encoded)
     columns = {
         "id": [f"{prefix}#{i:06d}" for i in range(count)],
         "position": list(range(count)),
         "group": [None] * count,
         "image": list(encoded),
-        "box": [None] * count,
+        "box": boxes or [None] * count,
         "landmarks": [None] * count,
         "reason": [None] * count,
         "detail": [None] * count,
@@ -163,6 +168,21 @@ def test_duplicates__groups_by_pixels_hash_and_mirror() -> None:
         expected.get(i) for i in table["id"].to_pylist()
     ]
     assert Duplicates(CONFIG).groups() == {}
+
+
+def test_duplicates__two_people_of_one_photo_are_two() -> None:
+    left, right = drawn(3, 2)
+    photo = jpeg(np.concatenate([left, right], axis=1), 95)
+    n = left.shape[0]
+    boxes = [[0, 0, n, n], [n, 0, 2 * n, n]]
+    both = faces("a", [photo, photo], Crop(box=True), boxes)
+    pool = Duplicates(CONFIG)
+    pool.add(both)
+    assert pool.groups() == {}
+    again = Duplicates(CONFIG)
+    again.add(both)
+    again.add(faces("b", [photo], Crop(box=True), boxes[1:]))
+    assert again.groups() == {"a#000001": "a#000001", "b#000000": "a#000001"}
 
 
 def test_duplicates__many_copies_of_one_picture_stay_linear() -> None:
