@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -28,6 +27,7 @@ from pipeline.pool import TRUTH_FILE, grouped, ledger, plan_at, pool_plan
 from pipeline.progress import console
 from pipeline.run import Artifact, Stage
 from pipeline.schema import label_names_of
+from pipeline.sources.rows import labeled_rows_as_read
 from pipeline.storage import Location, location, read_table, write_table
 from pipeline.streaming import check_room, start_ray
 from pipeline.survey import describe
@@ -86,19 +86,7 @@ def read_labels(job: Job) -> None:
 
 def _describe(job: Job, table: pa.Table) -> pa.Table:
     config = job.recipe.labeled
-    count = table.num_rows
-    read = pa.table(
-        {
-            "id": table["id"],
-            "position": pa.array(np.arange(count), pa.int64()),
-            "group": table["group"],
-            "image": table["image"],
-            "box": table["box"],
-            "landmarks": table["landmarks"],
-            "reason": pa.nulls(count, pa.string()),
-            "detail": pa.nulls(count, pa.string()),
-        }
-    )
+    read = labeled_rows_as_read(table)
     return describe(read, config.crop, config.color, threads=job.recipe.survey.threads)
 
 

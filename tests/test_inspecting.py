@@ -15,7 +15,7 @@ import torch
 from labeled import writers as sets
 from sources.writers import insightface, tar_bytes, tsv_line, write_lance, write_rec
 
-from pipeline import inspecting, synthetic
+from pipeline import synthetic
 from pipeline.images import Crop
 from pipeline.inspecting import (
     audit,
@@ -25,6 +25,7 @@ from pipeline.inspecting import (
 )
 from pipeline.labeled.records import Records, records_table
 from pipeline.models import ModelConfig
+from pipeline.sources.rows import labeled_rows_as_read
 from pipeline.storage import location
 
 COUNT = 24
@@ -137,7 +138,7 @@ def test_audit__finds_names_that_were_exchanged(mixed_up: bool) -> None:
 
 
 def test_contact_sheet__bad_faces_stay_dark(tmp_path: Path) -> None:
-    seen = inspecting.as_read(
+    seen = labeled_rows_as_read(
         records_table(["a", "b"], [None] * 2, [None] * 2, [FACES[0], b"no image"])
     )
     sheet = contact_sheet(seen, Crop(), ["good", "bad\nnot_an_image"])

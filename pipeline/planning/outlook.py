@@ -33,7 +33,6 @@ from pipeline.planning.probing import (
     Sealed,
     core_count,
     random_teacher,
-    read_table_of,
     usable_cores,
 )
 from pipeline.planning.rehearsal import Rehearsed, rehearse
@@ -42,6 +41,7 @@ from pipeline.planning.sampling import Pool, plan_pool, probed_slices
 from pipeline.recipe import Recipe
 from pipeline.run import Run
 from pipeline.sources.removals import Removals
+from pipeline.sources.rows import labeled_rows_as_read
 from pipeline.storage import Location, location, write_table
 from pipeline.survey import describe
 from pipeline.training import runs
@@ -176,7 +176,7 @@ def _teacher(recipe: Recipe, root: Location, labeled: LabeledSet) -> tuple[Teach
 
 def _test_faces(recipe: Recipe, labeled: LabeledSet) -> guard.Reference:
     table = labeled.table.filter(pc.equal(labeled.table["role"], "test")).slice(0, TEST_FACES)
-    read = read_table_of(table)
+    read = labeled_rows_as_read(table)
     config = recipe.labeled
     faces = describe(read, config.crop, config.color, threads=recipe.survey.threads)
     return guard.reference({"test": faces})

@@ -31,7 +31,7 @@ from pipeline.models import create
 from pipeline.plan import Plan, Slice
 from pipeline.planning.forecast import Spent
 from pipeline.recipe import Recipe
-from pipeline.schema import OK, QUARANTINED, READ, embeddings_schema
+from pipeline.schema import OK, QUARANTINED, embeddings_schema
 from pipeline.scoring import score_table
 from pipeline.similarity import Neighbors, unit
 from pipeline.sources.reader import PoolSource, read_slice
@@ -242,17 +242,6 @@ def random_teacher(recipe: Recipe, classes: Sequence[str], bank: int) -> Teacher
         bank_labels=torch.from_numpy(rng.integers(0, len(classes), count)),
         bank_ids=tuple(f"labeled/{i}" for i in range(count)),
     )
-
-
-def read_table_of(labeled: pa.Table) -> pa.Table:
-    """READ rows of LABELED rows, as survey describes them."""
-    made = {
-        "position": pa.array(np.arange(labeled.num_rows), pa.int64()),
-        "reason": pa.nulls(labeled.num_rows, pa.string()),
-        "detail": pa.nulls(labeled.num_rows, pa.string()),
-    }
-    columns = [made[name] if name in made else labeled[name] for name in READ.names]
-    return pa.table(columns, schema=READ)
 
 
 def usable_cores(cores: int, seconds: float = 0.5) -> float:
