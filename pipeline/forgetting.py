@@ -53,7 +53,7 @@ from pipeline.purging import (
 from pipeline.report import ReportConfig, collect, write_report
 from pipeline.rounds import LABELS_FILE, learnable
 from pipeline.run import FORGOTTEN, Artifact, Run
-from pipeline.schema import label_codes
+from pipeline.schema import label_codes, matrix
 from pipeline.sources.extents import content_fingerprint
 from pipeline.sources.removals import Removals, blind
 from pipeline.sources.rest import GONE_FILE, Gone
@@ -264,7 +264,7 @@ def _teacher(folder: Location, ids: frozenset[str], plan: Rewrite, made: list[Ma
     folds = read_table(folder / FOLDS_FILE, ["id", "label", "logits"])
     at = folder / TEACHER
     names = (at / "calibration.json").read_json()["label_names"]
-    logits = np.stack(folds["logits"].to_numpy(zero_copy_only=False))
+    logits = matrix(folds["logits"], len(names))
     correct = logits.argmax(1) == label_codes(folds["label"].to_pylist(), names)
     per_class, seed = identity["teach"]["sub_prototypes"], identity["seed"]
     new = purge_teacher(at, plan.staged, ids, correct, per_class, seed)

@@ -32,7 +32,7 @@ from pipeline.ordered import in_order
 from pipeline.plan import Slice
 from pipeline.pool import ledger, pool_plan
 from pipeline.rounds import QUERIES
-from pipeline.schema import OK, READ, label_codes
+from pipeline.schema import OK, READ, label_codes, matrix
 from pipeline.sources.reader import fetch
 from pipeline.storage import read_table
 from pipeline.training import runs
@@ -157,7 +157,7 @@ def _embedded(job: Job, rows: Rows, teacher: Teacher, known: pa.Table) -> Pool:
     embeddings[:count] = bank
     _gather(job, "embed", "embedding", rows, embeddings[count:])
     probs = np.empty((total, len(names)), np.float32)
-    logits = np.stack(known["logits"].to_numpy(zero_copy_only=False))
+    logits = matrix(known["logits"], len(names))
     probs[:count] = teacher.member_probs(torch.from_numpy(logits)).numpy()
     _gather(job, "score", "probs", rows, probs[count:])
     labels = np.full(total, -1, np.int64)

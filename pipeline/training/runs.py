@@ -21,7 +21,7 @@ from pipeline.artifacts import CROP, WEIGHTS, load_teacher, read_meta, save_mode
 from pipeline.config import Config, nearest
 from pipeline.models import FaceModel
 from pipeline.progress import meter
-from pipeline.schema import label_names_of
+from pipeline.schema import label_names_of, matrix
 from pipeline.storage import location, read_table, write_table
 from pipeline.training.data import MinedFaces
 from pipeline.training.distilled import load_distilled
@@ -201,7 +201,7 @@ def _from_teacher(job: StudentJob) -> tuple[FaceModel | None, np.ndarray | None]
         teacher = load_teacher(at / TEACHER)
         start = teacher.members[0]
         folds = read_table(at / FOLDS_FILE, ["logits"])
-        logits = np.stack(folds["logits"].to_numpy(zero_copy_only=False))
+        logits = matrix(folds["logits"], len(teacher.label_names))
         kd = teacher.member_probs(torch.from_numpy(logits)).numpy()
     return start, kd
 
