@@ -16,7 +16,7 @@ from rich.table import Table
 
 from pipeline.claim import WHOLE, Part, claimed
 from pipeline.config import digest, nearest
-from pipeline.errors import ConfigError, ModelError, PartDone, RunError
+from pipeline.errors import ConfigError, ModelError, PartDone
 from pipeline.evaluation import STUDENT
 from pipeline.exporting import drawn, facts_of, load_ensemble, to_onnx
 from pipeline.flow import MODEL, SHARE
@@ -327,10 +327,10 @@ def _stages(job: Job) -> Table:
     for column in ("rows", "quarantined", "image passes", "seconds"):
         table.add_column(column, justify="right")
     for name in TIMED:
-        try:
-            facts = job.run.artifact(name).facts
-        except RunError:
+        made = job.run.latest(name)
+        if made is None:
             continue
+        facts = made.facts
         counts = [facts.get(key) for key in ("rows", "quarantined", "passes")]
         said = ["" if count is None else f"{count:,.0f}" for count in counts]
         table.add_row(name, *said, f"{facts.get('seconds', 0.0):,.1f}")

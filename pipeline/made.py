@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.artifacts import CALIBRATION, WEIGHTS
-from pipeline.errors import ModelError, RunError
+from pipeline.errors import ModelError
 from pipeline.flow import MODEL
 from pipeline.job import SETTINGS
 from pipeline.plan import Plan
@@ -95,9 +95,8 @@ def finished(run: Run, stage: str, folder: Location) -> Iterator[Made]:
 
 def in_use(run: Run, stage: str) -> Made | None:
     """The finished generation that later stages read; None where there is none."""
-    try:
-        found = run.artifact(stage)
-    except RunError:
+    found = run.latest(stage)
+    if found is None:
         return None
     plan = (run.root / stage / CURRENT).read_json()["plan"]
     return Made(run, stage, found.dir, found.digest, plan and plan[:8], found.facts)

@@ -73,7 +73,7 @@ def collect(
         RunError: no stage is finished.
     """
     config = config or ReportConfig()
-    done = {stage: found for stage in STAGES if (found := _finished(run, stage)) is not None}
+    done = {stage: found for stage in STAGES if (found := run.latest(stage)) is not None}
     if not done:
         raise RunError(f"{run.root}: no finished stage to report; run `omnifer run` first")
     metrics = _json(done.get("evaluate"), METRICS_FILE)
@@ -114,13 +114,6 @@ def _seconds(done: Mapping[str, Artifact]) -> dict[str, float]:
     """What each stage took."""
     timed = {name: done[name].facts for name in TIMED if name in done}
     return {name: float(facts["seconds"]) for name, facts in timed.items() if "seconds" in facts}
-
-
-def _finished(run: Run, stage: str) -> Artifact | None:
-    try:
-        return run.artifact(stage)
-    except RunError:
-        return None
 
 
 def _json(artifact: Artifact | None, name: str) -> dict[str, Any]:
@@ -172,7 +165,7 @@ def _course(student: Artifact | None, truth: pa.Table) -> Course | None:
 
 def _training_seconds(run: Run) -> dict[str, float]:
     """What each judged model's own training took."""
-    found = {name: _finished(run, "teach" if name == "teacher" else name) for name in MODELS}
+    found = {name: run.latest("teach" if name == "teacher" else name) for name in MODELS}
     return {
         name: float(artifact.facts["seconds"])
         for name, artifact in found.items()
