@@ -85,7 +85,7 @@ def part_of(stage: str, text: str) -> Part:
 
 def root_of(recipe: Recipe, run_dir: str | None) -> Location:
     """The run folder of a recipe; nothing is made."""
-    return location(run_dir or recipe.run or f"runs/{recipe.name}")
+    return location(recipe.folder(run_dir))
 
 
 def start(
@@ -349,7 +349,7 @@ def describe(recipe: Recipe, run_dir: str | None, until: str | None) -> None:
         if name == until:
             break
     console.print(table)
-    root = run_dir or recipe.run or f"runs/{recipe.name}"
+    root = recipe.folder(run_dir)
     pool = ", ".join(f"{name} ({source.kind})" for name, source in recipe.sources().items())
     console.print(f"run folder: {root}\npool: {pool}", markup=False, soft_wrap=True)
 
@@ -369,5 +369,4 @@ def describe_active(recipe: Recipe, run_dir: str | None) -> None:
     table.add_row("trials", f"{trials}, {each * count} trainings")
     table.add_row("digest", digest(settings(recipe, "active"))[:12])
     console.print(table)
-    root = run_dir or recipe.run or f"runs/{recipe.name}"
-    console.print(f"run folder: {root}", markup=False, soft_wrap=True)
+    console.print(f"run folder: {recipe.folder(run_dir)}", markup=False, soft_wrap=True)

@@ -96,7 +96,7 @@ def look_ahead(
         SourceError: as the sources and the labeled set.
         ResourceError: a pass would hang on that machine.
     """
-    root = location(run_dir or recipe.run or f"runs/{recipe.name}")
+    root = location(recipe.folder(run_dir))
     removals = Removals.load(location(recipe.removals) if recipe.removals else None)
     cores = core_count()
     free = [usable_cores(cores)]
