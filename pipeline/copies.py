@@ -44,32 +44,6 @@ _PAIRS = 1 << 14  # pairs verified at once
 Rows = NDArray[np.int64]
 
 
-def near_copies(
-    x: NDArray[np.floating[Any]],
-    keys: NDArray[np.uint64],
-    cosine: float,
-    *,
-    probes: int = PROBES,
-    cells: int | None = None,
-    seed: int = 0,
-) -> Rows:
-    """Row (N,) of the first member of each row's group, by key; the row itself where it is alone.
-
-    Args:
-        x: (N, D) unit rows, float16 or float32, in memory or mapped.
-        keys: (N,) unique hashes of the ids.
-        cosine: the lowest at which two rows are copies, (0, 1]; groups are connected components.
-        probes: clusters that each row is compared in, at least 1.
-        cells: clusters; None for the cheapest number.
-        seed: of k-means.
-    """
-    order = np.argsort(keys)
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    pairs = near_pairs(x, keys, cosine, probes=probes, cells=cells, seed=seed)
-    return order[components(len(order), place[pairs])][place]
-
-
 def near_pairs(
     x: NDArray[np.floating[Any]],
     keys: NDArray[np.uint64],
@@ -82,7 +56,14 @@ def near_pairs(
     """Pairs (P, 2) of rows at or above a cosine, lower key first, each once, sorted by their keys.
 
     Rows equal to the bit are paired with the first of them, which alone is compared with others.
-    Arguments as :func:`near_copies`.
+
+    Args:
+        x: (N, D) unit rows, float16 or float32, in memory or mapped.
+        keys: (N,) unique hashes of the ids.
+        cosine: the lowest at which two rows are copies, (0, 1].
+        probes: clusters that each row is compared in, at least 1.
+        cells: clusters; None for the cheapest number.
+        seed: of k-means.
     """
     order = np.argsort(keys)
     first = _first_equal(x, order)

@@ -41,11 +41,6 @@ class Interval:
     low: float
     high: float
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Both ends on the same side of zero."""
-        return self.low > 0 or self.high < 0
-
 
 def confusion_matrix(predicted: Ints, labels: Ints, classes: int) -> Ints:
     """Counts (K, K) of true class (row) and predicted class (column); codes in [0, K)."""

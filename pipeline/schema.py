@@ -80,7 +80,6 @@ def class_name(name: str) -> str:
 
 OK = "ok"
 QUARANTINED = "quarantined"
-REMOVED = "removed"
 
 REASONS: tuple[str, ...] = (
     # why a face is quarantined (RecordError.reason, FACES.reason)
