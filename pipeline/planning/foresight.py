@@ -45,7 +45,6 @@ class Measured:
     sealed: Sealed
     labeled_seconds: float
     training_faces: int
-    test_faces: int
     labeled_faces: int
     """All that the labeled set holds, which survey describes too."""
     rates: Mapping[str, tuple[float, float, float]]

@@ -170,8 +170,11 @@ def _teacher(recipe: Recipe, root: Location, labeled: LabeledSet) -> tuple[Teach
             teacher.members
         ) and len(teacher.members) == recipe.teach.folds:
             return teacher, True
-    training = int(pc.sum(pc.equal(labeled.table["role"], "train")).as_py() or 0)
-    return random_teacher(recipe, labeled.label_names, training), False
+    return random_teacher(recipe, labeled.label_names, _training_faces(labeled)), False
+
+
+def _training_faces(labeled: LabeledSet) -> int:
+    return int(pc.sum(pc.equal(labeled.table["role"], "train")).as_py() or 0)
 
 
 def _test_faces(recipe: Recipe, labeled: LabeledSet) -> guard.Reference:
@@ -217,8 +220,6 @@ def _measured(
         )
         for name in probes[0].requests
     }
-    roles = labeled.table["role"]
-    training, test = (int(pc.sum(pc.equal(roles, r)).as_py() or 0) for r in ("train", "test"))
     return Measured(
         faces=pool.count,
         slices=pool.slices,
@@ -233,8 +234,7 @@ def _measured(
         requests=asked,
         sealed=sealed,
         labeled_seconds=labeled_seconds,
-        training_faces=training,
-        test_faces=test,
+        training_faces=_training_faces(labeled),
         labeled_faces=labeled.table.num_rows,
         rates={name: (one.rate, *one.spread) for name, one in trained.items()},
         classes=len(labeled.label_names),
@@ -279,10 +279,12 @@ def honest(
             f"of the steps, not out of the training rates; probe again on a quiet machine."
         )
     if cluster is not None:
+        spot = ", ".join(group.name for group in cluster.groups if group.spot)
+        leave = f"; spot nodes ({spot}) that leave cost their slice and are not modelled"
         lines.append(
             f"Extrapolated: GPU speed as the cluster file says, network as sold, efficiency "
             f"{cluster.efficiency:.0%} of several nodes, {cluster.node_start_seconds:g} s for "
-            f"nodes to come; spot nodes that leave cost their slice and are not modelled."
+            f"nodes to come{leave if spot else ''}."
         )
     lines.append(
         "Not modelled: search, select with its second look for twins, evaluate, report, packing of "
