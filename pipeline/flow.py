@@ -198,10 +198,9 @@ def pool_rows(job: Job) -> selection.Pool:
     return selection.Pool(pool_plan(job), *stages)
 
 
-def checkpoints(stage: Stage, model: str = "") -> str:
+def checkpoints(stage: Stage) -> str:
     """Folder for a training's checkpoints."""
-    at = stage.dir / "checkpoints" / model if model else stage.dir / "checkpoints"
-    return at.uri
+    return (stage.dir / "checkpoints").uri
 
 
 def train(

@@ -88,22 +88,22 @@ def macro_f1(confusion: NDArray[np.generic], subset: Sequence[int] | None = None
     return _mean_present(f1s(confusion), subset)
 
 
-def calibration_error(probs: Floats, labels: Ints, bins: int = BINS) -> float:
+def calibration_error(probs: Floats, labels: Ints) -> float:
     """Expected calibration error, [0, 1], of probabilities (N, K) over equal-width bins."""
-    return float(np.abs(_gaps(probs, labels, bins).sum(0)).sum() / len(labels))
+    return float(np.abs(_gaps(probs, labels).sum(0)).sum() / len(labels))
 
 
-def reliability(probs: Floats, labels: Ints, bins: int = BINS) -> list[dict[str, float]]:
+def reliability(probs: Floats, labels: Ints) -> list[dict[str, float]]:
     """Reliability curve: per bin that has faces its edges, n, mean confidence and accuracy."""
-    confidence, right, place = _binned(probs, labels, bins)
+    confidence, right, place = _binned(probs, labels)
     curve = []
-    for b in range(bins):
+    for b in range(BINS):
         inside = place == b
         if n := int(inside.sum()):
             curve.append(
                 {
-                    "low": b / bins,
-                    "high": (b + 1) / bins,
+                    "low": b / BINS,
+                    "high": (b + 1) / BINS,
                     "n": n,
                     "confidence": float(confidence[inside].mean()),
                     "accuracy": float(right[inside].mean()),
@@ -139,7 +139,7 @@ def headline(
     """
     classes = probs.shape[2]
     cells = [np.eye(classes**2)[labels * classes + p.argmax(1)] for p in probs]
-    gaps = [_gaps(p, labels, BINS) for p in probs]
+    gaps = [_gaps(p, labels) for p in probs]
     values: dict[str, list[Floats]] = {}
     for weights in (np.ones((1, len(labels))), *_draws(len(labels), draws, seed)):
         counts = np.stack([weights @ c for c in cells]).reshape(len(probs), -1, classes, classes)
@@ -330,18 +330,18 @@ def _mean_present(values: Floats, subset: Sequence[int] | None) -> Floats:
     return _ratio(np.atleast_1d(total), np.atleast_1d(present.sum(-1))).reshape(total.shape)
 
 
-def _binned(probs: Floats, labels: Ints, bins: int) -> tuple[Floats, Floats, Ints]:
+def _binned(probs: Floats, labels: Ints) -> tuple[Floats, Floats, Ints]:
     """Confidence, correctness and bin (all (N,)); bins are (low, high], as in the source."""
     confidence = probs.max(1).astype(np.float64)
     right = (probs.argmax(1) == labels).astype(np.float64)
-    place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    place = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
     return confidence, right, place
 
 
-def _gaps(probs: Floats, labels: Ints, bins: int) -> Floats:
-    """Confidence minus correctness of each face in its bin's column (N, bins), zero elsewhere."""
-    confidence, right, place = _binned(probs, labels, bins)
-    gaps = np.zeros((len(labels), bins))
+def _gaps(probs: Floats, labels: Ints) -> Floats:
+    """Confidence minus correctness of each face in its bin's column (N, BINS), zero elsewhere."""
+    confidence, right, place = _binned(probs, labels)
+    gaps = np.zeros((len(labels), BINS))
     gaps[np.arange(len(labels)), place] = confidence - right
     return gaps
 

@@ -251,14 +251,14 @@ def _write_quarantine(ledger: Ledger, plan: Plan, at: Location) -> None:
                 writer.write(bad.select(QUARANTINE.names).cast(QUARANTINE))
 
 
-def _first_bad(ledger: Ledger, plan: Plan, count: int = 3) -> str:
+def _first_bad(ledger: Ledger, plan: Plan) -> str:
     found: list[str] = []
     for _, table in ledger.tables(plan, ["id", "reason"]):
         bad = table.filter(pc.is_valid(table["reason"]))
         found += [f"{row['id']} ({row['reason']})" for row in bad.to_pylist()]
-        if len(found) >= count:
+        if len(found) >= 3:
             break
-    return ", ".join(found[:count])
+    return ", ".join(found[:3])
 
 
 def grouped(run: Run, rows: pa.Table) -> pa.Table:

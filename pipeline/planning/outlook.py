@@ -135,7 +135,7 @@ def look_ahead(
         rows=foresee(measured, recipe, rented),
         fewest=[] if smallest is None else foresee(measured, recipe, smallest),
         quiet=foresee(measured, recipe, here(recipe, cores, cores)) if busy else [],
-        honest=honest(recipe, pool, found, trained, cluster, cores, usable, own_teacher=own),
+        honest=honest(pool, found, trained, cluster, cores, usable, own_teacher=own),
         on_s3=not root.is_local or any(p.requests["read"].gets for p in found),
         prices=prices,
     )
@@ -253,7 +253,6 @@ def _start_cpu(modules: str) -> float:
 
 
 def honest(
-    recipe: Recipe,
     pool: Pool,
     probes: Sequence[Probe],
     trained: Mapping[str, Rehearsed],
