@@ -143,11 +143,8 @@ def _changed(job: Job, base: Plan) -> str:
 
 
 def removed_by(plan: dict[str, Any]) -> Removals:
-    """The removal list that a stored plan obeyed; plans made before it was blinded name faces."""
-    if "removed" in plan:
-        return Removals(blinded=frozenset(map(bytes.fromhex, plan["removed"])))
-    hashes = frozenset(map(bytes.fromhex, plan["sha256"]))
-    return Removals(frozenset(plan["ids"]), hashes, frozenset(plan["groups"]))
+    """The removal list that a stored plan obeyed."""
+    return Removals(blinded=frozenset(map(bytes.fromhex, plan["removed"])))
 
 
 def plan_at(survey: Location) -> Location:
