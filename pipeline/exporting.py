@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from pipeline import __version__, modeling
 from pipeline.artifacts import (
+    CONFIG,
     is_teacher,
     load_model,
     load_teacher,
@@ -53,7 +54,6 @@ DRAWN = 4
 OPSET = 17
 ONNX_FILE = "model.onnx"
 SCRIPT = "modeling.py"
-CONFIG = "config.json"
 
 
 class Ensemble(nn.Module):

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts import WEIGHTS, is_teacher
+from pipeline.artifacts import CONFIG, WEIGHTS, is_teacher
 from pipeline.config import digest
 from pipeline.errors import ModelError
 from pipeline.ledger import Ledger
@@ -224,7 +224,7 @@ def _weights(model: Location) -> Iterator[_Weights]:
     elif not (model / WEIGHTS).exists():
         folders = [child for child in model.children() if (child / WEIGHTS).exists()]
     for folder in folders:
-        yield _Weights(folder, (folder / "config.json").read_json()["omnifer"]["sha256"])
+        yield _Weights(folder, (folder / CONFIG).read_json()["omnifer"]["sha256"])
 
 
 def _pretraining_data(made: Made) -> str:
