@@ -20,7 +20,6 @@ verifies these groups on thumbnails (:func:`pipeline.likeness.likeness`).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -31,8 +30,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from threadpoolctl import threadpool_limits
 
+from pipeline.posix import cores
+
 PROBES = 3
-THREADS = min(os.cpu_count() or 1, 16)
+THREADS = min(cores(), 16)
 DECIMALS = 6  # cosines are compared after rounding, as in similarity
 _SLACK = 1e-4  # float32 products of float16 rows are trusted only beyond this
 _BLOCK = 8192  # rows gathered, converted and searched at once

@@ -8,7 +8,6 @@ many threads as there are cores.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -34,6 +33,7 @@ from pipeline.policy import (
     passes,
     with_cuts,
 )
+from pipeline.posix import cores
 from pipeline.schema import (
     EMOTIONS,
     OK,
@@ -55,7 +55,7 @@ __all__ = [
     "yield_by_class",
 ]
 
-THREADS = min(os.cpu_count() or 1, 8)
+THREADS = min(cores(), 8)
 
 Tables = Callable[[], Iterator[pa.Table]]
 """Opens the chunks again from the start; each is the `join` of one slice or pack."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
-from pipeline import guard
+from pipeline import guard, posix
 from pipeline.artifacts import Teacher, load_teacher, on_node
 from pipeline.errors import RunError, SourceError
 from pipeline.labeled.reader import LabeledSet, read_labeled
@@ -31,7 +31,6 @@ from pipeline.planning.probing import (
     Prober,
     Requests,
     Sealed,
-    core_count,
     random_teacher,
     usable_cores,
 )
@@ -98,7 +97,7 @@ def look_ahead(
     """
     root = location(recipe.folder(run_dir))
     removals = Removals.load(location(recipe.removals) if recipe.removals else None)
-    cores = core_count()
+    cores = posix.cores()
     free = [usable_cores(cores)]
     with tempfile.TemporaryDirectory(prefix="omnifer-plan-") as folder, scratch(root) as stored:
         work = location(folder)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -258,13 +257,6 @@ def usable_cores(cores: int, seconds: float = 0.5) -> float:
         list(pool.map(burn, range(cores)))
     got = (time.process_time() - cpu) / (time.perf_counter() - began)
     return min(float(cores), got)
-
-
-def core_count() -> int:
-    """Logical CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class _Took:

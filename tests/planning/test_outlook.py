@@ -18,6 +18,7 @@ from pipeline.planning import probing
 from pipeline.planning.costs import Cluster, NodeGroup, load_prices
 from pipeline.planning.outlook import Outlook, honest, look_ahead, scratch
 from pipeline.planning.rehearsal import Rehearsed
+from pipeline.posix import cores
 from pipeline.recipe import Recipe
 from pipeline.sources.reader import plan_slices, read_slice
 from pipeline.sources.synthetic import SyntheticPool
@@ -131,7 +132,7 @@ def test_scratch__is_on_the_disk_of_the_run_and_not_in_it(tmp_path: Path) -> Non
 
 def quiet() -> bool:
     """Whether other work leaves this machine's cores."""
-    return probing.usable_cores(probing.core_count()) > 0.75 * probing.core_count()
+    return probing.usable_cores(cores()) > 0.75 * cores()
 
 
 def judge(recipe: Recipe, at: Path) -> None:
