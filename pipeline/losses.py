@@ -43,12 +43,8 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, smoothing: float = 0.0) ->
     Returns:
         (B,) float32.
     """
-    log_probs = F.log_softmax(logits.float(), 1)
-    if targets.dim() == 1:
-        picked = -log_probs.gather(1, targets[:, None]).squeeze(1)
-    else:
-        picked = -(targets.float() * log_probs).sum(1)
-    return (1 - smoothing) * picked - smoothing * log_probs.mean(1)
+    wanted = targets if targets.dim() == 1 else targets.float()
+    return F.cross_entropy(logits.float(), wanted, reduction="none", label_smoothing=smoothing)
 
 
 def kl_divergence(targets: Tensor, logits: Tensor) -> Tensor:
