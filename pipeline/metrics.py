@@ -47,6 +47,12 @@ def confusion_matrix(predicted: Ints, labels: Ints, classes: int) -> Ints:
     return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
+def class_counts(labels: Ints, label_names: Sequence[str]) -> dict[str, int]:
+    """Faces per class name of codes (N,)."""
+    counts = np.bincount(labels, minlength=len(label_names)).tolist()
+    return dict(zip(label_names, counts, strict=True))
+
+
 def accuracy(confusion: NDArray[np.generic]) -> Floats:
     """Share of right answers, [0, 1], of counts (..., K, K)."""
     counts = np.asarray(confusion, dtype=np.float64)

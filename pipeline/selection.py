@@ -17,6 +17,7 @@ from pipeline import cuts, thresholds
 from pipeline.errors import ConfigError, LedgerError
 from pipeline.judge import Judge
 from pipeline.ledger import Ledger
+from pipeline.metrics import class_counts
 from pipeline.ordered import in_order
 from pipeline.plan import Plan
 from pipeline.policy import (
@@ -83,8 +84,7 @@ def operating_point(
     """
     names = label_names_of(points.schema)
     rows, labels = labeled_rows(points, names)
-    counts = np.bincount(labels, minlength=len(names))
-    labeled = {name: int(n) for name, n in zip(names, counts, strict=True)}
+    labeled = class_counts(labels, names)
     if isinstance(config.confidence, dict) and (unknown := set(config.confidence) - set(names)):
         raise ConfigError(
             f"select.confidence: {sorted(unknown)[0]!r} is not a class; known: {', '.join(names)}"
