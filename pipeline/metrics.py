@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
+from scipy.special import rel_entr
 from scipy.stats import binomtest
 
 Floats = NDArray[np.float64]
@@ -230,22 +231,18 @@ def holm(p: Sequence[float]) -> list[float]:
 
 def kl_to_votes(probs: Floats, votes: Floats) -> Floats:
     """KL(votes || probs) of each face (N,), nats, at least 0; both (N, K), rows sum to 1."""
-    return _kl(votes, np.maximum(probs, LEAST))
+    return rel_entr(votes, np.maximum(probs, LEAST)).sum(1)
 
 
 def js_to_votes(probs: Floats, votes: Floats) -> Floats:
     """Jensen-Shannon divergence of each face (N,), nats, in [0, log 2]; arguments as above."""
     middle = (probs + votes) / 2
-    return (_kl(probs, middle) + _kl(votes, middle)) / 2
+    return (rel_entr(probs, middle) + rel_entr(votes, middle)).sum(1) / 2
 
 
 def brier_to_votes(probs: Floats, votes: Floats) -> Floats:
     """Squared distance of each face (N,) from its votes, in [0, 2]; arguments as above."""
     return np.square(probs - votes).sum(1)
-
-
-def _kl(p: Floats, q: Floats) -> Floats:
-    return np.where(p > 0, p * np.log(np.where(p > 0, p / np.where(p > 0, q, 1), 1)), 0).sum(1)
 
 
 def vote_scores(
