@@ -27,8 +27,8 @@ from pipeline.progress import console
 from pipeline.recipe import Recipe
 from pipeline.registering import Graph
 from pipeline.report.collect import TIMED
-from pipeline.run import Artifact, Run
-from pipeline.stages import METRICS_FILE, POINT_FILE, STAGES, Stage
+from pipeline.run import METRICS_FILE, POINT_FILE, Artifact, Run
+from pipeline.stages import STAGES, Stage
 from pipeline.storage import Location, location, probe
 from pipeline.strategies import CURVE_FILE, PICTURE, active
 from pipeline.tracking import OFF, Child, Input, connect

@@ -23,9 +23,9 @@ from pipeline.models import PRETRAINED, TIMM, ModelConfig
 from pipeline.packs import content_digest
 from pipeline.placement import Operator
 from pipeline.plan import Plan, Slice
-from pipeline.pool import TRUTH_FILE, grouped, ledger, plan_at, pool_plan
+from pipeline.pool import grouped, ledger, plan_at, pool_plan
 from pipeline.progress import console
-from pipeline.run import Artifact, Stage
+from pipeline.run import IDENTITY, POINTS_FILE, TRUTH_FILE, Artifact, Stage
 from pipeline.schema import label_names_of
 from pipeline.sources.rows import labeled_rows_as_read
 from pipeline.storage import Location, location, read_table, write_table
@@ -43,7 +43,6 @@ from pipeline.weights import file_of, weights_sha256
 
 Trains = TypeVar("Trains", TeachConfig, StudentConfig, SupervisedConfig)
 
-POINTS_FILE = "labeled.parquet"
 MODEL = "model"
 DISTILL_BOUNDS = ("distill.preview_every", "distill.memory_mb")
 """Settings of distill that no image depends on."""
@@ -154,7 +153,7 @@ def scorer(job: Job, teacher: Artifact, embedded: Location, into: Location) -> O
 
 def open_scores(job: Job, embedded: Location, teacher: Artifact, plan: Plan) -> Stage:
     """The score stage that belongs to embeddings which may not be complete yet."""
-    identity = (embedded / "identity.json").read_json()
+    identity = (embedded / IDENTITY).read_json()
     inputs = {"embed": digest(identity), "teacher": teacher.digest}
     return job.open("score", inputs, hide=PLACES, plan=plan.digest)
 

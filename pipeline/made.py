@@ -15,7 +15,7 @@ from pipeline.errors import ModelError
 from pipeline.flow import MODEL
 from pipeline.job import SETTINGS
 from pipeline.plan import Plan
-from pipeline.run import CURRENT, Run
+from pipeline.run import CURRENT, IDENTITY, Run
 from pipeline.storage import Location
 from pipeline.training.distilled import LABELS
 from pipeline.training.pretrain import BACKBONE
@@ -37,7 +37,7 @@ class Made:
     @property
     def identity(self) -> dict[str, Any]:
         """What went in."""
-        return dict((self.dir / "identity.json").read_json())
+        return dict((self.dir / IDENTITY).read_json())
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def find_model(at: Location) -> Location:
 def home_of(model: Location) -> Made | None:
     """The generation that a model's folder belongs to; None where it was carried off."""
     for folder in (model, model.parent, model.parent.parent, model.parent.parent.parent):
-        if (folder / "identity.json").exists() and (folder.parent / CURRENT).exists():
+        if (folder / IDENTITY).exists() and (folder.parent / CURRENT).exists():
             run = Run(folder.parent.parent)
             return next(finished(run, folder.parent.name, folder), None)
     return None

@@ -28,7 +28,7 @@ from pipeline.ordered import in_order
 from pipeline.parquet import Writer
 from pipeline.plan import CHUNK, Plan, Slice, number_of
 from pipeline.progress import meter
-from pipeline.run import Artifact, Run, Stage
+from pipeline.run import IDENTITY, PLAN_FILE, TRUTH_FILE, Artifact, Run, Stage
 from pipeline.schema import QUARANTINE
 from pipeline.sources.reader import Earlier, extent_of, keyed, plan_slices
 from pipeline.sources.removals import Removals
@@ -38,8 +38,6 @@ from pipeline.streaming import Operator, start_ray, stream
 from pipeline.telemetry import Counted
 from pipeline.training.handed import LABELED_FILE
 
-TRUTH_FILE = "truth.parquet"
-PLAN_FILE = "plan.json"
 QUARANTINE_FILE = "quarantine.parquet"
 NO_YIELD = ("rows", "quarantined", "key")
 """What operators return beside counts per class."""
@@ -153,7 +151,7 @@ def plan_at(survey: Location) -> Location:
 
 def pool_digest(job: Job) -> str:
     """What the pool is, whatever a removal list leaves out."""
-    identity = (job.run.artifact("survey").dir / "identity.json").read_json()
+    identity = (job.run.artifact("survey").dir / IDENTITY).read_json()
     return str(identity["inputs"]["pool"])
 
 
