@@ -92,7 +92,6 @@ def assumed(faces: int, plan: Recipe) -> Measured:
         sealed=Sealed(SEALED, Requests(0.04, 4)),
         labeled_seconds=10.0,
         training_faces=12_000,
-        test_faces=3_000,
         labeled_faces=15_000,
         rates=dict.fromkeys(("teach", "student", "control", "distill", "pretrain"), rate),
         classes=7,

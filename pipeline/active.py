@@ -259,12 +259,11 @@ def _round(
         asking = time.monotonic() - started
     said, names = learner.say(model), oracle.label_names
     confusion = metrics.confusion_matrix(said, oracle.test, len(names))
-    counts = np.bincount(oracle.labels[labeled], minlength=len(names))
     recalls = zip(names, metrics.recalls(confusion).tolist(), strict=True)
     return Round(
         number=number,
         labels=int(labeled.sum()),
-        class_counts=dict(zip(names, counts.tolist(), strict=True)),
+        class_counts=metrics.class_counts(oracle.labels[labeled], names),
         accuracy=float(metrics.accuracy(confusion)),
         macro_f1=float(metrics.macro_f1(confusion)),
         recall={name: None if np.isnan(value) else value for name, value in recalls},

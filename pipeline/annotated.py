@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -22,7 +21,8 @@ from pipeline.job import Job
 from pipeline.packs import content_digest
 from pipeline.rounds import HOME, Round, rounds
 from pipeline.run import Artifact
-from pipeline.schema import FACES, LABELED, OK, READ, with_label_names
+from pipeline.schema import FACES, LABELED, OK, with_label_names
+from pipeline.sources.rows import labeled_rows_as_read
 from pipeline.storage import read_table, write_table
 from pipeline.survey import describe
 from pipeline.training.handed import FACES_FILE, LABELED_FILE
@@ -94,24 +94,13 @@ def _guarded(job: Job, rows: pa.Table) -> tuple[pa.Table, pa.Table, int]:
     kept, described, twin = [rows.slice(0, 0)], [FACES.empty_table()], 0
     for name, (crop, color) in job.views.items():
         own = rows.filter(pc.equal(rows["source"], name))
-        faces = describe(_as_read(own), crop, color, threads=job.recipe.survey.threads)
+        faces = describe(labeled_rows_as_read(own), crop, color, threads=job.recipe.survey.threads)
         found = guarding.find_twins(known, faces, job.recipe.guard)["twin_of"]
         good = pc.and_(pc.is_null(found), pc.equal(faces["status"], OK))
         twin += own.num_rows - found.null_count
         kept.append(own.filter(good))
         described.append(faces.filter(good))
     return pa.concat_tables(kept), pa.concat_tables(described), twin
-
-
-def _as_read(rows: pa.Table) -> pa.Table:
-    count = rows.num_rows
-    made = {
-        "position": pa.array(np.arange(count), pa.int64()),
-        "reason": pa.nulls(count, pa.string()),
-        "detail": pa.nulls(count, pa.string()),
-    }
-    columns = [made[name] if name in made else rows[name] for name in READ.names]
-    return pa.table(columns, schema=READ)
 
 
 def labeled_ids(job: Job) -> set[str]:

@@ -32,6 +32,7 @@ from pipeline.models import FaceModel, ModelConfig, create
 from pipeline.storage import Location, location
 
 WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
 CALIBRATION = "calibration.json"
 CROP = "crop"
 """Of a model's facts: which part of a picture was the face where it learned."""
@@ -61,7 +62,7 @@ def save_model(model: FaceModel, at: Location, meta: Mapping[str, Any]) -> str:
     config, classes = model.config, len(model.label_names)
     facts: Mapping[str, Any] = getattr(model.net, "pretrained_cfg", {})
     (at / WEIGHTS).write_bytes(data)
-    (at / "config.json").write_json(
+    (at / CONFIG).write_json(
         {
             "architecture": config.name,
             "num_classes": classes,
@@ -111,10 +112,20 @@ def load_model(at: Location) -> FaceModel:
         first = " ".join(str(err).split())[:200]
         raise ModelError(f"{at.uri}: weights do not fit {model.config.name}: {first}") from err
     # The folder decides, not the installed timm, whose defaults may move.
-    norm = (at / "config.json").read_json()["pretrained_cfg"]
+    norm = (at / CONFIG).read_json()["pretrained_cfg"]
     model.mean.copy_(torch.tensor(norm["mean"]).view_as(model.mean))
     model.std.copy_(torch.tensor(norm["std"]).view_as(model.std))
     return model.eval()
+
+
+def is_complete(at: Location) -> bool:
+    """Whether a model folder was written to its end."""
+    return (at / CONFIG).exists()
+
+
+def saved_digest(at: Location) -> str:
+    """Sha256 of a model folder's weights, as :func:`save_model` returned it."""
+    return hashlib.sha256((at / WEIGHTS).read_bytes()).hexdigest()
 
 
 def read_meta(at: Location) -> dict[str, Any]:
@@ -129,9 +140,9 @@ def _about(at: Location) -> dict[str, Any]:
     refuse_pickles(at)
     if not (at / WEIGHTS).exists():
         raise ModelError(f"{at.uri}: expected {WEIGHTS}; not there")
-    if not (at / "config.json").exists():
+    if not is_complete(at):
         raise ModelError(f"{at.uri}: expected config.json beside {WEIGHTS}; not there")
-    about = (at / "config.json").read_json().get("omnifer")
+    about = (at / CONFIG).read_json().get("omnifer")
     if about is None:
         raise ModelError(f"{at.uri}/config.json: no block 'omnifer'; expected one of our models")
     return dict(about)

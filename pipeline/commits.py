@@ -7,20 +7,22 @@ Values, and seals that were read; the protocol that makes one of them the winner
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import secrets
 import socket
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import pyarrow as pa
 
 from pipeline import config
 from pipeline.errors import LedgerError
 from pipeline.packs import content_digest
-from pipeline.plan import Slice
+from pipeline.plan import GROUP, Slice, number_of
 from pipeline.storage import Location
 
 
@@ -82,6 +84,11 @@ def folder_of(group: int) -> str:
     return f"{group:06x}"[::-1]
 
 
+def record_at(ledger: Location, key: str) -> Location:
+    """Where a ledger keeps the commit of a slice."""
+    return ledger / "commits" / folder_of(number_of(key) // GROUP) / f"{key}.json"
+
+
 def seal_name(slices: Sequence[Slice]) -> str:
     """Name of the seal and the pack that hold exactly these slices of one group."""
     held = config.digest([[s.key, s.fingerprint] for s in slices])
@@ -94,6 +101,35 @@ def group_digest(commits: Sequence[Commit]) -> str:
     return config.digest([[getattr(c, field) for field in fields] for c in commits])
 
 
+def tally(groups: Iterable[Sequence[Commit]]) -> dict[str, Any]:
+    """What came out of groups, and nothing about how; a group may be empty.
+
+    `slices`, `rows`, `quarantined`, and `groups`: for each its number and :func:`group_digest`.
+    """
+    rows = bad = count = 0
+    digests: dict[str, str] = {}
+    for commits in groups:
+        count += len(commits)
+        rows += sum(c.rows for c in commits)
+        bad += sum(c.quarantined for c in commits)
+        if commits:
+            digests[str(number_of(commits[0].key) // GROUP)] = group_digest(commits)
+    return {"slices": count, "rows": rows, "quarantined": bad, "groups": digests}
+
+
+def seal_record(commits: Sequence[Commit]) -> dict[str, Any]:
+    """What the seal of a group says: its digest, and its commits with their rows in the pack."""
+    firsts = itertools.accumulate((c.rows for c in commits), initial=0)
+    pairs = zip(commits, firsts, strict=False)
+    slices = [{"commit": asdict(commit), "first": first} for commit, first in pairs]
+    return {"digest": group_digest(commits), "slices": slices}
+
+
+def parse_seal(seal: Location) -> list[tuple[Commit, int]]:
+    """Commits of a seal and the first row of each in the pack."""
+    return [(Commit(**e["commit"]), e["first"]) for e in seal.read_json()["slices"]]
+
+
 def parse_commit(record: Location, data: bytes) -> Commit:
     """The commit of a record; LedgerError where it is none."""
     try:
@@ -104,12 +140,12 @@ def parse_commit(record: Location, data: bytes) -> Commit:
 
 @functools.lru_cache(maxsize=8)
 def sealed_commits(seal: Location, stamp: str) -> list[tuple[Commit, int]]:
-    """Commits of a seal and the first row of each in the pack; read once per process and `stamp`.
+    """:func:`parse_seal`, read once per process and `stamp`.
 
     The stamp of the file tells a seal that `omnifer forget` wrote again.
     """
     del stamp
-    return [(Commit(**e["commit"]), e["first"]) for e in seal.read_json()["slices"]]
+    return parse_seal(seal)
 
 
 def check_fingerprint(slice: Slice, commit: Commit) -> None:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from pipeline.claim import WHOLE, Part, claimed
 from pipeline.config import digest, nearest
-from pipeline.errors import ConfigError, ModelError, PartDone, RunError
+from pipeline.errors import ConfigError, ModelError, PartDone
 from pipeline.evaluation import STUDENT
 from pipeline.exporting import drawn, facts_of, load_ensemble, to_onnx
 from pipeline.flow import MODEL, SHARE
@@ -27,8 +27,8 @@ from pipeline.progress import console
 from pipeline.recipe import Recipe
 from pipeline.registering import Graph
 from pipeline.report.collect import TIMED
-from pipeline.run import Artifact, Run
-from pipeline.stages import METRICS_FILE, POINT_FILE, STAGES, Stage
+from pipeline.run import METRICS_FILE, POINT_FILE, Artifact, Run
+from pipeline.stages import STAGES, Stage
 from pipeline.storage import Location, location, probe
 from pipeline.strategies import CURVE_FILE, PICTURE, active
 from pipeline.tracking import OFF, Child, Input, connect
@@ -85,7 +85,7 @@ def part_of(stage: str, text: str) -> Part:
 
 def root_of(recipe: Recipe, run_dir: str | None) -> Location:
     """The run folder of a recipe; nothing is made."""
-    return location(run_dir or recipe.run or f"runs/{recipe.name}")
+    return location(recipe.folder(run_dir))
 
 
 def start(
@@ -329,10 +329,10 @@ def _stages(job: Job) -> Table:
     for column in ("rows", "quarantined", "image passes", "seconds"):
         table.add_column(column, justify="right")
     for name in TIMED:
-        try:
-            facts = job.run.artifact(name).facts
-        except RunError:
+        made = job.run.latest(name)
+        if made is None:
             continue
+        facts = made.facts
         counts = [facts.get(key) for key in ("rows", "quarantined", "passes")]
         said = ["" if count is None else f"{count:,.0f}" for count in counts]
         table.add_row(name, *said, f"{facts.get('seconds', 0.0):,.1f}")
@@ -351,7 +351,7 @@ def describe(recipe: Recipe, run_dir: str | None, until: str | None) -> None:
         if name == until:
             break
     console.print(table)
-    root = run_dir or recipe.run or f"runs/{recipe.name}"
+    root = recipe.folder(run_dir)
     pool = ", ".join(f"{name} ({source.kind})" for name, source in recipe.sources().items())
     console.print(f"run folder: {root}\npool: {pool}", markup=False, soft_wrap=True)
 
@@ -371,5 +371,4 @@ def describe_active(recipe: Recipe, run_dir: str | None) -> None:
     table.add_row("trials", f"{trials}, {each * count} trainings")
     table.add_row("digest", digest(settings(recipe, "active"))[:12])
     console.print(table)
-    root = run_dir or recipe.run or f"runs/{recipe.name}"
-    console.print(f"run folder: {root}", markup=False, soft_wrap=True)
+    console.print(f"run folder: {recipe.folder(run_dir)}", markup=False, soft_wrap=True)

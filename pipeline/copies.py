@@ -20,7 +20,6 @@ verifies these groups on thumbnails (:func:`pipeline.likeness.likeness`).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -31,8 +30,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from threadpoolctl import threadpool_limits
 
+from pipeline.posix import cores
+
 PROBES = 3
-THREADS = min(os.cpu_count() or 1, 16)
+THREADS = min(cores(), 16)
 DECIMALS = 6  # cosines are compared after rounding, as in similarity
 _SLACK = 1e-4  # float32 products of float16 rows are trusted only beyond this
 _BLOCK = 8192  # rows gathered, converted and searched at once
@@ -42,32 +43,6 @@ _TRAINED_ON = 32  # rows per centroid
 _PAIRS = 1 << 14  # pairs verified at once
 
 Rows = NDArray[np.int64]
-
-
-def near_copies(
-    x: NDArray[np.floating[Any]],
-    keys: NDArray[np.uint64],
-    cosine: float,
-    *,
-    probes: int = PROBES,
-    cells: int | None = None,
-    seed: int = 0,
-) -> Rows:
-    """Row (N,) of the first member of each row's group, by key; the row itself where it is alone.
-
-    Args:
-        x: (N, D) unit rows, float16 or float32, in memory or mapped.
-        keys: (N,) unique hashes of the ids.
-        cosine: the lowest at which two rows are copies, (0, 1]; groups are connected components.
-        probes: clusters that each row is compared in, at least 1.
-        cells: clusters; None for the cheapest number.
-        seed: of k-means.
-    """
-    order = np.argsort(keys)
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    pairs = near_pairs(x, keys, cosine, probes=probes, cells=cells, seed=seed)
-    return order[components(len(order), place[pairs])][place]
 
 
 def near_pairs(
@@ -82,7 +57,14 @@ def near_pairs(
     """Pairs (P, 2) of rows at or above a cosine, lower key first, each once, sorted by their keys.
 
     Rows equal to the bit are paired with the first of them, which alone is compared with others.
-    Arguments as :func:`near_copies`.
+
+    Args:
+        x: (N, D) unit rows, float16 or float32, in memory or mapped.
+        keys: (N,) unique hashes of the ids.
+        cosine: the lowest at which two rows are copies, (0, 1].
+        probes: clusters that each row is compared in, at least 1.
+        cells: clusters; None for the cheapest number.
+        seed: of k-means.
     """
     order = np.argsort(keys)
     first = _first_equal(x, order)

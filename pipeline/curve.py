@@ -24,7 +24,7 @@ from pipeline.job import Job
 from pipeline.packs import content_digest
 from pipeline.report.figures import Curve, learning_curves, standalone
 from pipeline.rounds import HOME, labels, rounds
-from pipeline.run import Artifact
+from pipeline.run import IDENTITY, Artifact
 from pipeline.schema import label_codes
 from pipeline.storage import read_table
 from pipeline.training import exam, runs
@@ -111,7 +111,7 @@ def _alike(job: Job) -> list[Artifact]:
     """Teachers that differ from the current one in their labeled faces alone, oldest first."""
 
     def settings(made: Artifact) -> Any:
-        found = (made.dir / "identity.json").read_json()
+        found = (made.dir / IDENTITY).read_json()
         found["inputs"].pop("labeled")
         return found
 

@@ -28,7 +28,7 @@ from pydantic import Field, model_validator
 from pipeline.adaptive import Rule, rule
 from pipeline.config import Config, unread
 from pipeline.errors import RunError
-from pipeline.schema import OK, label_codes, require_columns
+from pipeline.schema import OK, label_codes, matrix, require_columns
 from pipeline.threshold_config import READ, ThresholdConfig
 
 COLUMNS = ("status", "probs")
@@ -111,8 +111,7 @@ def look(pool: Iterable[pa.Table], classes: int, tau: float) -> Seen:
 def probs_of(table: pa.Table, classes: int) -> Floats:
     """Probabilities (N, K) of score rows; SourceError where the table has none."""
     require_columns(table.column_names, ("probs",), "scores")
-    flat = table["probs"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return flat.astype(np.float32).reshape(-1, classes)
+    return matrix(table["probs"], classes)
 
 
 def settled(config: AdaptiveConfig, pool: Seen, probs: Floats, labels: Ints) -> Rule:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -30,6 +29,7 @@ from pipeline.detection import DETECTED, DetectConfig, Detector, YuNet, find_fac
 from pipeline.errors import IdentityError, SourceError
 from pipeline.images import DECODER
 from pipeline.parquet import Writer
+from pipeline.posix import cores
 from pipeline.predicting import Read, readers
 from pipeline.progress import meter
 from pipeline.storage import Location, open_stored
@@ -67,7 +67,7 @@ def detect(
     if out.exists() and not out.is_dir():
         raise SourceError(f"{out}: a file; expected a folder for the parts")
     detector = detector or YuNet(config)
-    threads = threads or os.cpu_count() or 1
+    threads = threads or cores()
     with tempfile.TemporaryDirectory(prefix="omnifer-") as work:
         reads = list(readers(path, Location(work), PHOTOS))
         about = {**detector.identity, "decoder": DECODER, "photos": digest([r.mark for r in reads])}

@@ -19,6 +19,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pipeline import access
 from pipeline.calling import public
+from pipeline.posix import cores
 from pipeline.tracking import OFF, TRACKING_URI
 
 DASHBOARD_PORT = 8265
@@ -72,8 +73,7 @@ def _package(name: str) -> Finding:
 
 
 def _cores() -> Finding:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Finding("cpu cores", True, str(cores))
+    return Finding("cpu cores", True, str(cores()))
 
 
 def _cuda() -> Finding:

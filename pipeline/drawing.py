@@ -18,7 +18,7 @@ from pipeline.errors import RunError
 from pipeline.job import Job
 from pipeline.plan import Plan
 from pipeline.policy import OperatingPoint, SelectConfig, codes_of, mask_of
-from pipeline.scoring import matrix
+from pipeline.schema import matrix
 from pipeline.spaces import Drawn, HeadConfig, Space, spaces_of
 from pipeline.storage import read_table
 from pipeline.training import runs

@@ -10,7 +10,6 @@ OmniferError
     RunError                  the run failed; exit code 1
         BudgetError           more bad records than the error budget allows
         LedgerError           a commit or a manifest contradicts another one
-        LeakageError          a test face would reach training
         ResourceError         the arithmetic of a pass would hang or spill
     PartDone                  a part of a pass is done, the others are not; exit code 0
     RecordError               one bad record; becomes a quarantined row, never ends a run
@@ -59,10 +58,6 @@ class BudgetError(RunError):
 
 class LedgerError(RunError):
     """A commit, a seal or a manifest contradicts another one."""
-
-
-class LeakageError(RunError):
-    """A test face would reach training."""
 
 
 class ResourceError(RunError):

@@ -260,8 +260,7 @@ def _card(
     missing += [f"passes.{name}" for name in models if name not in protocol.get("passes", {})]
     if missing:
         raise RunError(f"evaluate: the protocol card lacks {', '.join(missing)}")
-    counts = np.bincount(labels, minlength=len(label_names))
-    classes = {name: int(n) for name, n in zip(label_names, counts, strict=True)}
+    classes = metrics.class_counts(labels, label_names)
     return {**protocol, "n": len(labels), "classes": classes, "metric": METRIC}
 
 

@@ -19,9 +19,8 @@ from pipeline.plan import Plan, Slice
 from pipeline.policy import RULES, OperatingPoint, rows_of
 from pipeline.pool import plan_at
 from pipeline.rounds import HOME, rounds
-from pipeline.run import Run
+from pipeline.run import IDENTITY, POINT_FILE, Run
 from pipeline.similarity import unit
-from pipeline.stages import POINT_FILE
 from pipeline.storage import location
 from pipeline.training.runs import TEACHER
 
@@ -67,7 +66,7 @@ def explain(run_dir: str, sample_id: str) -> dict[str, Any]:
     if (cluster := found.get("clusters.cluster")) is not None:
         found["threshold.cluster_label"] = clusters[cluster]  # None: not pure enough
     found |= reasons(run, slice, row)
-    decided = (run.artifact("select").dir / "identity.json").read_json()["inputs"]["score"]
+    decided = (run.artifact("select").dir / IDENTITY).read_json()["inputs"]["score"]
     if decided != run.artifact("score").digest:
         found["note"] = "selected before the faces were scored again; run the recipe again"
     return found

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from pipeline import __version__, modeling
 from pipeline.artifacts import (
+    CONFIG,
     is_teacher,
     load_model,
     load_teacher,
@@ -41,7 +42,7 @@ from pipeline.errors import ConfigError, ModelError, OmniferError
 from pipeline.lineage import Lineage, lineage
 from pipeline.made import find_model, home_of
 from pipeline.models import NETWORKS, FaceModel
-from pipeline.stages import METRICS_FILE
+from pipeline.run import IDENTITY, METRICS_FILE
 from pipeline.storage import Location
 from pipeline.synthetic import draw
 from pipeline.training.distilled import LABELS
@@ -53,7 +54,6 @@ DRAWN = 4
 OPSET = 17
 ONNX_FILE = "model.onnx"
 SCRIPT = "modeling.py"
-CONFIG = "config.json"
 
 
 class Ensemble(nn.Module):
@@ -164,7 +164,7 @@ def _metrics(found: Lineage) -> dict[str, Any]:
     made = found.made
     for folder in reversed(made.run.folders("evaluate")):
         if (folder / METRICS_FILE).exists():
-            judged = (folder / "identity.json").read_json()["inputs"].get(made.stage)
+            judged = (folder / IDENTITY).read_json()["inputs"].get(made.stage)
             if judged in (made.digest, *made.before):
                 return dict((folder / METRICS_FILE).read_json())
     return {}
@@ -172,7 +172,7 @@ def _metrics(found: Lineage) -> dict[str, Any]:
 
 def _labeled_settings(found: Lineage) -> dict[str, Any]:
     made = found.made.run.artifact("labeled")
-    return dict((made.dir / "identity.json").read_json()["labeled"])
+    return dict((made.dir / IDENTITY).read_json()["labeled"])
 
 
 # -- formats --------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -24,10 +23,11 @@ from pipeline.models import PRETRAINED, TIMM, ModelConfig
 from pipeline.packs import content_digest
 from pipeline.placement import Operator
 from pipeline.plan import Plan, Slice
-from pipeline.pool import TRUTH_FILE, grouped, ledger, plan_at, pool_plan
+from pipeline.pool import grouped, ledger, plan_at, pool_plan
 from pipeline.progress import console
-from pipeline.run import Artifact, Stage
+from pipeline.run import IDENTITY, POINTS_FILE, TRUTH_FILE, Artifact, Stage
 from pipeline.schema import label_names_of
+from pipeline.sources.rows import labeled_rows_as_read
 from pipeline.storage import Location, location, read_table, write_table
 from pipeline.streaming import check_room, start_ray
 from pipeline.survey import describe
@@ -43,7 +43,6 @@ from pipeline.weights import file_of, weights_sha256
 
 Trains = TypeVar("Trains", TeachConfig, StudentConfig, SupervisedConfig)
 
-POINTS_FILE = "labeled.parquet"
 MODEL = "model"
 DISTILL_BOUNDS = ("distill.preview_every", "distill.memory_mb")
 """Settings of distill that no image depends on."""
@@ -86,19 +85,7 @@ def read_labels(job: Job) -> None:
 
 def _describe(job: Job, table: pa.Table) -> pa.Table:
     config = job.recipe.labeled
-    count = table.num_rows
-    read = pa.table(
-        {
-            "id": table["id"],
-            "position": pa.array(np.arange(count), pa.int64()),
-            "group": table["group"],
-            "image": table["image"],
-            "box": table["box"],
-            "landmarks": table["landmarks"],
-            "reason": pa.nulls(count, pa.string()),
-            "detail": pa.nulls(count, pa.string()),
-        }
-    )
+    read = labeled_rows_as_read(table)
     return describe(read, config.crop, config.color, threads=job.recipe.survey.threads)
 
 
@@ -166,7 +153,7 @@ def scorer(job: Job, teacher: Artifact, embedded: Location, into: Location) -> O
 
 def open_scores(job: Job, embedded: Location, teacher: Artifact, plan: Plan) -> Stage:
     """The score stage that belongs to embeddings which may not be complete yet."""
-    identity = (embedded / "identity.json").read_json()
+    identity = (embedded / IDENTITY).read_json()
     inputs = {"embed": digest(identity), "teacher": teacher.digest}
     return job.open("score", inputs, hide=PLACES, plan=plan.digest)
 
@@ -210,10 +197,9 @@ def pool_rows(job: Job) -> selection.Pool:
     return selection.Pool(pool_plan(job), *stages)
 
 
-def checkpoints(stage: Stage, model: str = "") -> str:
+def checkpoints(stage: Stage) -> str:
     """Folder for a training's checkpoints."""
-    at = stage.dir / "checkpoints" / model if model else stage.dir / "checkpoints"
-    return at.uri
+    return (stage.dir / "checkpoints").uri
 
 
 def train(

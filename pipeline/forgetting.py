@@ -34,7 +34,7 @@ from pipeline.journal import HOME, Rewrite, apply, close, interrupted
 from pipeline.made import Made, finished, made_with
 from pipeline.packs import content_digest
 from pipeline.plan import Plan
-from pipeline.pool import PLAN_FILE, removed_by
+from pipeline.pool import removed_by
 from pipeline.posix import sweep
 from pipeline.purging import (
     LedgerChange,
@@ -52,8 +52,8 @@ from pipeline.purging import (
 )
 from pipeline.report import ReportConfig, collect, write_report
 from pipeline.rounds import LABELS_FILE, learnable
-from pipeline.run import FORGOTTEN, Artifact, Run
-from pipeline.schema import label_codes
+from pipeline.run import FORGOTTEN, IDENTITY, PLAN_FILE, Artifact, Run
+from pipeline.schema import label_codes, matrix
 from pipeline.sources.extents import content_fingerprint
 from pipeline.sources.removals import Removals, blind
 from pipeline.sources.rest import GONE_FILE, Gone
@@ -260,11 +260,11 @@ def _table_gone(
 
 
 def _teacher(folder: Location, ids: frozenset[str], plan: Rewrite, made: list[Made]) -> None:
-    identity = (folder / "identity.json").read_json()
+    identity = (folder / IDENTITY).read_json()
     folds = read_table(folder / FOLDS_FILE, ["id", "label", "logits"])
     at = folder / TEACHER
     names = (at / "calibration.json").read_json()["label_names"]
-    logits = np.stack(folds["logits"].to_numpy(zero_copy_only=False))
+    logits = matrix(folds["logits"], len(names))
     correct = logits.argmax(1) == label_codes(folds["label"].to_pylist(), names)
     per_class, seed = identity["teach"]["sub_prototypes"], identity["seed"]
     new = purge_teacher(at, plan.staged, ids, correct, per_class, seed)
@@ -283,7 +283,7 @@ def _distilled(folder: Location, ids: frozenset[str], plan: Rewrite, made: list[
         return
     for name in (PREVIEWS, "checkpoints"):
         plan.drop(folder / name)
-    method = (folder / "identity.json").read_json()["distill"]["method"]
+    method = (folder / IDENTITY).read_json()["distill"]["method"]
     note = f"{gone.sum()} images started from faces that were forgotten since."
     if method in CHOSEN:
         new = purge_chosen(folder, plan.staged, gone)
@@ -313,7 +313,7 @@ def _identities(run: Run, marks: dict[Location, Any], plan: Rewrite) -> None:
     """Let stages name their inputs as these are called now; what learned keeps what it learned."""
     for stage in _stages(run):
         for folder in run.folders(stage):
-            at = folder / "identity.json"
+            at = folder / IDENTITY
             if folder / FORGOTTEN in marks or (folder / FORGOTTEN).exists() or not at.exists():
                 continue
             old = at.read_json()

@@ -31,8 +31,9 @@ from pipeline.labeled.reader import LabeledData
 from pipeline.labeled.records import Records, unlike_official
 from pipeline.labeled.splits import parted_groups
 from pipeline.recognizing import Found, recognize
-from pipeline.schema import EMOTIONS, OTHER, READ
+from pipeline.schema import EMOTIONS, OTHER
 from pipeline.sources.reader import PoolSource, plan_slices, read_slice
+from pipeline.sources.rows import labeled_rows_as_read
 from pipeline.storage import Location
 from pipeline.survey import describe
 
@@ -138,7 +139,7 @@ def _labeled(found: Found, work: Location, model: Teacher | None) -> Inspection:
     for role, label in zip(roles, labels, strict=True):
         classes.setdefault(role or "no split", Counter())[label or "-"] += 1
     chosen = _spread(labels, FACES)
-    sample = as_read(table.take(pa.array(chosen)))
+    sample = labeled_rows_as_read(table.take(pa.array(chosen)))
     crop = Crop(box=True) if sample["box"].null_count < sample.num_rows else Crop()
     seen = Inspection(
         found,
@@ -246,22 +247,6 @@ def contact_sheet(sample: pa.Table, crop: Crop, captions: Sequence[str]) -> np.n
 def save_sheet(sheet: np.ndarray, out: Path) -> None:
     """Write a contact sheet as PNG."""
     Image.fromarray(sheet).save(out, "PNG")
-
-
-def as_read(table: pa.Table) -> pa.Table:
-    """READ rows of a labeled table."""
-    count = table.num_rows
-    columns = {
-        "id": table["id"],
-        "position": pa.array(range(count), pa.int64()),
-        "group": table["group"],
-        "image": table["image"],
-        "box": table["box"],
-        "landmarks": table["landmarks"],
-        "reason": pa.nulls(count, pa.string()),
-        "detail": pa.nulls(count, pa.string()),
-    }
-    return pa.table(columns, schema=READ)
 
 
 def _spread(labels: Sequence[str | None], most: int) -> list[int]:

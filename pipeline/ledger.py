@@ -27,7 +27,6 @@ To resume: one listing of the seals and one of each group not sealed yet.
 from __future__ import annotations
 
 import collections
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -42,11 +41,13 @@ from pipeline.commits import (
     describe,
     fault,
     folder_of,
-    group_digest,
     noted,
     parse_commit,
+    record_at,
     seal_name,
+    seal_record,
     sealed_commits,
+    tally,
 )
 from pipeline.errors import LedgerError, SourceError
 from pipeline.ordered import in_order
@@ -103,7 +104,7 @@ class Ledger:
         part = self._part(mine)
         write_table(part, table)
         fault("part-written")
-        record = self._record(slice.key)
+        record = record_at(self.at, slice.key)
         fault("before-commit")
         created = record.create(to_json(asdict(mine)))
         fault("after-commit")
@@ -164,15 +165,10 @@ class Ledger:
         with self._pack(name).replacing() as sink:
             write_pack(sink, tables)
         fault("pack-written")
-        firsts = itertools.accumulate((c.rows for c in commits), initial=0)
-        entries = [
-            {"commit": asdict(c), "first": first} for c, first in zip(commits, firsts, strict=False)
-        ]
-        digest = group_digest(commits)
-        seal = self.at / "seals" / f"{name}.json"
+        record, seal = seal_record(commits), self.at / "seals" / f"{name}.json"
         fault("before-seal")
-        record = to_json({"digest": digest, "slices": entries})
-        if not seal.create(record) and (other := seal.read_json()["digest"]) != digest:
+        digest = record["digest"]
+        if not seal.create(to_json(record)) and (other := seal.read_json()["digest"]) != digest:
             raise LedgerError(f"{seal}: digest {other}, expected {digest}")
 
     def closed(self, plan: Plan) -> Iterator[list[Slice]]:
@@ -206,7 +202,7 @@ class Ledger:
         """The commit of a slice, or None."""
         known = self._commits.get(key)
         if known is None:
-            record = self._record(key)
+            record = record_at(self.at, key)
             if (data := record.find_bytes()) is None:
                 return None
             if len(self._commits) >= GROUP:
@@ -311,36 +307,25 @@ class Ledger:
         """What came out, and nothing about how: equal for any schedule, host or interruption.
 
         Returns:
-            `slices`, `rows`, `quarantined`, and `groups`: for each its number and the digest of
-            [key, fingerprint, rows, quarantined, sha256] of its slices in order of their keys.
+            As :func:`pipeline.commits.tally`.
 
         Raises:
             LedgerError: a slice is not committed.
         """
-        rows = bad = count = 0
-        groups: dict[str, str] = {}
-        for commits in self._groups(plan):
-            count += len(commits)
-            rows += sum(c.rows for c in commits)
-            bad += sum(c.quarantined for c in commits)
-            if commits:
-                groups[str(number_of(commits[0].key) // GROUP)] = group_digest(commits)
-        if count < len(plan):
+        found = tally(self._groups(plan))
+        if (missing := len(plan) - found["slices"]) > 0:
             absent = next(self.pending(plan))
             raise LedgerError(
-                f"{self.at}: {len(plan) - count} of {len(plan)} slices are not committed, "
+                f"{self.at}: {missing} of {len(plan)} slices are not committed, "
                 f"the first is {absent.key} of {absent.shard}"
             )
-        return {"slices": count, "rows": rows, "quarantined": bad, "groups": groups}
+        return found
 
     def digest(self, plan: Plan) -> str:
         """Hex sha256 of the manifest: the content digest of the stage."""
         return config.digest(self.manifest(plan))
 
     # -- files --------------------------------------------------------------------------------
-
-    def _record(self, key: str) -> Location:
-        return self.at / "commits" / folder_of(number_of(key) // GROUP) / f"{key}.json"
 
     def _part(self, commit: Commit) -> Location:
         return self.at / "parts" / folder_of(number_of(commit.key) // GROUP) / commit.file
@@ -391,7 +376,9 @@ class Ledger:
         commits = []
         for slice, commit in zip(slices, found, strict=True):
             if commit is None:
-                raise LedgerError(f"{self._record(slice.key)}: listed, but not there when read")
+                raise LedgerError(
+                    f"{record_at(self.at, slice.key)}: listed, but not there when read"
+                )
             check_fingerprint(slice, commit)
             commits.append(commit)
         return commits

@@ -14,15 +14,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts import WEIGHTS, is_teacher
+from pipeline.artifacts import CONFIG, WEIGHTS, is_teacher
 from pipeline.config import digest
 from pipeline.errors import ModelError
 from pipeline.ledger import Ledger
 from pipeline.made import Made, find_model, home_of, made_with, plan_of, recipe_of
 from pipeline.parquet import Writer
-from pipeline.run import FORGOTTEN
+from pipeline.run import FORGOTTEN, IDENTITY, POINT_FILE
 from pipeline.schema import OK
-from pipeline.stages import POINT_FILE
 from pipeline.storage import Location, read_table
 from pipeline.training.distilled import IMAGES
 from pipeline.training.handed import FACES_FILE, LABELED_FILE
@@ -224,7 +223,7 @@ def _weights(model: Location) -> Iterator[_Weights]:
     elif not (model / WEIGHTS).exists():
         folders = [child for child in model.children() if (child / WEIGHTS).exists()]
     for folder in folders:
-        yield _Weights(folder, (folder / "config.json").read_json()["omnifer"]["sha256"])
+        yield _Weights(folder, (folder / CONFIG).read_json()["omnifer"]["sha256"])
 
 
 def _pretraining_data(made: Made) -> str:
@@ -264,7 +263,7 @@ def _labeled(made: Made, missing: list[str]) -> pa.Table:
     for folder in reversed(made.run.folders("teach")):
         if not (folder / FOLDS_FILE).exists():
             continue
-        if (folder / "identity.json").read_json()["inputs"]["labeled"] == wanted:
+        if (folder / IDENTITY).read_json()["inputs"]["labeled"] == wanted:
             return _of_folds(made, read_table(folder / FOLDS_FILE, ["id", "label"]))
     line = f"labeled faces of {made.stage}: no teacher of the run learned from the same ones"
     if line not in missing:
@@ -280,7 +279,7 @@ def _of_folds(made: Made, folds: pa.Table) -> pa.Table:
             if (folder / LABELED_FILE).exists():
                 rows = read_table(folder / FACES_FILE, ["id", "sha256"]).to_pydict()
                 known |= dict(zip(rows["id"], rows["sha256"], strict=True))
-                told = (folder / "identity.json").read_json().get("labeled", {})
+                told = (folder / IDENTITY).read_json().get("labeled", {})
                 kinds |= dict.fromkeys(rows["id"], told.get("kind", stage))
     ids = folds["id"].to_pylist()
     count = len(ids)

@@ -3,15 +3,12 @@
 What for: the terms every training objective is put together from. All return one value per face,
 so that the caller decides what the mean runs over (`fairness`, which is about a batch, returns one
 value), and compute in float32 whatever comes in.
-Source: label smoothing: arXiv 1512.00567, section 7. Distillation with temperature: arXiv
-1503.02531, section 2. SoftMatch weight: arXiv 2301.10921, the truncated Gaussian. Distribution
-alignment: arXiv 1911.09785, section 3.1. Logit adjustment: arXiv 2007.07314, eq. 10. Temperature
-scaling: arXiv 1706.04599, section 4.2. Consistency of two views by squared difference: arXiv
-1703.01780, section 2. Complementary labels: arXiv 1908.07387, and for
-faces below a dynamic threshold arXiv 2601.05556. NT-Xent: arXiv 2002.05709,
+Source: label smoothing: arXiv 1512.00567, section 7. SoftMatch weight: arXiv 2301.10921, the
+truncated Gaussian. Distribution alignment: arXiv 1911.09785, section 3.1. Logit adjustment: arXiv
+2007.07314, eq. 10. Temperature scaling: arXiv 1706.04599, section 4.2. Complementary labels: arXiv
+1908.07387, and for faces below a dynamic threshold arXiv 2601.05556. NT-Xent: arXiv 2002.05709,
 eq. 1; on the faces below the threshold alone: Ada-CM, arXiv 2203.12341. InfoNCE with a queue: MoCo,
-arXiv 1911.05722, eq. 1. Fairness: FreeMatch, arXiv
-2205.07246, section 4.2.
+arXiv 1911.05722, eq. 1. Fairness: FreeMatch, arXiv 2205.07246, section 4.2.
 Departs: alignment takes a power, because a prior estimated from a biased teacher deserves half the
 trust; SoftMatch's standard deviation is divided by `width` (2), as its released code does and its
 text does not; complementary labels are all the classes that the teacher rules out instead of one
@@ -23,7 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,45 +32,33 @@ from pipeline.schema import AllReduce
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
-def cross_entropy(
-    logits: Tensor, targets: Tensor, *, weight: Tensor | None = None, smoothing: float = 0.0
-) -> Tensor:
+def cross_entropy(logits: Tensor, targets: Tensor, *, smoothing: float = 0.0) -> Tensor:
     """Cross entropy of each face, nats.
 
     Args:
         logits: (B, K).
         targets: class codes (B,) of an integer type, or probabilities (B, K).
-        weight: (B,) factors of the faces; None for 1.
         smoothing: share of the target given to all classes alike, [0, 1).
 
     Returns:
         (B,) float32.
     """
-    log_probs = F.log_softmax(logits.float(), 1)
-    if targets.dim() == 1:
-        picked = -log_probs.gather(1, targets[:, None]).squeeze(1)
-    else:
-        picked = -(targets.float() * log_probs).sum(1)
-    loss = (1 - smoothing) * picked - smoothing * log_probs.mean(1)
-    return loss if weight is None else weight * loss
+    wanted = targets if targets.dim() == 1 else targets.float()
+    return F.cross_entropy(logits.float(), wanted, reduction="none", label_smoothing=smoothing)
 
 
-def kl_divergence(targets: Tensor, logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(q || softmax(logits / T)) * T^2 of each face, nats.
-
-    The factor keeps the size of the gradient independent of T (arXiv 1503.02531).
+def kl_divergence(targets: Tensor, logits: Tensor) -> Tensor:
+    """KL(q || softmax(logits)) of each face, nats.
 
     Args:
-        targets: probabilities q (B, K), already at temperature T; zeros are allowed.
+        targets: probabilities q (B, K); zeros are allowed.
         logits: (B, K).
-        temperature: T > 0.
 
     Returns:
         (B,) float32, at least 0.
     """
     q = targets.float()
-    log_probs = F.log_softmax(logits.float() / temperature, 1)
-    return (torch.xlogy(q, q) - q * log_probs).sum(1) * temperature**2
+    return (torch.xlogy(q, q) - q * F.log_softmax(logits.float(), 1)).sum(1)
 
 
 def softmatch_weight(confidence: Tensor, mean: Tensor, var: Tensor, width: float = 2.0) -> Tensor:
@@ -127,26 +112,20 @@ def logit_adjustment(class_counts: Tensor, strength: float) -> Tensor:
 # -- faces below the threshold --------------------------------------------------------------------
 
 
-def consistency(
-    first: Tensor, second: Tensor, below: Tensor, distance: Literal["kl", "mse"] = "kl"
-) -> Tensor:
+def consistency(first: Tensor, second: Tensor, below: Tensor) -> Tensor:
     """How far apart a network's answers to two views of a face are; both views learn.
 
     Args:
         first: logits (B, K) of one strong view.
         second: logits (B, K) of the other.
         below: (B,) bool, the face is below its threshold; others have loss 0.
-        distance: kl: the mean of KL(p || q) and KL(q || p), nats; mse: squared difference of the
-            probabilities, summed over classes, [0, 2].
 
     Returns:
-        (B,) float32, at least 0.
+        (B,) float32, at least 0: the mean of KL(p || q) and KL(q || p), nats.
     """
     log_p, log_q = F.log_softmax(first.float(), 1), F.log_softmax(second.float(), 1)
-    apart = log_p.exp() - log_q.exp()
     # KL(p || q) + KL(q || p) = sum of (p - q) * (log p - log q)
-    loss = apart * (log_p - log_q) / 2 if distance == "kl" else apart.square()
-    return below * loss.sum(1)
+    return below * ((log_p.exp() - log_q.exp()) * (log_p - log_q) / 2).sum(1)
 
 
 def negative_learning(logits: Tensor, teacher: Tensor, below: Tensor, cut: float = 0.05) -> Tensor:
@@ -318,23 +297,19 @@ def nll(logits: np.ndarray, targets: np.ndarray, temperature: float = 1.0) -> fl
     return float(-(targets * log_probs).sum(1).mean())
 
 
-def fit_temperature(
-    logits: np.ndarray, targets: np.ndarray, low: float = 0.05, high: float = 20.0
-) -> float:
-    """The T in [low, high] with the least NLL of softmax(logits / T).
+def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
+    """The T in [0.05, 20] with the least NLL of softmax(logits / T).
 
     Golden section on log T: the loss is convex in 1 / T, so it has one minimum there too.
 
     Args:
         logits: (N, K), of faces the model has not been trained on.
         targets: codes (N,) or probabilities (N, K).
-        low: smallest answer.
-        high: largest answer.
 
     Returns:
         T, to about 1e-5 relative.
     """
-    left, right = math.log(low), math.log(high)
+    left, right = math.log(0.05), math.log(20.0)
     a, b = right - _GOLDEN * (right - left), left + _GOLDEN * (right - left)
     at_a, at_b = nll(logits, targets, math.exp(a)), nll(logits, targets, math.exp(b))
     while right - left > 1e-5:

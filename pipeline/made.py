@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.artifacts import CALIBRATION, WEIGHTS
-from pipeline.errors import ModelError, RunError
+from pipeline.errors import ModelError
 from pipeline.flow import MODEL
 from pipeline.job import SETTINGS
 from pipeline.plan import Plan
-from pipeline.run import CURRENT, FIRST_RECIPE, Run
+from pipeline.run import CURRENT, FIRST_RECIPE, IDENTITY, Run
 from pipeline.storage import Location
 from pipeline.training.distilled import LABELS
 from pipeline.training.pretrain import BACKBONE
@@ -37,7 +37,7 @@ class Made:
     @property
     def identity(self) -> dict[str, Any]:
         """What went in."""
-        return dict((self.dir / "identity.json").read_json())
+        return dict((self.dir / IDENTITY).read_json())
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def named_model(at: Location) -> Location:
 def home_of(model: Location) -> Made | None:
     """The generation that a model's folder belongs to; None where it was carried off."""
     for folder in (model, model.parent, model.parent.parent, model.parent.parent.parent):
-        if (folder / "identity.json").exists() and (folder.parent / CURRENT).exists():
+        if (folder / IDENTITY).exists() and (folder.parent / CURRENT).exists():
             run = Run(folder.parent.parent)
             return next(finished(run, folder.parent.name, folder), None)
     return None
@@ -111,9 +111,8 @@ def finished(run: Run, stage: str, folder: Location) -> Iterator[Made]:
 
 def in_use(run: Run, stage: str) -> Made | None:
     """The finished generation that later stages read; None where there is none."""
-    try:
-        found = run.artifact(stage)
-    except RunError:
+    found = run.latest(stage)
+    if found is None:
         return None
     plan = (run.root / stage / CURRENT).read_json()["plan"]
     return Made(run, stage, found.dir, found.digest, plan and plan[:8], found.facts)

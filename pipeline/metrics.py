@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
+from scipy.special import rel_entr
 from scipy.stats import binomtest
 
 Floats = NDArray[np.float64]
@@ -41,15 +42,16 @@ class Interval:
     low: float
     high: float
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Both ends on the same side of zero."""
-        return self.low > 0 or self.high < 0
-
 
 def confusion_matrix(predicted: Ints, labels: Ints, classes: int) -> Ints:
     """Counts (K, K) of true class (row) and predicted class (column); codes in [0, K)."""
     return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
+
+
+def class_counts(labels: Ints, label_names: Sequence[str]) -> dict[str, int]:
+    """Faces per class name of codes (N,)."""
+    counts = np.bincount(labels, minlength=len(label_names)).tolist()
+    return dict(zip(label_names, counts, strict=True))
 
 
 def accuracy(confusion: NDArray[np.generic]) -> Floats:
@@ -93,22 +95,22 @@ def macro_f1(confusion: NDArray[np.generic], subset: Sequence[int] | None = None
     return _mean_present(f1s(confusion), subset)
 
 
-def calibration_error(probs: Floats, labels: Ints, bins: int = BINS) -> float:
+def calibration_error(probs: Floats, labels: Ints) -> float:
     """Expected calibration error, [0, 1], of probabilities (N, K) over equal-width bins."""
-    return float(np.abs(_gaps(probs, labels, bins).sum(0)).sum() / len(labels))
+    return float(np.abs(_gaps(probs, labels).sum(0)).sum() / len(labels))
 
 
-def reliability(probs: Floats, labels: Ints, bins: int = BINS) -> list[dict[str, float]]:
+def reliability(probs: Floats, labels: Ints) -> list[dict[str, float]]:
     """Reliability curve: per bin that has faces its edges, n, mean confidence and accuracy."""
-    confidence, right, place = _binned(probs, labels, bins)
+    confidence, right, place = _binned(probs, labels)
     curve = []
-    for b in range(bins):
+    for b in range(BINS):
         inside = place == b
         if n := int(inside.sum()):
             curve.append(
                 {
-                    "low": b / bins,
-                    "high": (b + 1) / bins,
+                    "low": b / BINS,
+                    "high": (b + 1) / BINS,
                     "n": n,
                     "confidence": float(confidence[inside].mean()),
                     "accuracy": float(right[inside].mean()),
@@ -144,7 +146,7 @@ def headline(
     """
     classes = probs.shape[2]
     cells = [np.eye(classes**2)[labels * classes + p.argmax(1)] for p in probs]
-    gaps = [_gaps(p, labels, BINS) for p in probs]
+    gaps = [_gaps(p, labels) for p in probs]
     values: dict[str, list[Floats]] = {}
     for weights in (np.ones((1, len(labels))), *_draws(len(labels), draws, seed)):
         counts = np.stack([weights @ c for c in cells]).reshape(len(probs), -1, classes, classes)
@@ -229,22 +231,18 @@ def holm(p: Sequence[float]) -> list[float]:
 
 def kl_to_votes(probs: Floats, votes: Floats) -> Floats:
     """KL(votes || probs) of each face (N,), nats, at least 0; both (N, K), rows sum to 1."""
-    return _kl(votes, np.maximum(probs, LEAST))
+    return rel_entr(votes, np.maximum(probs, LEAST)).sum(1)
 
 
 def js_to_votes(probs: Floats, votes: Floats) -> Floats:
     """Jensen-Shannon divergence of each face (N,), nats, in [0, log 2]; arguments as above."""
     middle = (probs + votes) / 2
-    return (_kl(probs, middle) + _kl(votes, middle)) / 2
+    return (rel_entr(probs, middle) + rel_entr(votes, middle)).sum(1) / 2
 
 
 def brier_to_votes(probs: Floats, votes: Floats) -> Floats:
     """Squared distance of each face (N,) from its votes, in [0, 2]; arguments as above."""
     return np.square(probs - votes).sum(1)
-
-
-def _kl(p: Floats, q: Floats) -> Floats:
-    return np.where(p > 0, p * np.log(np.where(p > 0, p / np.where(p > 0, q, 1), 1)), 0).sum(1)
 
 
 def vote_scores(
@@ -335,18 +333,18 @@ def _mean_present(values: Floats, subset: Sequence[int] | None) -> Floats:
     return _ratio(np.atleast_1d(total), np.atleast_1d(present.sum(-1))).reshape(total.shape)
 
 
-def _binned(probs: Floats, labels: Ints, bins: int) -> tuple[Floats, Floats, Ints]:
+def _binned(probs: Floats, labels: Ints) -> tuple[Floats, Floats, Ints]:
     """Confidence, correctness and bin (all (N,)); bins are (low, high], as in the source."""
     confidence = probs.max(1).astype(np.float64)
     right = (probs.argmax(1) == labels).astype(np.float64)
-    place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    place = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
     return confidence, right, place
 
 
-def _gaps(probs: Floats, labels: Ints, bins: int) -> Floats:
-    """Confidence minus correctness of each face in its bin's column (N, bins), zero elsewhere."""
-    confidence, right, place = _binned(probs, labels, bins)
-    gaps = np.zeros((len(labels), bins))
+def _gaps(probs: Floats, labels: Ints) -> Floats:
+    """Confidence minus correctness of each face in its bin's column (N, BINS), zero elsewhere."""
+    confidence, right, place = _binned(probs, labels)
+    gaps = np.zeros((len(labels), BINS))
     gaps[np.arange(len(labels)), place] = confidence - right
     return gaps
 

@@ -26,9 +26,8 @@ from pipeline.images import JPEG, format_of
 from pipeline.ledger import Ledger
 from pipeline.lineage import rules
 from pipeline.made import Made, in_use, plan_of, recipe_of
-from pipeline.run import Run
+from pipeline.run import METRICS_FILE, POINT_FILE, Run
 from pipeline.schema import label_names_of, with_label_names
-from pipeline.stages import METRICS_FILE, POINT_FILE
 from pipeline.storage import Location, table_writer
 
 PER_FILE = 10_000

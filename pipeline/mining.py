@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import LedgerError
 from pipeline.ledger import Ledger, Slice
-from pipeline.schema import MINED, label_codes, label_names_of, with_label_names
+from pipeline.schema import MINED, label_codes, label_names_of, matrix, with_label_names
 from pipeline.sources.reader import PoolSource, fetch
 from pipeline.storage import Location
 
@@ -136,11 +136,10 @@ class Miner:
 
 def _soft(label: pa.ChunkedArray, scored: pa.Table, names: tuple[str, ...]) -> pa.Array:
     """The teacher's probabilities; a face that select named otherwise is wholly of that class."""
-    soft = scored["probs"].combine_chunks()
     renamed = pc.not_equal(label, scored["pseudo_label"]).to_numpy()
     if not renamed.any():
-        return soft
-    probs = soft.flatten().to_numpy(zero_copy_only=False).reshape(-1, len(names)).copy()
+        return scored["probs"].combine_chunks()
+    probs = matrix(scored["probs"], len(names))
     codes = label_codes(label.filter(pa.array(renamed)).to_pylist(), names)
     probs[renamed] = np.eye(len(names), dtype=np.float32)[codes]
     return pa.FixedSizeListArray.from_arrays(pa.array(probs.ravel()), len(names))

@@ -133,17 +133,17 @@ def class_contrast(
     return -(positive * logs).sum(1) / positive.sum(1).clamp(min=1)
 
 
-def uniformity(embeddings: Tensor, rate: float = 2.0) -> Tensor:
-    """Log mean over pairs of exp(-rate * squared distance) of unit embeddings (K, D).
+def uniformity(embeddings: Tensor) -> Tensor:
+    """Log mean over pairs of exp(-2 * squared distance) of unit embeddings (K, D).
 
-    Scalar in [-4 * rate, 0], smallest where embeddings are as far apart as they can be: no class
+    Scalar in [-8, 0], smallest where embeddings are as far apart as they can be: no class
     is drawn toward another because it has few faces.
     """
     # The distance of unit vectors is 2 - 2 * cosine, and pdist has no gradient at distance 0.
     unit = F.normalize(embeddings.float(), dim=1)
     pairs = torch.triu_indices(len(unit), len(unit), 1, device=unit.device)
     apart = 2 - 2 * (unit[pairs[0]] * unit[pairs[1]]).sum(1)
-    return (-rate * apart).logsumexp(0) - math.log(len(apart))
+    return (-2 * apart).logsumexp(0) - math.log(len(apart))
 
 
 class LabelDecoder(nn.Module):

@@ -28,7 +28,7 @@ from pipeline.ordered import in_order
 from pipeline.parquet import Writer
 from pipeline.plan import CHUNK, Plan, Slice, number_of
 from pipeline.progress import meter
-from pipeline.run import Artifact, Run, Stage
+from pipeline.run import IDENTITY, PLAN_FILE, TRUTH_FILE, Artifact, Run, Stage
 from pipeline.schema import QUARANTINE
 from pipeline.sources.reader import Earlier, extent_of, keyed, plan_slices
 from pipeline.sources.removals import Removals
@@ -38,8 +38,6 @@ from pipeline.streaming import Operator, start_ray, stream
 from pipeline.telemetry import Counted
 from pipeline.training.handed import LABELED_FILE
 
-TRUTH_FILE = "truth.parquet"
-PLAN_FILE = "plan.json"
 QUARANTINE_FILE = "quarantine.parquet"
 NO_YIELD = ("rows", "quarantined", "key")
 """What operators return beside counts per class."""
@@ -143,11 +141,8 @@ def _changed(job: Job, base: Plan) -> str:
 
 
 def removed_by(plan: dict[str, Any]) -> Removals:
-    """The removal list that a stored plan obeyed; plans made before it was blinded name faces."""
-    if "removed" in plan:
-        return Removals(blinded=frozenset(map(bytes.fromhex, plan["removed"])))
-    hashes = frozenset(map(bytes.fromhex, plan["sha256"]))
-    return Removals(frozenset(plan["ids"]), hashes, frozenset(plan["groups"]))
+    """The removal list that a stored plan obeyed."""
+    return Removals(blinded=frozenset(map(bytes.fromhex, plan["removed"])))
 
 
 def plan_at(survey: Location) -> Location:
@@ -156,7 +151,7 @@ def plan_at(survey: Location) -> Location:
 
 def pool_digest(job: Job) -> str:
     """What the pool is, whatever a removal list leaves out."""
-    identity = (job.run.artifact("survey").dir / "identity.json").read_json()
+    identity = (job.run.artifact("survey").dir / IDENTITY).read_json()
     return str(identity["inputs"]["pool"])
 
 
@@ -251,14 +246,14 @@ def _write_quarantine(ledger: Ledger, plan: Plan, at: Location) -> None:
                 writer.write(bad.select(QUARANTINE.names).cast(QUARANTINE))
 
 
-def _first_bad(ledger: Ledger, plan: Plan, count: int = 3) -> str:
+def _first_bad(ledger: Ledger, plan: Plan) -> str:
     found: list[str] = []
     for _, table in ledger.tables(plan, ["id", "reason"]):
         bad = table.filter(pc.is_valid(table["reason"]))
         found += [f"{row['id']} ({row['reason']})" for row in bad.to_pylist()]
-        if len(found) >= count:
+        if len(found) >= 3:
             break
-    return ", ".join(found[:count])
+    return ", ".join(found[:3])
 
 
 def grouped(run: Run, rows: pa.Table) -> pa.Table:

@@ -3,6 +3,8 @@
 Bytes are written to a hidden file in the same folder and fsynced before any name leads to them;
 then the name is set by rename (replace) or by hard link (exclusive create) and the folder is
 fsynced. A kill in between leaves a hidden file that nobody reads.
+
+Beside them what else is the operating system's to say: how many cores there are for us.
 """
 
 from __future__ import annotations
@@ -182,3 +184,10 @@ def _sync_folder(path: str) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def cores() -> int:
+    """Logical CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -10,7 +10,6 @@ first: rows are then faces, photo#0 to the left of photo#1.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +30,7 @@ from pipeline.embedding import Decoder, EmbedConfig, Forward, spread
 from pipeline.errors import ConfigError
 from pipeline.images import Crop
 from pipeline.parquet import Writer
+from pipeline.posix import cores
 from pipeline.recognizing import recognize_pool, suffix_of
 from pipeline.schema import OK, QUARANTINED, READ
 from pipeline.sources.extents import is_pattern
@@ -121,13 +121,12 @@ def learned_crop(said: Mapping[str, Any], *, detected: bool) -> Crop:
 
 
 def _this_machine() -> EmbedConfig:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = torch.cuda.is_available()
     return EmbedConfig(
         batch=256 if gpu else 64,
         dtype="bf16" if gpu else "fp32",
-        threads=cores or 1,
-        decode_threads=cores or 1,
+        threads=cores(),
+        decode_threads=cores(),
         num_gpus=1 if gpu else 0,
     )
 

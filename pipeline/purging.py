@@ -10,7 +10,6 @@ Cost: the id columns of everything, and a copy of each file that held one of the
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -24,11 +23,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from pipeline.artifacts import CALIBRATION
-from pipeline.commits import Commit, folder_of, group_digest, seal_name
+from pipeline.commits import Commit, parse_seal, record_at, seal_name, seal_record, tally
 from pipeline.config import digest
 from pipeline.packs import content_digest, row_ranges, write_pack
 from pipeline.parquet import Writer
-from pipeline.plan import GROUP, Plan, number_of
+from pipeline.plan import Plan
 from pipeline.run import Artifact
 from pipeline.schema import OK
 from pipeline.similarity import prototypes
@@ -158,7 +157,7 @@ def purge_ledger(at: Location, staged: Staged, purge: Purge) -> LedgerChange:
     for seal in (at / "seals").children():
         name = seal.name.removesuffix(".json")
         pack = at / "packs" / f"{name}.parquet"
-        entries = [(Commit(**e["commit"]), e["first"]) for e in seal.read_json()["slices"]]
+        entries = parse_seal(seal)
         with open_stored(pack) as file:
             columns, groups = named(file.schema), range(len(file.bounds) - 1)
             narrow = (file.read(columns, row_group=group) for group in groups)
@@ -170,11 +169,7 @@ def purge_ledger(at: Location, staged: Staged, purge: Purge) -> LedgerChange:
             with staged(pack).replacing() as sink:
                 write_pack(sink, _purged(at, staged, purge, tables, commits, change))
         change.seals[name] = commits
-        firsts = itertools.accumulate((c.rows for c in commits), initial=0)
-        records = [
-            {"commit": asdict(c), "first": first} for c, first in zip(commits, firsts, strict=False)
-        ]
-        staged(seal).write_json({"digest": group_digest(commits), "slices": records})
+        staged(seal).write_json(seal_record(commits))
     for part in _parts(at):
         _purge_part(at, part, staged, purge, change)
     return change
@@ -196,7 +191,7 @@ def _purged(
             continue
         new, rest = _again(commit, table, purge, change)
         commits.append(new)
-        record = _record(at, commit.key)
+        record = record_at(at, commit.key)
         if record.exists():
             staged(record).write_bytes(to_json(asdict(new)))
         yield rest
@@ -209,7 +204,7 @@ def _purge_part(
     if not purge.touches(table):
         return
     key = part.name.rpartition("-")[0]
-    record = _record(at, key)
+    record = record_at(at, key)
     commit = Commit(**record.read_json()) if record.exists() else None
     write_table(staged(part), purge.rest(table))
     if commit is not None and commit.file == part.name:
@@ -240,27 +235,17 @@ def _again(
 
 def manifest(at: Location, plan: Plan, change: LedgerChange) -> dict[str, Any]:
     """The manifest that a ledger has once a change is in place; as Ledger.manifest."""
-    rows = bad = count = 0
-    groups: dict[str, str] = {}
-    for slices in plan.groups():
-        name = seal_name(slices)
-        commits = change.seals.get(name)
-        if commits is None:
-            entries = (at / "seals" / f"{name}.json").read_json()["slices"]
-            commits = [Commit(**entry["commit"]) for entry in entries]
-        count += len(commits)
-        rows += sum(c.rows for c in commits)
-        bad += sum(c.quarantined for c in commits)
-        groups[str(number_of(commits[0].key) // GROUP)] = group_digest(commits)
-    return {"slices": count, "rows": rows, "quarantined": bad, "groups": groups}
+
+    def commits(name: str) -> list[Commit]:
+        if name in change.seals:
+            return change.seals[name]
+        return [commit for commit, _ in parse_seal(at / "seals" / f"{name}.json")]
+
+    return tally(commits(seal_name(slices)) for slices in plan.groups())
 
 
 def _parts(at: Location) -> list[Location]:
     return [part for group in (at / "parts").children() for part in group.children()]
-
-
-def _record(at: Location, key: str) -> Location:
-    return at / "commits" / folder_of(number_of(key) // GROUP) / f"{key}.json"
 
 
 # -- teachers and distilled sets ------------------------------------------------------------------

@@ -11,7 +11,6 @@ Cost: five passes over narrow columns of packs, and one over the embeddings.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
@@ -21,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from pipeline.acquisition.functions import ACQUISITIONS
+from pipeline.acquisition.functions import ACQUISITIONS, READS
 from pipeline.acquisition.interface import Pool, Rows, sampled
 from pipeline.artifacts import Teacher, load_teacher
 from pipeline.config import Config, nearest
@@ -32,7 +31,7 @@ from pipeline.ordered import in_order
 from pipeline.plan import Slice
 from pipeline.pool import ledger, pool_plan
 from pipeline.rounds import QUERIES
-from pipeline.schema import OK, READ, label_codes
+from pipeline.schema import OK, READ, label_codes, matrix
 from pipeline.sources.reader import fetch
 from pipeline.storage import read_table
 from pipeline.training import runs
@@ -55,8 +54,8 @@ class AskConfig(Config):
     def _known(cls, name: str) -> str:
         if name not in ACQUISITIONS:
             raise ValueError(f"no acquisition function{nearest(name, list(ACQUISITIONS))}")
-        if name == "deepfool":
-            raise ValueError("deepfool needs gradients of every face, which no stage stores")
+        if "boundary" in READS[name]:
+            raise ValueError(f"{name} needs gradients of every face, which no stage stores")
         return name
 
 
@@ -81,7 +80,7 @@ def choose(job: Job, config: AskConfig, closed: Collection[str], seed: int) -> p
         raise ConfigError("annotate: no face of the pool is left to ask for")
     function = ACQUISITIONS[config.acquisition]
     budget = min(config.budget, len(rows))
-    if embedded := "candidates" in inspect.signature(function).parameters:
+    if embedded := "embeddings" in READS[config.acquisition]:
         rows = sampled(rows, max(config.candidates, budget), rng)
     teacher_at = job.run.artifact("teach").dir
     teacher = load_teacher(teacher_at / runs.TEACHER)
@@ -157,7 +156,7 @@ def _embedded(job: Job, rows: Rows, teacher: Teacher, known: pa.Table) -> Pool:
     embeddings[:count] = bank
     _gather(job, "embed", "embedding", rows, embeddings[count:])
     probs = np.empty((total, len(names)), np.float32)
-    logits = np.stack(known["logits"].to_numpy(zero_copy_only=False))
+    logits = matrix(known["logits"], len(names))
     probs[:count] = teacher.member_probs(torch.from_numpy(logits)).numpy()
     _gather(job, "score", "probs", rows, probs[count:])
     labels = np.full(total, -1, np.int64)
@@ -166,10 +165,10 @@ def _embedded(job: Job, rows: Rows, teacher: Teacher, known: pa.Table) -> Pool:
 
 
 def _scored(job: Job, config: AskConfig, rows: Rows, teacher: Teacher) -> Pool:
-    """The rows alone: probabilities, and for bald those of every member."""
+    """The rows alone: probabilities, or those of every member where the function reads them."""
     members, classes = len(teacher.members), len(teacher.label_names)
     unlabeled = np.zeros(len(rows), np.bool_)
-    if config.acquisition != "bald":
+    if "passes" not in READS[config.acquisition]:
         probs = np.empty((len(rows), classes), np.float32)
         _gather(job, "score", "probs", rows, probs)
         return Pool(unlabeled, probs=probs)

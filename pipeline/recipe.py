@@ -224,6 +224,10 @@ class Recipe(Config):
         """Whether a teacher or the student starts from the run's own backbone."""
         return PRETRAINED in (self.teach.model.weights, self.student.model.weights)
 
+    def folder(self, run_dir: str | None) -> str:
+        """Its run's folder: as asked for, as the recipe says, or runs/ and its name."""
+        return run_dir or self.run or f"runs/{self.name}"
+
     def networks(self) -> dict[str, ModelConfig]:
         """Every network that the recipe trains, by where it is named."""
         found = {"teach.model": self.teach.model, "student.model": self.student.model}

@@ -30,12 +30,22 @@ from pipeline.config import digest
 from pipeline.errors import IdentityError, RunError
 from pipeline.storage import Location, to_json
 
+IDENTITY = "identity.json"
+"""In every generation: what it was made from."""
 FORGOTTEN = "forgotten.json"
 """In a generation that learned from faces which were forgotten since."""
 CURRENT = "current.json"
 RECIPE_FILE = "recipe-{:04d}.json"
 FIRST_RECIPE = RECIPE_FILE.format(1)
 """Names the generation of a stage, and the plan, that later stages read."""
+
+# Files of stages that other modules read.
+TRUTH_FILE = "truth.parquet"  # of labeled and survey
+PLAN_FILE = "plan.json"  # of survey; names the plan in use
+POINTS_FILE = "labeled.parquet"  # of score: labeled faces out of fold
+POINT_FILE = "operating_point.json"  # of select, or of search where select keeps none
+METRICS_FILE = "metrics.json"  # of evaluate: what pipeline.evaluation.evaluate returns
+PREDICTIONS_FILE = "predictions.parquet"  # of evaluate
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,7 @@ class Run:
         current = _current(home)
         if current is None:  # never started, or killed before current.json was written
             return self._enter(name, _same(home, wanted) or _next(home, wanted), wanted, plan)
-        changes = _changes((current / "identity.json").read_json(), wanted)
+        changes = _changes((current / IDENTITY).read_json(), wanted)
         if not changes:
             return self._enter(name, current, wanted, plan)
         mark = (current / FORGOTTEN).find_bytes()
@@ -199,7 +209,7 @@ class Run:
     def _enter(
         self, name: str, folder: Location, identity: dict[str, Any], plan: str | None
     ) -> Stage:
-        (folder / "identity.json").create(to_json(identity))
+        (folder / IDENTITY).create(to_json(identity))
         entry = {"generation": folder.name, "plan": plan}
         if (folder.parent / CURRENT).find_bytes() != to_json(entry):
             (folder.parent / CURRENT).write_json(entry)
@@ -249,7 +259,7 @@ def _same(home: Location, identity: dict[str, Any]) -> Location | None:
     """The newest generation with this identity."""
     tail = "-" + digest(identity)[:8]
     for folder in reversed(_generations(home)):
-        made_from = (folder / "identity.json").find_bytes()
+        made_from = (folder / IDENTITY).find_bytes()
         if folder.name.endswith(tail) and made_from == to_json(identity):
             return folder
     return None

@@ -80,7 +80,6 @@ def class_name(name: str) -> str:
 
 OK = "ok"
 QUARANTINED = "quarantined"
-REMOVED = "removed"
 
 REASONS: tuple[str, ...] = (
     # why a face is quarantined (RecordError.reason, FACES.reason)
@@ -323,3 +322,9 @@ def label_codes(names: Sequence[str | None], label_names: Sequence[str]) -> np.n
     """Integer codes (N,) int64 of label names; -1 for null."""
     code = {name: i for i, name in enumerate(label_names)}
     return np.array([-1 if n is None else code[n] for n in names], dtype=np.int64)
+
+
+def matrix(column: pa.ChunkedArray, width: int) -> np.ndarray:
+    """Lists of `width` numbers, none null -> (N, width) float32, a copy."""
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return flat.astype(np.float32).reshape(len(column), width)

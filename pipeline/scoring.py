@@ -25,7 +25,7 @@ from pipeline.errors import LedgerError, ModelError
 from pipeline.ledger import Ledger
 from pipeline.placement import Operator, chain
 from pipeline.plan import Slice
-from pipeline.schema import OK, scores_schema, with_label_names
+from pipeline.schema import OK, matrix, scores_schema, with_label_names
 from pipeline.similarity import Neighbors, nearest_prototypes, unit, vote
 from pipeline.sources.reader import PoolSource, SliceReader, read_slice
 from pipeline.sources.removals import Removals
@@ -94,12 +94,6 @@ def score_table(
     columns = [embeddings.column(name) for name in ("id", "status", "reason")]
     columns += [spread(rows, good, schema.field(name).type) for name, rows in scored.items()]
     return pa.Table.from_arrays(columns, schema=schema)
-
-
-def matrix(column: pa.ChunkedArray, width: int) -> np.ndarray:
-    """Lists of `width` values, none null -> (N, width) float32."""
-    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return flat.astype(np.float32).reshape(-1, width)
 
 
 def _entropy(p: np.ndarray) -> np.ndarray:

@@ -38,7 +38,7 @@ from pipeline import thresholds
 from pipeline.config import Config
 from pipeline.cuts import AdaptiveConfig, Seen, adaptive_cuts
 from pipeline.errors import RunError
-from pipeline.metrics import accuracy, confusion_matrix, effective_classes, macro_f1
+from pipeline.metrics import accuracy, class_counts, confusion_matrix, effective_classes, macro_f1
 from pipeline.policy import (
     Mask,
     OperatingPoint,
@@ -218,8 +218,7 @@ def evidence(
     seen = halves(
         labels, config.seed, groups, points["fold"].to_numpy() if "fold" in known else None
     )
-    counts = np.bincount(labels, minlength=len(names))
-    labeled = {name: int(n) for name, n in zip(names, counts, strict=True)}
+    labeled = class_counts(labels, names)
     start = OperatingPoint(label_names=names, labeled=labeled)
     grid = pool_counts(pool, names)
     if not grid.sum() or not len(labels):

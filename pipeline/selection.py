@@ -8,7 +8,6 @@ many threads as there are cores.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -18,6 +17,7 @@ from pipeline import cuts, thresholds
 from pipeline.errors import ConfigError, LedgerError
 from pipeline.judge import Judge
 from pipeline.ledger import Ledger
+from pipeline.metrics import class_counts
 from pipeline.ordered import in_order
 from pipeline.plan import Plan
 from pipeline.policy import (
@@ -34,6 +34,7 @@ from pipeline.policy import (
     passes,
     with_cuts,
 )
+from pipeline.posix import cores
 from pipeline.schema import (
     EMOTIONS,
     OK,
@@ -55,7 +56,7 @@ __all__ = [
     "yield_by_class",
 ]
 
-THREADS = min(os.cpu_count() or 1, 8)
+THREADS = min(cores(), 8)
 
 Tables = Callable[[], Iterator[pa.Table]]
 """Opens the chunks again from the start; each is the `join` of one slice or pack."""
@@ -83,8 +84,7 @@ def operating_point(
     """
     names = label_names_of(points.schema)
     rows, labels = labeled_rows(points, names)
-    counts = np.bincount(labels, minlength=len(names))
-    labeled = {name: int(n) for name, n in zip(names, counts, strict=True)}
+    labeled = class_counts(labels, names)
     if isinstance(config.confidence, dict) and (unknown := set(config.confidence) - set(names)):
         raise ConfigError(
             f"select.confidence: {sorted(unknown)[0]!r} is not a class; known: {', '.join(names)}"

@@ -29,7 +29,8 @@ from pipeline.config import Config
 from pipeline.errors import RunError
 from pipeline.heads import fit_head, named
 from pipeline.policy import Mask, OperatingPoint, Rows, passes, rows_of
-from pipeline.scoring import ScoreConfig, matrix
+from pipeline.schema import matrix
+from pipeline.scoring import ScoreConfig
 from pipeline.training.references import members_alone
 
 Codes = NDArray[np.int64]

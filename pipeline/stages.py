@@ -34,7 +34,7 @@ from pipeline.ledger import Ledger
 from pipeline.mining import Miner, read_selection
 from pipeline.policy import SCORE_COLUMNS, OperatingPoint
 from pipeline.report import collect, write_report
-from pipeline.run import Artifact
+from pipeline.run import METRICS_FILE, POINT_FILE, PREDICTIONS_FILE, TRUTH_FILE, Artifact
 from pipeline.schema import label_codes
 from pipeline.scoring import nothing
 from pipeline.sources.reader import read_slice
@@ -44,9 +44,6 @@ from pipeline.survey import Surveyor
 from pipeline.training import distillation, runs
 from pipeline.training import pretrain as pretraining
 
-POINT_FILE = "operating_point.json"
-METRICS_FILE = "metrics.json"
-PREDICTIONS_FILE = "predictions.parquet"
 TRIALS = "trials"
 FINALISTS = "finalists"
 """Folders of a search's finished trials and trainings, from which it continues."""
@@ -317,7 +314,7 @@ def evaluate(job: Job) -> Artifact:
         votes = evaluation.votes_of(faces)
         metrics = evaluation.evaluate(probs, labels, names, protocol, job.recipe.evaluate, votes)
         decided = (t for _, t in pool.ledger(job, "select").tables(pool.pool_plan(job)))
-        truth = read_table(job.run.artifact("survey").dir / pool.TRUTH_FILE)
+        truth = read_table(job.run.artifact("survey").dir / TRUTH_FILE)
         metrics["pool"] = evaluation.purity(decided, truth)
         if course := judged.course(job, truth):
             (stage.dir / runs.HISTORY_FILE).write_json(course)

@@ -20,6 +20,7 @@ from pipeline import flow
 from pipeline.active import BASELINE, ActiveConfig, Round, check_sample, points
 from pipeline.config import digest
 from pipeline.job import Job
+from pipeline.metrics import class_counts
 from pipeline.pool import done
 from pipeline.progress import console
 from pipeline.report.figures import Curve, learning_curves, standalone
@@ -113,13 +114,12 @@ def told_of(
             strategy: [asdict(point) for point in found]
             for strategy, found in points(own, test, names).items()
         }
-    counts = np.bincount(test, minlength=len(names))
     return {
         "protocol": {
             "mode": "research: all labels are known, the test faces are judged in every round and "
             "nothing is chosen on them",
             "n": len(test),
-            "classes": dict(zip(names, counts.tolist(), strict=True)),
+            "classes": class_counts(test, names),
             "seeds": list(config.seeds),
             "metric": "accuracy, last weights; difference to random: paired percentile bootstrap "
             "over test faces of the seed-averaged correctness, 95 %",

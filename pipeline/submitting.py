@@ -77,7 +77,7 @@ def ask(
     Raises:
         ConfigError: the run folder is relative, so every node would look elsewhere.
     """
-    given = run_dir or recipe.run or f"runs/{recipe.name}"
+    given = recipe.folder(run_dir)
     if "://" not in given and not Path(given).is_absolute():
         raise ConfigError(
             f"--run: {given!r} is relative; expected s3://... or a path that all nodes share"

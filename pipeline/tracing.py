@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.lineage import Lineage, faces, trainings
 from pipeline.made import Made, finished
-from pipeline.run import FORGOTTEN, Run
+from pipeline.run import FORGOTTEN, IDENTITY, Run
 from pipeline.sources.removals import Removals
 from pipeline.storage import Location, open_stored, read_table
 from pipeline.training.handed import FACES_FILE, LABELED_FILE
@@ -88,7 +88,7 @@ def unfinished(
             read = stage not in LABELED or backbone_of(folder) is not None
             read = read or bool(roles["train"] or (stage in ACTIVE and roles["test"]))
             if read and not any(finished(run, stage, folder)):
-                kept = ("identity.json", FORGOTTEN)
+                kept = (IDENTITY, FORGOTTEN)
                 left = [child for child in folder.children() if child.name not in kept]
                 if left:
                     yield folder, left
@@ -96,7 +96,7 @@ def unfinished(
 
 def backbone_of(folder: Location) -> str | None:
     """Digest of the run's backbone that a generation starts from; None: from nothing."""
-    data = (folder / "identity.json").find_bytes()
+    data = (folder / IDENTITY).find_bytes()
     found: str | None = json.loads(data or b"{}").get("inputs", {}).get("pretrain")
     return found
 

@@ -27,6 +27,7 @@ from pipeline.active import (
     first_rows,
     rounds,
 )
+from pipeline.artifacts import is_complete
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.job import Job
@@ -197,7 +198,7 @@ def _round_file(number: int) -> str:
 def finished(job: TrialJob) -> bool:
     """Whether nothing of a trial is left to train."""
     if job.strategy is None:
-        return (location(job.out) / job.name / "config.json").exists()
+        return is_complete(location(job.out) / job.name)
     return len(kept(job)) == job.active.rounds
 
 

@@ -18,7 +18,7 @@ from pipeline.plan import Plan, Slice
 from pipeline.pool import ledger, seal
 from pipeline.progress import meter
 from pipeline.run import Stage
-from pipeline.schema import OK
+from pipeline.schema import OK, matrix
 from pipeline.similarity import Neighbors, unit
 from pipeline.storage import Location, read_table, write_table
 from pipeline.training import exam, runs
@@ -111,12 +111,9 @@ def _side_by_side(job: Job, plan: Plan) -> Iterator[tuple[Slice, pa.Table, pa.Ta
         strict=True,
     )
     for (slice, first), (_, faces), (_, embedded) in streams:
-        good = np.flatnonzero(pc.equal(embedded["status"], OK).to_numpy())
-        column = embedded["embedding"].combine_chunks()
+        good, column = pc.equal(embedded["status"], OK), embedded["embedding"]
         x = np.zeros((faces.num_rows, column.type.list_size), np.float32)
-        if len(good):
-            flat = column.take(pa.array(good)).flatten().to_numpy(zero_copy_only=False)
-            x[good] = unit(flat.reshape(len(good), -1))
+        x[good.to_numpy()] = unit(matrix(column.filter(good), x.shape[1]))
         yield slice, first, faces, x
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import copies
-from pipeline.copies import components, near_copies, near_pairs
+from pipeline.copies import components, near_pairs
 from pipeline.similarity import unit
 
 CUT = 0.95
@@ -44,9 +44,15 @@ def groups_of(pairs: set[frozenset[int]], keys: np.ndarray) -> list[int]:
     return first
 
 
+def near_copies(x: np.ndarray, keys: np.ndarray, **asked: int | None) -> np.ndarray:
+    """First member by key of each row's group of copies."""
+    order, place = np.argsort(keys), np.argsort(np.argsort(keys))
+    return order[components(len(x), place[near_pairs(x, keys, CUT, **asked)])][place]
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), cells=st.sampled_from([1, 4, None]))
-def test_near_copies__equals_brute_force_where_every_cell_is_looked_at(
+def test_near_pairs__equals_brute_force_where_every_cell_is_looked_at(
     seed: int, cells: int | None
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -59,7 +65,7 @@ def test_near_copies__equals_brute_force_where_every_cell_is_looked_at(
         patch.setattr(copies, "_PAIRS", 5)
         patch.setattr(copies, "_TRAINED_ON", 8)
         found = near_pairs(x, keys, CUT, probes=99, cells=cells)
-        groups = near_copies(x, keys, CUT, probes=99, cells=cells)
+        groups = near_copies(x, keys, probes=99, cells=cells)
     assert len({tuple(pair) for pair in found.tolist()}) == len(found)
     assert (keys[found[:, 0]] < keys[found[:, 1]]).all()
     equal = {frozenset(p) for p in expected if (x[min(p)] == x[max(p)]).all()}
@@ -70,13 +76,13 @@ def test_near_copies__equals_brute_force_where_every_cell_is_looked_at(
         assert told == expected
 
 
-def test_near_copies__order_of_rows_does_not_count() -> None:
+def test_near_pairs__order_of_rows_does_not_count() -> None:
     rng = np.random.default_rng(2)
     x = planted(rng, 3000)
     keys = rng.integers(0, 2**63, len(x)).astype(np.uint64)
-    groups = near_copies(x, keys, CUT)
+    groups = near_copies(x, keys)
     shuffled = rng.permutation(len(x))
-    again = near_copies(x[shuffled], keys[shuffled], CUT)
+    again = near_copies(x[shuffled], keys[shuffled])
     assert (keys[shuffled][again] == keys[groups][shuffled]).all()
     pairs = near_pairs(x, keys, CUT, probes=8, cells=24)
     found = {frozenset(pair) for pair in pairs.tolist()}
@@ -89,11 +95,11 @@ def test_near_copies__order_of_rows_does_not_count() -> None:
     assert found <= expected
 
 
-def test_near_copies__a_million_times_the_same_picture_stays_linear() -> None:
+def test_near_pairs__a_million_times_the_same_picture_stays_linear() -> None:
     row = unit(np.random.default_rng(0).normal(size=(1, 64))).astype(np.float16)
     x = np.repeat(row, 50_000, axis=0)
     keys = np.random.default_rng(1).permutation(len(x)).astype(np.uint64)
-    assert (near_copies(x, keys, CUT) == np.argmin(keys)).all()
+    assert (near_copies(x, keys) == np.argmin(keys)).all()
     assert len(near_pairs(x, keys, CUT)) == len(x) - 1
 
 

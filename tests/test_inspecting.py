@@ -15,7 +15,7 @@ import torch
 from labeled import writers as sets
 from sources.writers import insightface, tar_bytes, tsv_line, write_lance, write_rec
 
-from pipeline import inspecting, synthetic
+from pipeline import synthetic
 from pipeline.images import Crop
 from pipeline.inspecting import (
     audit,
@@ -26,6 +26,7 @@ from pipeline.inspecting import (
 from pipeline.labeled.records import Records, records_table
 from pipeline.metrics import LabelOrder
 from pipeline.models import ModelConfig
+from pipeline.sources.rows import labeled_rows_as_read
 from pipeline.storage import location
 
 COUNT = 24
@@ -151,7 +152,7 @@ def test_said__a_model_that_knows_nothing_judges_no_names(tmp_path: Path) -> Non
 
 
 def test_contact_sheet__bad_faces_stay_dark(tmp_path: Path) -> None:
-    seen = inspecting.as_read(
+    seen = labeled_rows_as_read(
         records_table(["a", "b"], [None] * 2, [None] * 2, [FACES[0], b"no image"])
     )
     sheet = contact_sheet(seen, Crop(), ["good", "bad\nnot_an_image"])

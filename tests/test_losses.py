@@ -3,7 +3,7 @@
 import math
 import threading
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,14 +43,6 @@ def test_cross_entropy__is_torchs_for_codes_and_probabilities(smoothing: float) 
     torch.testing.assert_close(cross_entropy(x, one_hot), cross_entropy(x, codes))
 
 
-def test_cross_entropy__weights_multiply_each_face() -> None:
-    x, codes = logits(), torch.tensor([0, 1, 2, 3, 0, 1])
-    weight = torch.arange(6.0)
-    torch.testing.assert_close(
-        cross_entropy(x, codes, weight=weight), weight * cross_entropy(x, codes)
-    )
-
-
 def test_kl_divergence__two_classes_by_hand() -> None:
     q, x = torch.tensor([[0.9, 0.1], [1.0, 0.0]]), torch.zeros(2, 2)
     by_hand = [0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5), math.log(2)]
@@ -59,17 +51,10 @@ def test_kl_divergence__two_classes_by_hand() -> None:
 
 def test_kl_divergence__zero_at_the_target_and_only_there() -> None:
     x = logits()
-    q = torch.softmax(x / 2, 1)
-    torch.testing.assert_close(kl_divergence(q, x, 2.0), torch.zeros(6), atol=1e-5, rtol=0)
-    assert (kl_divergence(q, x, 1.0) > 1e-3).all()
-
-
-def test_kl_divergence__the_gradient_keeps_its_size_at_high_temperature() -> None:
-    # arXiv 1503.02531: at high T the gradient is (z - v) / K for zero-mean logits z, v.
-    x = (logits() - logits().mean(1, keepdim=True)).requires_grad_()
-    v = x.detach().flip(0)
-    kl_divergence(torch.softmax(v / 1000, 1), x, 1000.0).sum().backward()
-    torch.testing.assert_close(x.grad, (x.detach() - v) / 4, atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        kl_divergence(torch.softmax(x, 1), x), torch.zeros(6), atol=1e-5, rtol=0
+    )
+    assert (kl_divergence(torch.softmax(x / 2, 1), x) > 1e-3).all()
 
 
 def test_softmatch_weight__flank_by_hand() -> None:
@@ -141,22 +126,16 @@ def test_consistency__two_classes_by_hand() -> None:
     below = torch.tensor([True, False])
     there = 0.9 * math.log(0.9 / 0.6) + 0.1 * math.log(0.1 / 0.4)
     back = 0.6 * math.log(0.6 / 0.9) + 0.4 * math.log(0.4 / 0.1)
-    kl, mse = consistency(first, second, below), consistency(first, second, below, "mse")
-    assert kl.tolist() == pytest.approx([(there + back) / 2, 0])
-    assert mse.tolist() == pytest.approx([2 * 0.3**2, 0])
+    found = consistency(first, second, below).tolist()
+    assert found == pytest.approx([(there + back) / 2, 0])
 
 
-@pytest.mark.parametrize("distance", ["kl", "mse"])
-def test_consistency__alike_from_both_sides_and_zero_for_equal_views(
-    distance: Literal["kl", "mse"],
-) -> None:
+def test_consistency__alike_from_both_sides_and_zero_for_equal_views() -> None:
     x, y, below = logits(), logits().flip(0), torch.ones(6, dtype=torch.bool)
-    torch.testing.assert_close(
-        consistency(x, y, below, distance), consistency(y, x, below, distance)
-    )
-    assert consistency(x, x, below, distance).tolist() == [0] * 6
+    torch.testing.assert_close(consistency(x, y, below), consistency(y, x, below))
+    assert consistency(x, x, below).tolist() == [0] * 6
     x, y = x.requires_grad_(), y.requires_grad_()
-    consistency(x, y, below, distance).sum().backward()
+    consistency(x, y, below).sum().backward()
     assert x.grad is not None
     assert x.grad.abs().sum() > 0
     assert y.grad is not None

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from helpers.s3 import s3_bucket
 
-from pipeline import s3
+from pipeline import posix, s3
 from pipeline.errors import RunError, SourceError
 from pipeline.storage import Location, location, read_table, write_table
 
@@ -289,3 +289,11 @@ def test_s3__a_store_that_never_answers_is_one_line(monkeypatch: pytest.MonkeyPa
             answers.set()
             assert 1 <= len(asked) <= most
             assert "\n" not in str(raised.value)
+
+
+def test_cores__those_of_this_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
+    assert posix.cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert posix.cores() == 1

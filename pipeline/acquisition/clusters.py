@@ -36,7 +36,6 @@ from pipeline.acquisition.interface import (
     required,
     sampled,
     taken,
-    unlabeled_rows,
 )
 from pipeline.errors import ConfigError
 from pipeline.similarity import unit
@@ -68,7 +67,7 @@ def typiclust(
     inside the cluster; ties: lowest row. Reads embeddings. `candidates`: see interface.py.
     """
     embeddings = required(pool.embeddings, "typiclust", "embeddings (N, D)")
-    rows = in_play(pool, sampled(unlabeled_rows(pool, budget, candidates), candidates, rng))
+    rows = in_play(pool, budget, candidates, rng)
     x, labeled = taken(embeddings, rows), pool.labeled[rows]
     count = min(int(labeled.sum()) + budget, most_clusters, len(rows))
     cluster = k_means(x, count, rng)
@@ -180,7 +179,7 @@ def probcover(
     if delta is None and classes is None:
         needs = "probs (N, K), or classes, or delta"
         classes = required(pool.probs, "probcover", needs).shape[1]
-    rows = in_play(pool, sampled(unlabeled_rows(pool, budget, candidates), candidates, rng))
+    rows = in_play(pool, budget, candidates, rng)
     x = unit(taken(embeddings, rows))
     if delta is None:
         assert classes is not None

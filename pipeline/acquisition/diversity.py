@@ -20,9 +20,7 @@ from pipeline.acquisition.interface import (
     Rows,
     in_play,
     required,
-    sampled,
     taken,
-    unlabeled_rows,
 )
 from pipeline.acquisition.nearest import Nearest, Outer, nearest_squared
 
@@ -39,7 +37,7 @@ def coreset(
     is drawn uniformly by `rng`. Reads embeddings. `candidates`: see interface.py.
     """
     embeddings = required(pool.embeddings, "coreset", "embeddings (N, D)")
-    rows = in_play(pool, sampled(unlabeled_rows(pool, budget, candidates), candidates, rng))
+    rows = in_play(pool, budget, candidates, rng)
     labeled = np.flatnonzero(pool.labeled[rows])
     return rows[_k_centers(taken(embeddings, rows), labeled, budget, rng)]
 

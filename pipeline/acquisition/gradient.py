@@ -28,9 +28,7 @@ from pipeline.acquisition.interface import (
     Rows,
     in_play,
     required,
-    sampled,
     taken,
-    unlabeled_rows,
 )
 from pipeline.acquisition.nearest import Nearest
 from pipeline.errors import ConfigError
@@ -53,7 +51,7 @@ def badge(
     embeddings = required(pool.embeddings, "badge", "embeddings (N, D)")
     probs = required(pool.probs, "badge", "probs (N, K)")
     # Labeled faces are carried along, for their weight 0: without a sample nothing is copied.
-    rows = in_play(pool, sampled(unlabeled_rows(pool, budget, candidates), candidates, rng))
+    rows = in_play(pool, budget, candidates, rng)
     p = probs[rows].astype(np.float32)
     near = Nearest(taken(embeddings, rows), p - _one_hot(p.argmax(axis=1), p.shape[1]), budget)
     return rows[_plus_plus(near, pool.labeled[rows], budget, rng)]
@@ -125,7 +123,7 @@ def glister(
     """
     embeddings = required(pool.embeddings, "glister", "embeddings (N, D)")
     probs = required(pool.probs, "glister", "probs (N, K)")
-    rows = in_play(pool, sampled(unlabeled_rows(pool, budget, candidates), candidates, rng))
+    rows = in_play(pool, budget, candidates, rng)
     labeled = pool.labeled[rows]
     p = probs[rows].astype(np.float64)
     codes = p.argmax(axis=1)

@@ -31,9 +31,7 @@ from pipeline.acquisition.interface import (
     Rows,
     in_play,
     required,
-    sampled,
     taken,
-    unlabeled_rows,
 )
 from pipeline.acquisition.uncertainty import margins
 from pipeline.errors import ConfigError
@@ -100,7 +98,7 @@ def _herd(
     embeddings = required(pool.embeddings, function, "embeddings (N, D)")
     if not sigma > 0:
         raise ConfigError(f"acquisition {function}: sigma is {sigma}, expected above 0")
-    rows = in_play(pool, sampled(unlabeled_rows(pool, budget, candidates), candidates, rng))
+    rows = in_play(pool, budget, candidates, rng)
     weight = np.ones(len(rows), np.float32) if weight is None else taken(weight, rows)
     herd = _Herd(unit(taken(embeddings, rows)), weight, pool.labeled[rows], sigma)
     return rows[herd.choose(budget)]

@@ -115,10 +115,14 @@ def sampled(rows: Rows, candidates: int | None, rng: np.random.Generator) -> Row
     return np.sort(rng.choice(rows, candidates, replace=False))
 
 
-def in_play(pool: Pool, unlabeled: Rows) -> Rows:
-    """Rows (P,) of the labeled faces and these unlabeled ones, ascending."""
+def in_play(pool: Pool, budget: int, candidates: int | None, rng: np.random.Generator) -> Rows:
+    """Rows (P,) of the labeled faces and the unlabeled ones, or `candidates` of those, ascending.
+
+    Raises:
+        ConfigError: as :func:`unlabeled_rows`.
+    """
     seen = pool.labeled.copy()
-    seen[unlabeled] = True
+    seen[sampled(unlabeled_rows(pool, budget, candidates), candidates, rng)] = True
     return np.flatnonzero(seen)
 
 

@@ -46,28 +46,19 @@ def outer(h: NDArray[np.floating[Any]], a: NDArray[np.floating[Any]] | None) -> 
     return Outer(h, a, norm * np.einsum("nk,nk->n", a, a))
 
 
-def squared_distances(x: Outer, y: Outer) -> Floats32:
-    """Squared distances (R, S), at least 0; 0 where float32 cannot tell the rows apart."""
-    found = _less_own_norm(x, y)
-    found += x.norm[:, None]
-    found[found < _SAME * (x.norm[:, None] + y.norm)] = 0
-    return found
-
-
 def nearest_squared(x: Outer, y: Outer) -> Floats32:
-    """Least squared distance (R,) of each row to the rows of `y`; 0 as above."""
-    least = _less_own_norm(x, y).min(axis=1) + x.norm
-    least[least < 2 * _SAME * x.norm] = 0
-    return least
+    """Least squared distance (R,) of each row to the rows of `y`.
 
-
-def _less_own_norm(x: Outer, y: Outer) -> Floats32:
+    At least 0; 0 where float32 cannot tell the rows apart.
+    """
     product = x.h @ y.h.T
     if x.a is not None and y.a is not None:
         product *= x.a @ y.a.T
     product *= -2
     product += y.norm
-    return product
+    least = product.min(axis=1) + x.norm
+    least[least < 2 * _SAME * x.norm] = 0
+    return least
 
 
 class Nearest:

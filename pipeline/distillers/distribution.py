@@ -11,19 +11,28 @@ Departs: A is the one of siamese.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from pipeline.distillers.learned import Learned, Network, Part, Place, Real, Shares, seeds
+from pipeline.distillers.learned import (
+    Distiller,
+    Learned,
+    Network,
+    Part,
+    Place,
+    Real,
+    Shares,
+    seeds,
+)
 from pipeline.distillers.siamese import siamese
 from pipeline.models import FaceModel
 from pipeline.schema import AllReduce
 
 
-class Distribution:
-    """Distribution matching; a `Distiller`."""
+class Distribution(Distiller):
+    """Distribution matching."""
 
     shares: Shares = "faces"
 
@@ -40,17 +49,6 @@ class Distribution:
         loss = matching_loss(net, classes, learned.pixels, at.reduce, views)
         # All workers compute the same loss and forward all synthetic images.
         return Part(loss, 1.0, len(learned.pixels) / at.world + len(real.images) / 3)
-
-    def update(self, learned: Learned, at: Place) -> float:
-        """Nothing moves."""
-        return 0.0
-
-    def state(self) -> dict[str, Tensor]:
-        """Nothing moves."""
-        return {}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing moves."""
 
 
 def matching_loss(

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from pipeline.distillers.learned import (
     IN_GRAPH,
+    Distiller,
     Learned,
     Network,
     Part,
@@ -37,8 +38,8 @@ from pipeline.distillers.siamese import siamese
 from pipeline.models import FaceModel
 
 
-class Gradient:
-    """Gradient matching; a `Distiller`. Workers divide the classes."""
+class Gradient(Distiller):
+    """Gradient matching. Workers divide the classes."""
 
     shares: Shares = "classes"
 

@@ -130,7 +130,7 @@ class Part:
 
 
 class Distiller(Protocol):
-    """A method that learns a set."""
+    """A method that learns a set; where it says no more, nothing in it moves."""
 
     shares: Shares
 
@@ -140,15 +140,15 @@ class Distiller(Protocol):
 
     def update(self, learned: Learned, at: Place) -> float:
         """Move the inner state after a step; returns the image passes that took."""
-        ...
+        return 0.0
 
     def state(self) -> dict[str, Tensor]:
         """What `update` moves."""
-        ...
+        return {}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Inverse of `state`."""
-        ...
+        return
 
 
 # -- training inside a graph ----------------------------------------------------------------------

@@ -14,13 +14,14 @@ targets start as they are given, the teacher's or the class, instead of from an 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from pipeline.distillers.learned import (
     IN_GRAPH,
+    Distiller,
     Learned,
     Network,
     Part,
@@ -38,8 +39,8 @@ from pipeline.distillers.siamese import siamese
 from pipeline.models import FaceModel
 
 
-class Trajectory:
-    """Trajectory matching; a `Distiller`. Workers divide the pairs of start and end."""
+class Trajectory(Distiller):
+    """Trajectory matching. Workers divide the pairs of start and end."""
 
     shares: Shares = "networks"
 
@@ -107,17 +108,6 @@ class Trajectory:
         low, high = self._latest
         grown = min(1.0, 2 * at.number / max(at.steps, 1))
         return round(low + (high - low) * grown)
-
-    def update(self, learned: Learned, at: Place) -> float:
-        """Nothing moves."""
-        return 0.0
-
-    def state(self) -> dict[str, Tensor]:
-        """Nothing moves."""
-        return {}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing moves."""
 
 
 def train_expert(

@@ -13,14 +13,13 @@ instead of Adam; every inner step may see the whole set; mean over several netwo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.distillers.learned import (
     IN_GRAPH,
+    Distiller,
     Learned,
     Network,
     Part,
@@ -36,8 +35,8 @@ from pipeline.distillers.learned import (
 from pipeline.distillers.siamese import siamese
 
 
-class Unrolled:
-    """Back-propagation through training; a `Distiller`. Workers divide the inner networks."""
+class Unrolled(Distiller):
+    """Back-propagation through training. Workers divide the inner networks."""
 
     shares: Shares = "networks"
 
@@ -100,14 +99,3 @@ class Unrolled:
         generator = torch.Generator().manual_seed(seed % 2**63)
         stop = int(torch.randint(self._window, self._steps + 1, (), generator=generator))
         return stop - self._window, stop
-
-    def update(self, learned: Learned, at: Place) -> float:
-        """Nothing moves."""
-        return 0.0
-
-    def state(self) -> dict[str, Tensor]:
-        """Nothing moves."""
-        return {}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing moves."""

@@ -45,7 +45,6 @@ class Measured:
     sealed: Sealed
     labeled_seconds: float
     training_faces: int
-    test_faces: int
     labeled_faces: int
     """All that the labeled set holds, which survey describes too."""
     rates: Mapping[str, tuple[float, float, float]]
@@ -104,7 +103,7 @@ def foresee(found: Measured, recipe: Recipe, rented: Rented) -> list[Row]:
         *_learned(("pretrain", "teach"), passes, found, recipe, rented),
         _embed(found, recipe, rented),
         _serial("score", found, rented, _seal(found, rented), "seal"),
-        _mine(found, recipe, rented),
+        _mine(found, rented),
     ]
     rows += _distill(found, recipe, rented)
     trained = ("student", "student_share", "control_a", "control_b")
@@ -254,7 +253,7 @@ def _start(
     return cpu * max(processes / machine.cores, 1 / machine.core_speed)
 
 
-def _mine(found: Measured, recipe: Recipe, rented: Rented) -> Row:
+def _mine(found: Measured, rented: Rented) -> Row:
     """At most: as if every face were selected."""
     machine = rented.passes
     write = Part("write", found.spent["score write"])

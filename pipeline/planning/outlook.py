@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
-from pipeline import guard
+from pipeline import guard, posix
 from pipeline.artifacts import Teacher, load_teacher, on_node
 from pipeline.errors import RunError, SourceError
 from pipeline.labeled.reader import LabeledSet, read_labeled
@@ -31,9 +31,7 @@ from pipeline.planning.probing import (
     Prober,
     Requests,
     Sealed,
-    core_count,
     random_teacher,
-    read_table_of,
     usable_cores,
 )
 from pipeline.planning.rehearsal import Rehearsed, rehearse
@@ -42,6 +40,7 @@ from pipeline.planning.sampling import Pool, plan_pool, probed_slices
 from pipeline.recipe import Recipe
 from pipeline.run import Run
 from pipeline.sources.removals import Removals
+from pipeline.sources.rows import labeled_rows_as_read
 from pipeline.storage import Location, location, write_table
 from pipeline.survey import describe
 from pipeline.training import runs
@@ -96,9 +95,9 @@ def look_ahead(
         SourceError: as the sources and the labeled set.
         ResourceError: a pass would hang on that machine.
     """
-    root = location(run_dir or recipe.run or f"runs/{recipe.name}")
+    root = location(recipe.folder(run_dir))
     removals = Removals.load(location(recipe.removals) if recipe.removals else None)
-    cores = core_count()
+    cores = posix.cores()
     free = [usable_cores(cores)]
     with tempfile.TemporaryDirectory(prefix="omnifer-plan-") as folder, scratch(root) as stored:
         work = location(folder)
@@ -135,7 +134,7 @@ def look_ahead(
         rows=foresee(measured, recipe, rented),
         fewest=[] if smallest is None else foresee(measured, recipe, smallest),
         quiet=foresee(measured, recipe, here(recipe, cores, cores)) if busy else [],
-        honest=honest(recipe, pool, found, trained, cluster, cores, usable, own_teacher=own),
+        honest=honest(pool, found, trained, cluster, cores, usable, own_teacher=own),
         on_s3=not root.is_local or any(p.requests["read"].gets for p in found),
         prices=prices,
     )
@@ -170,13 +169,16 @@ def _teacher(recipe: Recipe, root: Location, labeled: LabeledSet) -> tuple[Teach
             teacher.members
         ) and len(teacher.members) == recipe.teach.folds:
             return teacher, True
-    training = int(pc.sum(pc.equal(labeled.table["role"], "train")).as_py() or 0)
-    return random_teacher(recipe, labeled.label_names, training), False
+    return random_teacher(recipe, labeled.label_names, _training_faces(labeled)), False
+
+
+def _training_faces(labeled: LabeledSet) -> int:
+    return int(pc.sum(pc.equal(labeled.table["role"], "train")).as_py() or 0)
 
 
 def _test_faces(recipe: Recipe, labeled: LabeledSet) -> guard.Reference:
     table = labeled.table.filter(pc.equal(labeled.table["role"], "test")).slice(0, TEST_FACES)
-    read = read_table_of(table)
+    read = labeled_rows_as_read(table)
     config = recipe.labeled
     faces = describe(read, config.crop, config.color, threads=recipe.survey.threads)
     return guard.reference({"test": faces})
@@ -217,8 +219,6 @@ def _measured(
         )
         for name in probes[0].requests
     }
-    roles = labeled.table["role"]
-    training, test = (int(pc.sum(pc.equal(roles, r)).as_py() or 0) for r in ("train", "test"))
     return Measured(
         faces=pool.count,
         slices=pool.slices,
@@ -233,8 +233,7 @@ def _measured(
         requests=asked,
         sealed=sealed,
         labeled_seconds=labeled_seconds,
-        training_faces=training,
-        test_faces=test,
+        training_faces=_training_faces(labeled),
         labeled_faces=labeled.table.num_rows,
         rates={name: (one.rate, *one.spread) for name, one in trained.items()},
         classes=len(labeled.label_names),
@@ -253,7 +252,6 @@ def _start_cpu(modules: str) -> float:
 
 
 def honest(
-    recipe: Recipe,
     pool: Pool,
     probes: Sequence[Probe],
     trained: Mapping[str, Rehearsed],
@@ -279,10 +277,12 @@ def honest(
             f"of the steps, not out of the training rates; probe again on a quiet machine."
         )
     if cluster is not None:
+        spot = ", ".join(group.name for group in cluster.groups if group.spot)
+        leave = f"; spot nodes ({spot}) that leave cost their slice and are not modelled"
         lines.append(
             f"Extrapolated: GPU speed as the cluster file says, network as sold, efficiency "
             f"{cluster.efficiency:.0%} of several nodes, {cluster.node_start_seconds:g} s for "
-            f"nodes to come; spot nodes that leave cost their slice and are not modelled."
+            f"nodes to come{leave if spot else ''}."
         )
     lines.append(
         "Not modelled: search, select with its second look for twins, evaluate, report, packing of "

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +30,7 @@ from pipeline.models import create
 from pipeline.plan import Plan, Slice
 from pipeline.planning.forecast import Spent
 from pipeline.recipe import Recipe
-from pipeline.schema import OK, QUARANTINED, READ, embeddings_schema
+from pipeline.schema import OK, QUARANTINED, embeddings_schema
 from pipeline.scoring import score_table
 from pipeline.similarity import Neighbors, unit
 from pipeline.sources.reader import PoolSource, read_slice
@@ -244,17 +243,6 @@ def random_teacher(recipe: Recipe, classes: Sequence[str], bank: int) -> Teacher
     )
 
 
-def read_table_of(labeled: pa.Table) -> pa.Table:
-    """READ rows of LABELED rows, as survey describes them."""
-    made = {
-        "position": pa.array(np.arange(labeled.num_rows), pa.int64()),
-        "reason": pa.nulls(labeled.num_rows, pa.string()),
-        "detail": pa.nulls(labeled.num_rows, pa.string()),
-    }
-    columns = [made[name] if name in made else labeled[name] for name in READ.names]
-    return pa.table(columns, schema=READ)
-
-
 def usable_cores(cores: int, seconds: float = 0.5) -> float:
     """Cores that as many busy threads really got: less where others work on this machine."""
     block = bytes(1 << 20)
@@ -269,13 +257,6 @@ def usable_cores(cores: int, seconds: float = 0.5) -> float:
         list(pool.map(burn, range(cores)))
     got = (time.process_time() - cpu) / (time.perf_counter() - began)
     return min(float(cores), got)
-
-
-def core_count() -> int:
-    """Logical CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class _Took:

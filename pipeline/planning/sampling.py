@@ -45,8 +45,6 @@ class Sampled:
     """Of the whole source."""
     faces: float | None
     """Of the whole source; None where only reading tells."""
-    whole: bool
-    """Whether every slice was planned."""
     seconds: float
     """That planning took, and a run's planning would take where it is longer."""
     said: str
@@ -132,9 +130,8 @@ def plan_pool(
         total = None if None in known else sum(n for n in known if n is not None) / share
         if isinstance(source, RestPool):
             said = "counted in the labeled set"
-        sampled[name] = Sampled(
-            max(1, round(len(cut) / share)), total, share == 1, seconds / share, said
-        )
+        slices = max(1, round(len(cut) / share))
+        sampled[name] = Sampled(slices, total, seconds / share, said)
     plan = Plan.write(work / "plan.parquet", _numbered(found))
     return Pool(plan, opened, owner, sampled)
 

@@ -17,7 +17,7 @@ from scipy.special import softmax
 from pipeline.metrics import calibration_error, reliability
 from pipeline.report.facts import Bin, Calibration
 from pipeline.run import Artifact
-from pipeline.schema import label_codes, label_names_of
+from pipeline.schema import label_codes, label_names_of, matrix
 from pipeline.storage import open_stored, read_table
 from pipeline.training.handed import LABELED_FILE
 from pipeline.training.runs import FOLDS_FILE
@@ -56,7 +56,7 @@ def out_of_fold(teach: Artifact, homes: Sequence[Artifact]) -> OutOfFold | None:
         label_names=names,
         ids=tuple(folds["id"].to_pylist()),
         labels=label_codes(folds["label"].to_pylist(), names),
-        logits=np.stack(folds["logits"].to_numpy(zero_copy_only=False)).astype(np.float64),
+        logits=matrix(folds["logits"], len(names)).astype(np.float64),
         temperature=float(teach.facts.get("temperature", 1.0)),
     )
 

@@ -28,8 +28,9 @@ from pipeline.report.facts import Course, Gain, ModelRow, ReportFacts
 from pipeline.report.noise import noise
 from pipeline.report.pool import COLUMNS
 from pipeline.report.subgroups import subgroups
-from pipeline.run import Artifact, Run
+from pipeline.run import METRICS_FILE, POINT_FILE, Artifact, Run
 from pipeline.storage import read_table
+from pipeline.training.distilled import GRID
 from pipeline.training.watching import GUESSES, guesses_at
 
 STAGES = (
@@ -41,9 +42,6 @@ STAGES = (
 TIMED = tuple(name for name in STAGES if name != "test")
 """Whose times add up: labeled and test are read at once, on one clock."""
 MODELS = ("teacher", "control_a", "control_b", "student_share", "student", "tuned")
-METRICS_FILE = "metrics.json"  # of evaluate: what pipeline.evaluation.evaluate returns
-POINT_FILE = "operating_point.json"  # of select, or of search where select keeps none
-GRID_FILE = "grid.png"  # of distill
 HISTORY_FILE = "model/history.json"  # of student: rows of pipeline.training.loop
 GUESSES_FOLDER = f"model/{GUESSES}"  # of an online student: what it said of watched faces
 CUT = "cut_"  # before a class, in those rows
@@ -73,7 +71,7 @@ def collect(
         RunError: no stage is finished.
     """
     config = config or ReportConfig()
-    done = {stage: found for stage in STAGES if (found := _finished(run, stage)) is not None}
+    done = {stage: found for stage in STAGES if (found := run.latest(stage)) is not None}
     if not done:
         raise RunError(f"{run.root}: no finished stage to report; run `omnifer run` first")
     metrics = _json(done.get("evaluate"), METRICS_FILE)
@@ -114,13 +112,6 @@ def _seconds(done: Mapping[str, Artifact]) -> dict[str, float]:
     """What each stage took."""
     timed = {name: done[name].facts for name in TIMED if name in done}
     return {name: float(facts["seconds"]) for name, facts in timed.items() if "seconds" in facts}
-
-
-def _finished(run: Run, stage: str) -> Artifact | None:
-    try:
-        return run.artifact(stage)
-    except RunError:
-        return None
 
 
 def _json(artifact: Artifact | None, name: str) -> dict[str, Any]:
@@ -172,7 +163,7 @@ def _course(student: Artifact | None, truth: pa.Table) -> Course | None:
 
 def _training_seconds(run: Run) -> dict[str, float]:
     """What each judged model's own training took."""
-    found = {name: _finished(run, "teach" if name == "teacher" else name) for name in MODELS}
+    found = {name: run.latest("teach" if name == "teacher" else name) for name in MODELS}
     return {
         name: float(artifact.facts["seconds"])
         for name, artifact in found.items()
@@ -227,11 +218,11 @@ def _point(point: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _distilled(artifact: Artifact | None) -> dict[str, Any]:
-    if artifact is None or not (artifact.dir / GRID_FILE).exists():
+    if artifact is None or not (artifact.dir / GRID).exists():
         return {}
     facts = artifact.facts
     return {
-        "distilled_grid": decode((artifact.dir / GRID_FILE).read_bytes()),
+        "distilled_grid": decode((artifact.dir / GRID).read_bytes()),
         "distilled_size": int(facts.get("size", ReportFacts.distilled_size)),
         "distilled": {k: v for k, v in facts.items() if k != "seconds"},
     }

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pipeline.guard import Duplicates, GuardConfig
 from pipeline.report.facts import Copies, Face
 from pipeline.report.pool import pixels_of
-from pipeline.run import Artifact
+from pipeline.run import IDENTITY, Artifact
 from pipeline.storage import read_table
 from pipeline.training.handed import FACES_FILE, LABELED_FILE
 from pipeline.training.runs import FOLDS_FILE
@@ -26,7 +26,6 @@ from pipeline.training.runs import FOLDS_FILE
 ROLES = ("train", "validation")
 """Whose label stands in the run for what people saw; of other faces it is the hidden truth."""
 LOOKED_AT = ["id", "status", "pixel_sha256", "phash", "phash_flip", "thumbnail"]
-IDENTITY_FILE = "identity.json"  # of a stage; holds the cuts of guard
 
 
 def copies(
@@ -51,7 +50,7 @@ def copies(
     there = pc.and_(pc.is_in(rows["role"], pa.array(ROLES)), pc.is_valid(rows["label"]))
     there = pc.and_not(there, pc.is_in(rows["id"], left["id"].combine_chunks()))
     rows, faces = rows.filter(there), faces.filter(there)
-    stored = (guard.dir / IDENTITY_FILE).read_json()["guard"]
+    stored = (guard.dir / IDENTITY).read_json()["guard"]
     found = Duplicates(GuardConfig.model_validate({**stored, "copies": None}))
     found.add(faces)
     return counted(rows, faces, found.groups(), _folds(teach), _twins(left), size)

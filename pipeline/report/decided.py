@@ -25,14 +25,11 @@ from pipeline.report.pool import (
     steps_of,
     walk,
 )
-from pipeline.run import Artifact
+from pipeline.run import PLAN_FILE, POINTS_FILE, TRUTH_FILE, Artifact
 from pipeline.schema import REASONS, TRUTH, label_codes, label_names_of
 from pipeline.storage import read_table
 from pipeline.training.runs import FOLDS_FILE
 
-TRUTH_FILE = "truth.parquet"  # of survey
-PLAN_FILE = "plan.json"  # of survey; names the plan in use
-POINTS_FILE = "labeled.parquet"  # of score: labeled faces out of fold
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 """Thresholds of the short table; all of them steps of the long one."""
 START = 0.8

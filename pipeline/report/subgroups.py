@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 
 from pipeline import metrics
 from pipeline.report.facts import Subgroup
-from pipeline.run import Artifact
+from pipeline.run import PREDICTIONS_FILE, Artifact
 from pipeline.schema import PERCEIVED
 from pipeline.storage import read_table
 from pipeline.training.handed import FACES_FILE, LABELED_FILE
 
-PREDICTIONS_FILE = "predictions.parquet"  # of evaluate
 QUALITY = ("brightness", "contrast", "sharpness", "side")
 """Columns that are cut into thirds; `side` is the shorter one, in pixels."""
 THIRDS = ("lowest third", "middle third", "highest third")

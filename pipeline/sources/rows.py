@@ -36,6 +36,17 @@ def read_table(faces: Iterable[Face]) -> pa.Table:
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, READ, strict=True)], schema=READ)
 
 
+def labeled_rows_as_read(labeled: pa.Table) -> pa.Table:
+    """READ rows of LABELED rows, in their order."""
+    made = {
+        "position": pa.array(np.arange(labeled.num_rows), pa.int64()),
+        "reason": pa.nulls(labeled.num_rows, pa.string()),
+        "detail": pa.nulls(labeled.num_rows, pa.string()),
+    }
+    columns = [made[name] if name in made else labeled[name] for name in READ.names]
+    return pa.table(columns, schema=READ)
+
+
 @dataclass(frozen=True)
 class Columns:
     """Names of a table's columns; None where there is none."""

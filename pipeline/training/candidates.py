@@ -24,7 +24,6 @@ from torch import Tensor
 
 from pipeline import ambiguity
 from pipeline.errors import ConfigError
-from pipeline.losses import Gather
 from pipeline.models import FaceModel
 from pipeline.partial import move_targets, within
 from pipeline.training.data import LabeledFaces, MinedFaces
@@ -55,7 +54,7 @@ class CandidateStudent(Student):
 
     def update(self, loss: Loss, at: Step) -> None:
         """Move the targets of the batch's mined faces."""
-        gather = Gather(at.worker.all_reduce, at.worker.rank, at.worker.world)
+        gather = at.worker.gather
         index = gather(loss.outputs["index"]).cpu()
         probs = gather(loss.outputs["guessed"].float().softmax(1)).cpu()
         toward = within(probs, self._sets[index])

@@ -15,7 +15,15 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from pipeline.artifacts import CROP, WEIGHTS, Teacher, load_teacher, read_meta, save_model
+from pipeline.artifacts import (
+    CROP,
+    Teacher,
+    is_complete,
+    load_teacher,
+    read_meta,
+    save_model,
+    saved_digest,
+)
 from pipeline.config import Config
 from pipeline.progress import console
 from pipeline.schema import label_names_of
@@ -169,7 +177,7 @@ def tune(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     digests = []
     for number, member in enumerate(teacher.members):
         out = location(job.out) / str(number)
-        if not (out / "config.json").exists():
+        if not is_complete(out):
             config = SupervisedConfig(
                 model=member.config,
                 steps=job.tune.steps,
@@ -196,7 +204,7 @@ def tune(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
             worker.barrier()
         kept = read_meta(out)
         passes, seconds = passes + kept["passes"], seconds + kept["seconds"]
-        digests.append(hashlib.sha256((out / WEIGHTS).read_bytes()).hexdigest())
+        digests.append(saved_digest(out))
     whole = hashlib.sha256("".join(digests).encode()).hexdigest()
     return {"passes": passes, "seconds": seconds, "sha256": whole}
 

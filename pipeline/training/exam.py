@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.artifacts import Teacher, is_teacher, load_model, load_teacher, read_meta
+from pipeline.artifacts import Teacher, is_complete, is_teacher, load_model, load_teacher, read_meta
 from pipeline.models import ModelConfig
 from pipeline.storage import Location
 from pipeline.training.faces import Faces
@@ -37,7 +37,7 @@ def probabilities(folder: Location, rows: pa.Table, handed: Handed, worker: Work
         return predict_logits(model.to(worker.device), faces, worker)  # type: ignore[arg-type]
 
     members = [folder / str(number) for number in range(len(folder.children()))]
-    if members and (members[0] / "config.json").exists():  # a teacher's members, tuned
+    if members and is_complete(members[0]):  # a teacher's members, tuned
         said = [
             (say(model := load_model(at), model.config), read_meta(at)["temperature"])
             for at in members

@@ -29,6 +29,7 @@ import numpy as np
 from pipeline.alignment import NUMBERS
 from pipeline.errors import RecordError, SourceError
 from pipeline.images import DECODER, Color, Crop, face
+from pipeline.posix import cores
 
 MEMORY_SHARE = 0.25  # of the machine's memory that an array store may take
 META = "faces.json"
@@ -36,7 +37,7 @@ ARRAY = "faces.npy"
 PACK = "faces.bin"
 OFFSETS = "offsets.npy"
 WHERE = "where.npy"
-THREADS = min(os.cpu_count() or 1, 16)
+THREADS = min(cores(), 16)
 
 Row = tuple[bytes, Sequence[float] | None, Sequence[float] | None]
 """Encoded bytes of a face, its box and its landmarks (schema.BOX, LANDMARKS), each or None."""

@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.acquisition.adversarial import ITERATIONS, OVERSHOOT, boundary
-from pipeline.artifacts import load_model, read_meta, save_model
+from pipeline.artifacts import is_complete, load_model, read_meta, save_model
 from pipeline.augment import plain
 from pipeline.config import Config
 from pipeline.models import FaceModel
@@ -82,7 +82,7 @@ class Networks:
     def train(self, rows: NDArray[np.int64], number: int) -> tuple[FaceModel, float]:
         """A model of these rows in a round, and the image passes it took."""
         shared = self._first if number == 0 else None
-        if shared is not None and (shared / "config.json").exists():
+        if shared is not None and is_complete(shared):
             found = load_model(shared).to(self._worker.device)
             return found, float(read_meta(shared)["passes"])
         config = self._config

@@ -92,7 +92,7 @@ class Loss:
 
 
 class Objective(Protocol):
-    """One method of training."""
+    """One method of training; where it says no more, nothing but weights moves."""
 
     def modules(self) -> nn.ModuleDict:
         """What is trained, averaged and saved; called once."""
@@ -108,15 +108,15 @@ class Objective(Protocol):
 
     def update(self, loss: Loss, at: Step) -> None:
         """Move thresholds, targets and the like, after the step."""
-        ...
+        return
 
     def state(self) -> dict[str, Tensor]:
         """Everything that `update` moves."""
-        ...
+        return {}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Inverse of `state`."""
-        ...
+        return
 
 
 Hook = Callable[[Objective, Step], None]

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from pipeline.config import Config, unread
 from pipeline.errors import ConfigError
-from pipeline.losses import Gather, cross_entropy
+from pipeline.losses import cross_entropy
 from pipeline.models import FaceModel
 from pipeline.partial import (
     LabelDecoder,
@@ -171,8 +171,7 @@ class Partial(Supervised):
             features = F.normalize(embedding.float(), dim=1)
             classes = toward.argmax(1)
             if own.contrastive:
-                gather = Gather(at.worker.all_reduce, at.worker.rank, at.worker.world)
-                contrast = class_contrast(features, classes, gather=gather).mean()
+                contrast = class_contrast(features, classes, gather=at.worker.gather).mean()
                 total = total + own.contrastive * contrast
                 logs["contrast"] = contrast.detach()
             outputs |= {"features": features.detach(), "classes": classes}
@@ -190,7 +189,7 @@ class Partial(Supervised):
 
     def update(self, loss: Loss, at: Step) -> None:
         """Move the targets of the batch's faces, and the prototypes of their classes."""
-        gather = Gather(at.worker.all_reduce, at.worker.rank, at.worker.world)
+        gather = at.worker.gather
         own, out = self._partial, loss.outputs
         momentum = own.momentum_at(at)
         if at.number >= own.warm * at.steps and momentum < 1:

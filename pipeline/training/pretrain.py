@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,7 +13,7 @@ import pyarrow.compute as pc
 import torch
 from pydantic import Field
 
-from pipeline.artifacts import WEIGHTS, read_meta, save_model
+from pipeline.artifacts import is_complete, read_meta, save_model, saved_digest
 from pipeline.config import Config, digest
 from pipeline.errors import SourceError
 from pipeline.ledger import Ledger
@@ -58,9 +57,8 @@ def pretrain(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     """Train a backbone on the pool faces that decode and are no twin of a test face; save it."""
     job = PretrainJob.model_validate(settings)
     out = location(job.out) / BACKBONE
-    if (out / "config.json").exists():
-        sha256 = hashlib.sha256((out / WEIGHTS).read_bytes()).hexdigest()
-        return {**read_meta(out), "sha256": sha256}
+    if is_complete(out):
+        return {**read_meta(out), "sha256": saved_digest(out)}
     config = job.pretrain
     faces = stream_pool(job, worker) if config.read == "streamed" else open_pool(job)
     labeled, rows = open_labeled(job.handed, config.model)

@@ -16,7 +16,7 @@ import torch
 
 from pipeline.artifacts import Teacher
 from pipeline.models import FaceModel
-from pipeline.schema import OK, embeddings_schema, label_codes
+from pipeline.schema import OK, embeddings_schema, label_codes, matrix
 from pipeline.scoring import ScoreConfig, score_table
 from pipeline.similarity import Neighbors, prototypes, unit
 from pipeline.training.data import LabeledFaces
@@ -80,7 +80,7 @@ def out_of_fold_scores(
     teacher: Teacher, folds: pa.Table, score: ScoreConfig, *, sub_prototypes: int, seed: int
 ) -> pa.Table:
     """Score rows (`scores_schema` plus `label`) of the labeled faces, in the order of the bank."""
-    logits = np.stack(folds["logits"].to_numpy(zero_copy_only=False))
+    logits = matrix(folds["logits"], len(teacher.label_names))
     ids = np.array(folds["id"].to_pylist(), dtype=object)
     order, tables = [], []
     for one in members_alone(teacher, folds, sub_prototypes=sub_prototypes, seed=seed):
@@ -132,7 +132,7 @@ def members_alone(
     names = teacher.label_names
     fold = folds["fold"].to_numpy()
     labels = label_codes(folds["label"].to_pylist(), names)
-    logits = np.stack(folds["logits"].to_numpy(zero_copy_only=False))
+    logits = matrix(folds["logits"], len(names))
     correct = logits.argmax(1) == labels
     ids = np.array(folds["id"].to_pylist(), dtype=object)
     bank = teacher.bank.numpy() * np.float32(len(teacher.members) ** 0.5)

@@ -7,7 +7,6 @@ continues from its checkpoint.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,11 +16,19 @@ import numpy as np
 import torch
 from pydantic import AfterValidator, Field
 
-from pipeline.artifacts import CROP, WEIGHTS, load_teacher, read_meta, save_model, save_teacher
+from pipeline.artifacts import (
+    CROP,
+    is_complete,
+    load_teacher,
+    read_meta,
+    save_model,
+    save_teacher,
+    saved_digest,
+)
 from pipeline.config import Config, nearest
 from pipeline.models import FaceModel
 from pipeline.progress import meter
-from pipeline.schema import label_names_of
+from pipeline.schema import label_names_of, matrix
 from pipeline.storage import location, read_table, write_table
 from pipeline.training.data import MinedFaces
 from pipeline.training.distilled import load_distilled
@@ -147,10 +154,9 @@ def study(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
     """Train the student or a control and save it."""
     job = StudentJob.model_validate(settings)
     out = location(job.out)
-    if (out / "config.json").exists():
-        sha256 = hashlib.sha256((out / WEIGHTS).read_bytes()).hexdigest()
+    if is_complete(out):
         facts = {name: value for name, value in read_meta(out).items() if name != CROP}
-        return {**facts, "sha256": sha256}
+        return {**facts, "sha256": saved_digest(out)}
     data, rows = open_labeled(job.handed, job.student.model)
     names = label_names_of(rows.schema)
     worker = replace(worker, checkpoint=job.checkpoints)
@@ -201,7 +207,7 @@ def _from_teacher(job: StudentJob) -> tuple[FaceModel | None, np.ndarray | None]
         teacher = load_teacher(at / TEACHER)
         start = teacher.members[0]
         folds = read_table(at / FOLDS_FILE, ["logits"])
-        logits = np.stack(folds["logits"].to_numpy(zero_copy_only=False))
+        logits = matrix(folds["logits"], len(teacher.label_names))
         kd = teacher.member_probs(torch.from_numpy(logits)).numpy()
     return start, kd
 

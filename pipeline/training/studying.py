@@ -55,10 +55,12 @@ def train_student(
         if kd_targets is None:
             raise ConfigError("student.kd: expected the teachers' out-of-fold probabilities")
         labeled = mix_targets(labeled, kd_targets, config.kd)
-    objective = Student(model, config, labeled, mined)
-    if config.targets == "candidates":
-        objective = CandidateStudent(model, config, labeled, mined, kd_targets)
+    objective: Student
     if config.online is not None:
         objective = SemiStudent(model, config, labeled, mined, worker.device, seed)
+    elif config.targets == "candidates":
+        objective = CandidateStudent(model, config, labeled, mined, kd_targets)
+    else:
+        objective = Student(model, config, labeled, mined)
     fitted = fit(objective, config, worker, seed=seed, trained=config.warm_start, hooks=hooks)
     return Trained(averaged_model(fitted), fitted)

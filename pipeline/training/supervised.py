@@ -32,7 +32,7 @@ from pipeline.progress import console
 from pipeline.storage import location
 from pipeline.training.data import Batch, LabeledFaces, Stream, class_chances, seed_of
 from pipeline.training.faces import Faces
-from pipeline.training.loop import Fitted, Hook, Loss, Schedule, Step, Worker, fit
+from pipeline.training.loop import Fitted, Hook, Loss, Objective, Schedule, Step, Worker, fit
 from pipeline.weights import load_weights
 
 
@@ -68,8 +68,8 @@ class Trained:
     fitted: Fitted
 
 
-class Supervised:
-    """Cross entropy on labeled faces, as they are or mixed; an `Objective`.
+class Supervised(Objective):
+    """Cross entropy on labeled faces, as they are or mixed.
 
     Where facemix is asked for and the faces come without boxes, each has `boxes.FALLBACK`: what
     then overlaps more or less are the shifts, turns and sizes of the random views.
@@ -149,16 +149,6 @@ class Supervised:
         """Training logits (B, K) float32, with the prior where imbalance is met that way."""
         logits: Tensor = self._model(x).float()
         return logits + self._adjustment.to(logits.device)
-
-    def update(self, loss: Loss, at: Step) -> None:
-        """Nothing moves."""
-
-    def state(self) -> dict[str, Tensor]:
-        """Nothing moves."""
-        return {}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing moves."""
 
 
 def train_supervised(

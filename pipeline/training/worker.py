@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.losses import Gather
 from pipeline.schema import AllReduce
 from pipeline.training.checkpoint import Folder
 
@@ -44,6 +45,11 @@ class Worker:
             return tensor
         summed: Tensor = self.sum_over_workers(tensor)
         return summed
+
+    @property
+    def gather(self) -> Gather:
+        """Joins the rows of all workers."""
+        return Gather(self.all_reduce, self.rank, self.world)
 
     def barrier(self) -> None:
         """Wait for all workers."""

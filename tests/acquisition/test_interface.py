@@ -91,8 +91,13 @@ def test_sampled__ascending_without_repeats_and_every_row_as_likely() -> None:
 
 
 def test_in_play__labeled_faces_stay() -> None:
-    pool = Pool(np.array([True, False, False, True, False]))
-    assert in_play(pool, np.array([2])).tolist() == [0, 2, 3]
+    pool, rng = Pool(np.array([True, False, False, True, False])), np.random.default_rng(0)
+    assert in_play(pool, 3, None, rng).tolist() == [0, 1, 2, 3, 4]
+    rows = in_play(pool, 1, 1, rng)
+    assert {0, 3} < set(rows.tolist())
+    assert (len(rows), (np.diff(rows) > 0).all()) == (3, True)
+    with pytest.raises(ConfigError, match="budget is 4, expected 1 to 3"):
+        in_play(pool, 4, None, rng)
     assert pool.labeled.tolist() == [True, False, False, True, False]
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.acquisition import nearest
-from pipeline.acquisition.nearest import Nearest, nearest_squared, outer, squared_distances
+from pipeline.acquisition.nearest import Nearest, Outer, nearest_squared, outer
 
 
 @pytest.fixture
@@ -19,29 +19,37 @@ def written_out(h: np.ndarray, a: np.ndarray | None) -> np.ndarray:
     return ((g[:, None] - g[None]) ** 2).sum(axis=2)
 
 
+def some(rows: Outer, part: slice) -> Outer:
+    return Outer(*(None if factor is None else factor[part] for factor in rows))
+
+
+def each(x: Outer, y: Outer) -> np.ndarray:
+    """Squared distances (R, S)."""
+    alone = [some(y, slice(row, row + 1)) for row in range(len(y.h))]
+    return np.stack([nearest_squared(x, one) for one in alone], axis=1)
+
+
 @pytest.mark.parametrize("classes", [None, 1, 4])
-def test_squared_distances__are_those_of_the_outer_products(
+def test_nearest_squared__are_those_of_the_outer_products(
     classes: int | None, rng: np.random.Generator
 ) -> None:
     h = rng.normal(size=(60, 8))
     a = None if classes is None else rng.normal(size=(60, classes))
     rows, dense = outer(h, a), written_out(h, a)
-    np.testing.assert_allclose(squared_distances(rows, rows), dense, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(each(rows, rows), dense, rtol=1e-4, atol=1e-4)
     lengths = (h**2).sum(axis=1) * (1 if a is None else (a**2).sum(axis=1))
     np.testing.assert_allclose(rows.norm, lengths, rtol=1e-5)
-    some = type(rows)(*(None if part is None else part[:9] for part in rows))
-    np.testing.assert_allclose(
-        nearest_squared(rows, some), dense[:, :9].min(axis=1), rtol=1e-4, atol=1e-4
-    )
+    found = nearest_squared(rows, some(rows, slice(9)))
+    np.testing.assert_allclose(found, dense[:, :9].min(axis=1), rtol=1e-4, atol=1e-4)
 
 
-def test_squared_distances__copies_are_exactly_zero_apart(rng: np.random.Generator) -> None:
+def test_nearest_squared__copies_are_exactly_zero_apart(rng: np.random.Generator) -> None:
     h = 30 + rng.normal(size=(50, 200))
     rows = outer(h, None)
     again = outer(h[::-1].copy(), None)
-    assert (np.diag(squared_distances(rows, again)[:, ::-1]) == 0).all()
+    assert (np.diag(each(rows, again)[:, ::-1]) == 0).all()
     assert (nearest_squared(rows, again) == 0).all()
-    other = squared_distances(rows, again)[:, ::-1]
+    other = each(rows, again)[:, ::-1]
     assert (other[~np.eye(50, dtype=bool)] > 0).all()
 
 

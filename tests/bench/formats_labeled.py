@@ -11,10 +11,10 @@ from unittest.mock import patch
 import numpy as np
 from pydantic import TypeAdapter
 
-from pipeline.inspecting import as_read
 from pipeline.labeled.codes import AFFWILD2, CKPLUS, FER2013, RAFDB
 from pipeline.labeled.reader import LabeledData
 from pipeline.schema import EMOTIONS
+from pipeline.sources.rows import labeled_rows_as_read
 from tests.bench.cases import Case, Row, cut, decoded, overwrite
 from tests.labeled import writers as sets
 
@@ -32,7 +32,7 @@ def read(config: Mapping[str, Any], work: Path) -> list[Row]:
     """Rows of a labeled set; reasons as survey finds them."""
     source: Any = TypeAdapter(LabeledData).validate_python(config)
     table = source.records("x").table
-    reasons = decoded(as_read(table))
+    reasons = decoded(labeled_rows_as_read(table))
     return [
         Row(
             row["id"].removeprefix("x/"),

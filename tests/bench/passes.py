@@ -41,7 +41,7 @@ from pipeline.sources.parquet import ParquetPool
 from pipeline.sources.reader import plan_slices
 from pipeline.sources.removals import Removals
 from pipeline.sources.synthetic import SyntheticPool
-from pipeline.storage import location
+from pipeline.storage import Location, location
 from tests.bench import watch
 
 TICKS = os.sysconf("SC_CLK_TCK")

@@ -36,7 +36,6 @@ def measured(**changes: object) -> Measured:
         sealed=Sealed(0.01, Requests(1, 5)),
         labeled_seconds=2.0,
         training_faces=300,
-        test_faces=100,
         labeled_faces=400,
         rates=dict.fromkeys(("teach", "student", "control", "distill"), (100.0, 50.0, 200.0)),
         classes=8,

@@ -15,8 +15,10 @@ from pipeline import conduct
 from pipeline.errors import SourceError
 from pipeline.labeled.reader import read_labeled
 from pipeline.planning import probing
-from pipeline.planning.costs import load_prices
-from pipeline.planning.outlook import Outlook, look_ahead, scratch
+from pipeline.planning.costs import Cluster, NodeGroup, load_prices
+from pipeline.planning.outlook import Outlook, honest, look_ahead, scratch
+from pipeline.planning.rehearsal import Rehearsed
+from pipeline.posix import cores
 from pipeline.recipe import Recipe
 from pipeline.sources.reader import plan_slices, read_slice
 from pipeline.sources.synthetic import SyntheticPool
@@ -49,6 +51,18 @@ def test_look_ahead__leaves_nothing_where_the_run_would_be(
     assert seen[1] == []
 
 
+@pytest.mark.parametrize(("spot", "said"), [(False, ""), (True, "spot nodes (b) that leave")])
+def test_honest__names_the_groups_whose_nodes_may_leave(
+    seen: tuple[Outlook, list[Path]], spot: bool, said: str
+) -> None:
+    groups = (NodeGroup(name="a", max=1, cpus=1), NodeGroup(name="b", max=1, cpus=1, spot=spot))
+    trained = {"teach": Rehearsed(1.0, (1.0,))}
+    cluster = Cluster(groups=groups)
+    lines = honest(seen[0].pool, seen[0].probes, trained, cluster, 2, 2.0, own_teacher=False)
+    assert said in "".join(lines)
+    assert ("spot" in "".join(lines)) == spot
+
+
 def test_look_ahead__knows_the_pool_and_the_labeled_set(
     seen: tuple[Outlook, list[Path]],
 ) -> None:
@@ -56,7 +70,6 @@ def test_look_ahead__knows_the_pool_and_the_labeled_set(
     assert (measured.faces, measured.slices) == (100, 2)
     roles = read_labeled(flow.tiny(*SMALL).labeled).table["role"].to_pylist()
     assert measured.training_faces == roles.count("train") > 0
-    assert measured.test_faces == roles.count("test") > 0
     assert measured.classes == 8
     assert 0.3 < measured.start_cpu["survey"] < measured.start_cpu["embed"]  # torch
     assert not seen[0].on_s3
@@ -119,7 +132,7 @@ def test_scratch__is_on_the_disk_of_the_run_and_not_in_it(tmp_path: Path) -> Non
 
 def quiet() -> bool:
     """Whether other work leaves this machine's cores."""
-    return probing.usable_cores(probing.core_count()) > 0.75 * probing.core_count()
+    return probing.usable_cores(cores()) > 0.75 * cores()
 
 
 def judge(recipe: Recipe, at: Path) -> None:

@@ -13,7 +13,6 @@ import torch
 from helpers.flow import tiny
 from helpers.s3 import s3_bucket
 
-from pipeline.labeled.reader import read_labeled
 from pipeline.ledger import Ledger
 from pipeline.planning import probing
 from pipeline.planning.probing import (
@@ -23,12 +22,11 @@ from pipeline.planning.probing import (
     clock,
     counted,
     random_teacher,
-    read_table_of,
     usable_cores,
 )
 from pipeline.planning.sampling import Pool, plan_pool
 from pipeline.recipe import Recipe
-from pipeline.schema import FACES, READ, embeddings_schema, scores_schema
+from pipeline.schema import FACES, embeddings_schema, scores_schema
 from pipeline.storage import Location, location
 
 CLASSES = ("neutral", "happiness", "sadness")
@@ -142,14 +140,6 @@ def test_random_teacher__is_what_the_recipe_would_train() -> None:
     assert teacher.bank.shape == (40, teacher.width)
     assert teacher.prototypes.shape == (6, teacher.width)
     np.testing.assert_allclose(teacher.bank.norm(dim=1), 1, rtol=1e-5)
-
-
-def test_read_table_of__labeled_rows_as_survey_reads_them() -> None:
-    table = read_labeled(tiny().labeled).table.slice(0, 7)
-    read = read_table_of(table)
-    assert read.schema == READ
-    assert read["image"].equals(table["image"])
-    assert read["position"].to_pylist() == list(range(7))
 
 
 def test_clock__sleeping_is_no_core_time() -> None:

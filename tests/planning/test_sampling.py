@@ -47,7 +47,10 @@ def test_plan_pool__is_the_run_s_own_plan_where_the_pool_is_small(tmp_path: Path
     assert pool.plan.slices() == planned
     assert (pool.slices, pool.count) == (len(planned), 67)
     assert {name: one.faces for name, one in pool.sampled.items()} == {"drawn": 42, "rows": 25}
-    assert all(one.whole for one in pool.sampled.values())
+    assert {name: one.said for name, one in pool.sampled.items()} == {
+        "drawn": "counted",
+        "rows": "all 1 files opened",
+    }
 
 
 def test_plan_pool__of_many_containers_some_stand_for_all(
@@ -60,7 +63,6 @@ def test_plan_pool__of_many_containers_some_stand_for_all(
     pool = plan({"rows": source}, tmp_path)
     assert len(pool.plan) == 3 * 2
     assert (pool.slices, pool.count) == (24, 240)
-    assert not pool.sampled["rows"].whole
     assert "3 of 12 files opened" in pool.sampled["rows"].said
     assert set(pool.owner.values()) == {"rows"}
     assert len({slice.shard for slice in pool.plan}) == 3

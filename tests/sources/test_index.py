@@ -6,11 +6,20 @@ import numpy as np
 import pytest
 
 from pipeline.errors import RecordError, SourceError
+from pipeline.labeled.records import records_table
 from pipeline.schema import READ
 from pipeline.sources import index
 from pipeline.sources.extents import SLICE_BYTES, fingerprint
 from pipeline.sources.index import Entry, build, extents, read_entries, read_faces, slices
-from pipeline.sources.rows import Face, folder_group, is_hidden, member_tail, opaque, read_table
+from pipeline.sources.rows import (
+    Face,
+    folder_group,
+    is_hidden,
+    labeled_rows_as_read,
+    member_tail,
+    opaque,
+    read_table,
+)
 from pipeline.storage import location
 
 
@@ -154,3 +163,13 @@ def test_names__opaque_hidden_and_repeated():
     assert not any(map(is_hidden, ["a.b/c.jpg", "./a.jpg", "../a.jpg", "a..jpg"]))
     seen = set()
     assert [member_tail("a", i, seen) for i in (0, 512, 1024)] == ["/a", "/a@512", "/a@1024"]
+
+
+def test_labeled_rows_as_read__same_columns_in_the_same_order():
+    names = [f"x#{i}" for i in range(7)]
+    table = records_table(names, ["train"] * 7, ["fear"] * 7, [bytes([i]) for i in range(7)])
+    read = labeled_rows_as_read(table)
+    assert read.schema == READ
+    assert all(read[name].equals(table[name]) for name in table.schema.names if name in READ.names)
+    assert read["position"].to_pylist() == list(range(7))
+    assert read["reason"].null_count == read["detail"].null_count == 7
