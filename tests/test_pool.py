@@ -11,7 +11,7 @@ import pytest
 from helpers import flow
 from helpers.s3 import s3_bucket
 
-from pipeline import pool, sealing, stages, synthetic
+from pipeline import conduct, pool, sealing, stages, synthetic
 from pipeline.claim import WHOLE, Part
 from pipeline.errors import BudgetError, IdentityError
 from pipeline.job import Job
@@ -191,6 +191,29 @@ def test_plan_pool__a_changed_pool_or_decoder_is_refused(
     monkeypatch.setattr(pool, "DECODER", "another")
     with pytest.raises(IdentityError, match=r'inputs\.decoder: ".*" -> "another"'):
         planned()
+
+
+def test_plan_pool__a_refused_plan_leaves_the_old_one_readable(tmp_path: Path) -> None:
+    home = tmp_path / "photos"
+    home.mkdir()
+    for i in range(5):
+        (home / f"b{i}.png").write_bytes(b"face %d" % i)
+    web = f"pool=[{{kind: folder, name: web, path: {home}}}]"
+
+    def start() -> Job:
+        recipe = flow.tiny(flow.UNTRACKED, web, "slice_faces=2")
+        return conduct.start(recipe, str(tmp_path / "run"), fresh=False, show_faces=False)
+
+    job = start()
+    job.run.open("labeled", {}).finish("faces")
+    plan = pool.plan_pool(job)[1]
+    before = [read_slice(slice, job.sources) for slice in plan]
+    (home / "a.png").write_bytes(b"one that comes first")
+    with pytest.raises(IdentityError, match=r"inputs\.pool: .*\n.*--fresh"):
+        pool.plan_pool(start())
+    assert [read_slice(slice, job.sources) for slice in plan] == before
+    (home / "a.png").unlink()
+    assert pool.plan_pool(start())[1].digest == plan.digest
 
 
 def test_embed__another_compute_profile_is_refused(tiny_run: Path, tmp_path: Path) -> None:
