@@ -330,8 +330,9 @@ def _tensors(vectors: Tensor, labels: Tensor) -> bytes:
 def on_node(at: Location) -> Location:
     """A model or teacher folder on this node's disk: itself, or a copy made once per node.
 
-    The copy is named by the files' stamps, so a changed folder is fetched again; actors that start
-    together wait for the first one.
+    The copy is named by the folder and its files' stamps, so a changed folder is fetched again, and
+    the copy of what it was before is removed: it may know faces that were forgotten since. Actors
+    that start together wait for the first one.
 
     Raises:
         ModelError: no such folder, or one that holds a pickle, which no copy would show.
@@ -342,13 +343,16 @@ def on_node(at: Location) -> Location:
     files = list(at.files((".json", ".safetensors")))
     if not files:
         raise ModelError(f"{at.uri}: expected a model or teacher folder; holds no such file")
-    key = digest([[f.uri, f.stamp()] for f in files])[:32]
+    name = digest(at.uri)[:16]
+    key = f"{name}-{digest([[f.uri, f.stamp()] for f in files])[:32]}"
     cache = Path(tempfile.gettempdir()) / f"omnifer-{os.getuid()}" / "models"
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with open(cache / f"{key}.lock", "w") as lock:
+    with open(cache / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (cache / key).exists():
-            partial = Path(tempfile.mkdtemp(dir=cache))
+            for old in cache.glob(f"{name}-*"):  # unfinished ones of the killed as well
+                shutil.rmtree(old, ignore_errors=True)
+            partial = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=cache))
             for file in files:
                 target = partial / file.uri.removeprefix(at.uri).lstrip("/")
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,9 @@ stages name that one. What has *learned* from the faces cannot unlearn: such mod
 sets are listed and marked, and the run refuses to train them again unless asked with --fresh.
 
 A face is meant as a picture: who has the same bytes under another id leaves as well. Out of reach
-are sources, exports, and a tracking server. Cost: the id columns of all that is stored, a copy of
+are sources, exports, and a tracking server. Of a run on S3 other nodes hold copies: each removes
+its own when it next opens the run's scratch folder or that model; SECURITY.md says what is left on
+one that never does. Cost: the id columns of all that is stored, a copy of
 every file that held one of the faces.
 """
 
@@ -29,7 +31,7 @@ from pipeline.artifacts import is_teacher
 from pipeline.claim import DRIVERS, WHOLE, claimed
 from pipeline.config import digest, parse
 from pipeline.errors import RunError
-from pipeline.job import COMMAND_FILE, FORGOTTEN_LIST, command_of, forgotten
+from pipeline.job import COMMAND_FILE, command_of, forgotten
 from pipeline.journal import HOME, Rewrite, apply, close, interrupted
 from pipeline.made import Made, finished, made_with
 from pipeline.packs import content_digest
@@ -52,7 +54,7 @@ from pipeline.purging import (
 )
 from pipeline.report import ReportConfig, collect, write_report
 from pipeline.rounds import LABELS_FILE, learnable
-from pipeline.run import FORGOTTEN, IDENTITY, PLAN_FILE, Artifact, Run
+from pipeline.run import FORGOTTEN, FORGOTTEN_LIST, IDENTITY, PLAN_FILE, Artifact, Run
 from pipeline.schema import label_codes, matrix
 from pipeline.sources.extents import content_fingerprint
 from pipeline.sources.removals import Removals, blind

@@ -15,7 +15,7 @@ from pipeline.claim import WHOLE, Part
 from pipeline.config import digest
 from pipeline.images import Color, Crop
 from pipeline.recipe import Recipe
-from pipeline.run import Run, Stage
+from pipeline.run import FORGOTTEN_LIST, Run, Stage
 from pipeline.sources.reader import PoolSource
 from pipeline.sources.removals import Removals
 from pipeline.storage import Location, location
@@ -23,9 +23,6 @@ from pipeline.tracking import Tracker
 
 SCHEMA_VERSION = 1
 """Part of every identity; raise it when a stage's output changes meaning."""
-
-FORGOTTEN_LIST = "forgotten-faces.json"
-"""In the run folder: digests of what `omnifer forget` took out, for readers to obey."""
 
 COMMAND_FILE = "command.json"
 """In the run folder: the words of the command line that made it, without secrets."""

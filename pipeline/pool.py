@@ -67,7 +67,8 @@ def plan_pool(job: Job) -> tuple[Stage, Plan]:
     base = Plan.write(home / "base.parquet", cut)
     identity = {"pool": base.digest, "decoder": DECODER}
     earlier = _earlier(job.run.find("survey", job.identity("survey", identity)))
-    if job.removals or (earlier is not None and earlier.removals):
+    # Without a list as well, if the last plan had one or still has slices that one renamed.
+    if job.removals or (earlier and (earlier.removals or earlier.digest != base.digest)):
         base = Plan.write(home / "keyed.parquet", renamed(base, job.removals, earlier))
     try:
         stage = job.open("survey", identity, plan=base.digest, firm=["pool", "decoder"])
@@ -110,23 +111,24 @@ def _earlier(at: Location | None) -> Earlier | None:
     if at is None or not (at / PLAN_FILE).exists():
         return None
     last = (at / PLAN_FILE).read_json()
-    removals = removed_by(last)
     plan, ledger = Plan(at / last["file"]), Ledger(at)
     chunk: list[Slice] = []
 
-    def surveyed(key: str) -> tuple[Slice, pa.Table] | None:
+    def planned(key: str) -> Slice | None:
         nonlocal chunk
         number = number_of(key)  # every plan of a pool numbers its slices without a gap
         held = chunk  # other threads replace it
         if not held or not 0 <= number - number_of(held[0].key) < len(held):
             first = number // CHUNK * CHUNK
             chunk = held = plan.slices(first, first + CHUNK)
-        slice = held[number % CHUNK] if number % CHUNK < len(held) else None
-        if slice is None or ledger.find(slice.key) is None:
-            return None
-        return slice, ledger.read(slice.key, ["id", "sha256", "group"])
+        return held[number % CHUNK] if number % CHUNK < len(held) else None
 
-    return Earlier(removals, surveyed)
+    def faces(key: str) -> pa.Table | None:
+        if ledger.find(key) is None:
+            return None
+        return ledger.read(key, ["id", "sha256", "group"])
+
+    return Earlier(removed_by(last), plan.digest, planned, faces)
 
 
 def _changed(job: Job, base: Plan) -> str:

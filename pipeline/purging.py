@@ -31,6 +31,7 @@ from pipeline.plan import Plan
 from pipeline.run import Artifact
 from pipeline.schema import OK
 from pipeline.similarity import prototypes
+from pipeline.sources.index import source_of
 from pipeline.storage import Location, open_stored, read_table, to_json, write_table
 from pipeline.training.distilled import GRID, IMAGES, LABELS, grid, load_distilled
 
@@ -352,7 +353,7 @@ def lists_any(at: Location, ids: frozenset[str]) -> bool:
     with open_stored(at) as file:
         if not {"path", "tail"} <= set(file.schema.names):
             return False
-        source = at.name.partition(".")[0]
+        source = source_of(at)
         for group in range(len(file.bounds) - 1):
             table = file.read(["path", "tail"], row_group=group).to_pylist()
             if any(f"{source}/{row['path']}{row['tail']}" in ids for row in table):

@@ -18,6 +18,8 @@ import functools
 import hashlib
 import json
 import os
+import re
+import shutil
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -34,10 +36,13 @@ IDENTITY = "identity.json"
 """In every generation: what it was made from."""
 FORGOTTEN = "forgotten.json"
 """In a generation that learned from faces which were forgotten since."""
+FORGOTTEN_LIST = "forgotten-faces.json"
+"""In the run folder: digests of what `omnifer forget` took out, for readers to obey."""
 CURRENT = "current.json"
 RECIPE_FILE = "recipe-{:04d}.json"
 FIRST_RECIPE = RECIPE_FILE.format(1)
 """Names the generation of a stage, and the plan, that later stages read."""
+_SCRATCH = re.compile(r"(omnifer-\d+-[0-9a-f]{16})(-[0-9a-f]{8})?")
 
 # Files of stages that other modules read.
 TRUTH_FILE = "truth.parquet"  # of labeled and survey
@@ -107,14 +112,17 @@ class Run:
 
     @property
     def scratch(self) -> Path:
-        """Node-local cache folder, made on first use: root/cache, or a temporary folder on S3."""
+        """Node-local cache folder, made on first use: root/cache, or a temporary folder on S3.
+
+        The temporary one has another name once the run has forgotten faces.
+        """
         if self.root.is_local:
-            path = self.root.local_path() / "cache"
-        else:
-            name = f"omnifer-{os.getuid()}-{digest(self.root.uri)[:16]}"
-            path = Path(tempfile.gettempdir()) / name
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return path
+            return open_scratch(self.root.local_path() / "cache")
+        name = f"omnifer-{os.getuid()}-{digest(self.root.uri)[:16]}"
+        gone = (self.root / FORGOTTEN_LIST).find_bytes()
+        if gone is not None:
+            name += f"-{hashlib.sha256(gone).hexdigest()[:8]}"
+        return open_scratch(Path(tempfile.gettempdir()) / name)
 
     def open(
         self,
@@ -214,6 +222,19 @@ class Run:
         if (folder.parent / CURRENT).find_bytes() != to_json(entry):
             (folder.parent / CURRENT).write_json(entry)
         return Stage(name, folder, identity, plan)
+
+
+def open_scratch(at: Path) -> Path:
+    """Make a :attr:`Run.scratch` on this node, and remove those the run had before it forgot more.
+
+    No driver works on a run while it forgets, so nobody needs them.
+    """
+    at.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if (own := _SCRATCH.fullmatch(at.name)) is not None:
+        for other in at.parent.glob(f"{own[1]}*"):
+            if other != at and _SCRATCH.fullmatch(other.name):
+                shutil.rmtree(other, ignore_errors=True)
+    return at
 
 
 @functools.cache

@@ -193,9 +193,14 @@ def test_on_node__a_remote_folder_is_copied_once_and_again_when_it_changes(tmp_p
     monkeypatch.undo()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     save_teacher(tiny_teacher(members=1), location(tmp_path / "there"))
-    assert on_node(at) != copy
-    kept = [child.name.endswith(".lock") for child in copy.parent.children()]
-    assert sorted(kept) == [False, False, True, True]
+    save_teacher(tiny_teacher(), location(tmp_path / "other"))
+    other = on_node(Remote(str(tmp_path / "other")))
+    newer = on_node(at)
+    assert newer != copy
+    # What the folder held before is gone from this node; what others hold is not.
+    kept = {child.name for child in copy.parent.children() if not child.name.endswith(".lock")}
+    assert kept == {newer.name, other.name}
+    assert load_teacher(newer).sha256 == load_teacher(location(at.uri)).sha256
 
 
 @pytest.mark.parametrize("name", ["w.pkl", "members/0/sub/w.ckpt"])

@@ -11,15 +11,19 @@ import pytest
 from helpers import flow
 from helpers.s3 import s3_bucket
 
-from pipeline import pool, sealing, stages, synthetic
+from pipeline import conduct, pool, sealing, stages, synthetic
+from pipeline.claim import WHOLE, Part
 from pipeline.errors import BudgetError, IdentityError
+from pipeline.job import Job
 from pipeline.ledger import Ledger
-from pipeline.plan import Plan, Slice
-from pipeline.run import Run
+from pipeline.plan import Plan, Slice, number_of
+from pipeline.run import Run, Stage
 from pipeline.schema import EMOTIONS, FACES
 from pipeline.sources import reader
+from pipeline.sources.reader import read_slice
 from pipeline.sources.removals import Removals
 from pipeline.storage import location, read_table
+from pipeline.survey import Surveyor
 
 
 def test_plan_pool__same_run_same_plan(tiny_run: Path, tmp_path: Path) -> None:
@@ -49,6 +53,82 @@ def test_plan_pool__removed_face_renames_its_slice_and_no_other(
     assert [i for i in range(10) if now[i] != keys[i]] == [4]
     assert now[4] == f"{keys[4]}.r{job.removals.digest[:8]}"
     assert [s.key for s in Ledger(stage.dir).pending(plan)] == [now[4]]
+
+
+class Surveyed:
+    """A run that is planned under one list after the other; `survey` commits without Ray."""
+
+    def __init__(self, at: Path, *slices: int) -> None:
+        self.root, self.listed = at / "run", at / "removed.txt"
+        self.keys = [f"s{i:07d}" for i in range(10)]
+        self.faces = [f"pool/seed1#{60 * i + 7}" for i in range(10)]
+        self.first = self.survey(*slices)
+
+    def plan(self, *slices: int) -> tuple[Job, Stage, Plan]:
+        """Plan with a list of one face of each of these slices."""
+        self.listed.write_text("".join(f"{self.faces[i]}\n" for i in slices))
+        sets = [f"removals={self.listed}"] if slices else []
+        job = flow.start(flow.tiny(flow.UNTRACKED, *sets), self.root)
+        if job.run.latest("labeled") is None:
+            job.run.open("labeled", {}).finish("faces")
+        return job, *pool.plan_pool(job)
+
+    def survey(self, *slices: int, part: Part = WHOLE) -> Plan:
+        """The same, and commit what is pending."""
+        job, stage, plan = self.plan(*slices)
+        surveyor = Surveyor(stage.dir, job.views, 1)
+        for slice in list(Ledger(stage.dir).pending(plan)):
+            if part.owns(number_of(slice.key)):
+                surveyor(slice, read_slice(slice, job.sources, job.removals))
+        if next(Ledger(stage.dir).pending(plan), None) is None:
+            pool.seal(stage, plan)
+        return plan
+
+    def renamed(self, plan: Plan) -> list[int]:
+        return [i for i, s in enumerate(plan.slices()) if s.key != self.keys[i]]
+
+
+def test_plan_pool__a_removal_holds_when_its_survey_was_killed(tmp_path: Path) -> None:
+    run = Surveyed(tmp_path)
+    _, _, planned = run.plan(4, 5)  # and killed before anything is committed
+    assert run.renamed(planned) == [4, 5]
+    _, stage, plan = run.plan(4, 5)
+    assert plan.digest == planned.digest
+    assert stage.done is None
+    assert list(Ledger(stage.dir).pending(plan)) == planned.slices(4, 6)
+    assert run.survey(4, 5, part=Part(1, 2)).digest == planned.digest
+    assert run.survey(4, 5, part=Part(2, 2)).digest == planned.digest  # as the first part left it
+    _, stage, plan = run.plan(4, 5)
+    assert stage.done is not None
+    ids = [face for _, table in Ledger(stage.dir).tables(plan, ["id"]) for face in table["id"]]
+    assert len(ids) == 598
+    assert not {run.faces[4], run.faces[5]} & {face.as_py() for face in ids}
+
+
+def test_plan_pool__a_grown_list_killed_and_one_taken_back(tmp_path: Path) -> None:
+    run = Surveyed(tmp_path)
+    first = run.survey(4)
+    _, _, grown = run.plan(4, 7)  # killed
+    assert run.renamed(grown) == [4, 7]
+    assert grown.slices(4, 5) == first.slices(4, 5)  # its face is gone already
+    assert run.plan(4, 7)[2].digest == grown.digest
+    assert run.plan(4)[2].digest == first.digest
+    run.plan(4, 7)
+    _, stage, plan = run.plan()  # no list any more: what was surveyed first is whole
+    assert plan.digest == run.first.digest
+    assert stage.done is not None
+
+
+def test_plan_pool__faces_come_back_once_a_list_is_gone(tmp_path: Path) -> None:
+    """Whom the first survey left out is read again, and stays without a list."""
+    run = Surveyed(tmp_path, 4)
+    assert run.renamed(run.first) == []
+    _, _, planned = run.plan()  # killed
+    assert run.renamed(planned) == [4]
+    assert run.survey().digest == planned.digest
+    _, stage, plan = run.plan()
+    assert plan.digest == planned.digest
+    assert (stage.done is not None, Ledger(stage.dir).manifest(plan)["rows"]) == (True, 600)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -111,6 +191,29 @@ def test_plan_pool__a_changed_pool_or_decoder_is_refused(
     monkeypatch.setattr(pool, "DECODER", "another")
     with pytest.raises(IdentityError, match=r'inputs\.decoder: ".*" -> "another"'):
         planned()
+
+
+def test_plan_pool__a_refused_plan_leaves_the_old_one_readable(tmp_path: Path) -> None:
+    home = tmp_path / "photos"
+    home.mkdir()
+    for i in range(5):
+        (home / f"b{i}.png").write_bytes(b"face %d" % i)
+    web = f"pool=[{{kind: folder, name: web, path: {home}}}]"
+
+    def start() -> Job:
+        recipe = flow.tiny(flow.UNTRACKED, web, "slice_faces=2")
+        return conduct.start(recipe, str(tmp_path / "run"), fresh=False, show_faces=False)
+
+    job = start()
+    job.run.open("labeled", {}).finish("faces")
+    plan = pool.plan_pool(job)[1]
+    before = [read_slice(slice, job.sources) for slice in plan]
+    (home / "a.png").write_bytes(b"one that comes first")
+    with pytest.raises(IdentityError, match=r"inputs\.pool: .*\n.*--fresh"):
+        pool.plan_pool(start())
+    assert [read_slice(slice, job.sources) for slice in plan] == before
+    (home / "a.png").unlink()
+    assert pool.plan_pool(start())[1].digest == plan.digest
 
 
 def test_embed__another_compute_profile_is_refused(tiny_run: Path, tmp_path: Path) -> None:

@@ -15,12 +15,14 @@ from pipeline.purging import (
     LedgerChange,
     Purge,
     duplicate_groups,
+    lists_any,
     manifest,
     purge_chosen,
     purge_ledger,
     purge_table,
     purge_teacher,
 )
+from pipeline.sources.index import Entry, build, keep, named
 from pipeline.storage import location, read_table, write_table
 from pipeline.training.distill import Distilled
 from pipeline.training.distilled import load_distilled, save_distilled
@@ -158,3 +160,16 @@ def test_purge_chosen__the_image_leaves_with_its_label(tmp_path) -> None:
     np.testing.assert_array_equal(now.images, images[[0, 2]])
     np.testing.assert_array_equal(now.soft, soft[[0, 2]])
     assert now.labels.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("source", ["web", "my.web", "web-2"])
+def test_lists_any__an_index_by_any_name(tmp_path, source) -> None:
+    at = location(tmp_path / f"{source}.index.parquet")
+    entries = [Entry("a.tar", "m", 1, f"/{i}.png") for i in range(3)]
+    build(at, entries, "none")
+    build(named(at, "0123456789"), entries, "none")
+    files = [at, named(at, "0123456789"), keep(at, entries[:2], "none")]
+    assert len({file.name for file in files}) == 3
+    for file in files:
+        assert lists_any(file, frozenset([f"{source}/a.tar/1.png"]))
+        assert not lists_any(file, frozenset(["a.tar/1.png", "other/a.tar/1.png"]))

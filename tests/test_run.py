@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.s3 import s3_bucket
 
 from pipeline.errors import IdentityError, RunError
-from pipeline.run import Run, code_version
+from pipeline.run import FORGOTTEN_LIST, Run, code_version, open_scratch
 from pipeline.storage import location
 
 IDENTITY: dict[str, Any] = {"embed": {"size": 48, "crops": [1, 2]}, "weights": "aa", "test": {}}
@@ -161,7 +162,33 @@ def test_recipe__keeps_history_without_repeats(tmp_path: Path) -> None:
 def test_scratch__is_local_for_any_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     assert _run(tmp_path).scratch == tmp_path / "cache"
-    one, two = (Run(location(f"s3://bucket/{name}")).scratch for name in ("one", "two"))
+    with s3_bucket() as bucket:
+        one, two = (Run(bucket / name).scratch for name in ("one", "two"))
     assert one != two
     assert one.parent == tmp_path / "tmp"
     assert one.is_dir()
+
+
+def test_scratch__a_node_keeps_none_of_before_faces_were_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with s3_bucket() as bucket:
+        run, other = Run(bucket / "one"), Run(bucket / "two")
+        homes = [other.scratch]
+        for forgotten in (None, ["aa"], ["aa", "bb"]):
+            if forgotten is not None:
+                (run.root / FORGOTTEN_LIST).write_json(forgotten)
+            homes.append(run.scratch)
+            (homes[-1] / "pool-1").mkdir()
+            assert run.scratch == homes[-1]
+    (tmp_path / f"{homes[1].name}-mine").mkdir()
+    assert len(set(homes)) == 4
+    assert [home.exists() for home in homes] == [True, False, False, True]
+    # A node that trains is told no more than the folder.
+    homes[1].mkdir()
+    assert open_scratch(homes[3]) == homes[3]
+    assert {at.name for at in tmp_path.iterdir()} == {
+        homes[0].name, homes[3].name, f"{homes[1].name}-mine"
+    }  # fmt: skip
+    assert (homes[3] / "pool-1").is_dir()

@@ -1,8 +1,8 @@
 """Faces as files below a folder; disk or S3.
 
 The folder is listed once, into an index beside the plan (relative path, size and stamp, one row
-per file). So millions of files cost one listing and a few bytes each, and memory for one row group
-of the index.
+per file), whose name holds a digest of the list. So millions of files cost one listing and a few
+bytes each, and memory for one row group of the index.
 
 Cost: one stat per file to plan and one to read; on S3 one request per thousand to plan and
 two per file to read, which makes single files the wrong container for a large pool there.
@@ -22,8 +22,8 @@ from pipeline.labeled.files import IMAGE_SUFFIXES
 from pipeline.sources.extents import Extent, name_below
 from pipeline.sources.index import (
     Entry,
-    build,
     extents,
+    keep,
     read_each,
     read_entries,
     require_unchanged,
@@ -43,7 +43,7 @@ class FolderPool(Config):
     color: Color = "gray"
 
     def slices(self, faces: int, index: Location) -> Iterator[Extent]:
-        """Extents of at most `faces` files; writes the list of files to `index`.
+        """Extents of at most `faces` files; the list of files goes to `index`, see :func:`keep`.
 
         Raises:
             SourceError: no such folder, or no image in it.
@@ -53,8 +53,8 @@ class FolderPool(Config):
             raise SourceError(f"{root}: no such folder")
         files = root.listed(IMAGE_SUFFIXES)
         entries = (Entry(name_below(root, at), stamp, size) for at, stamp, size in files)
-        build(index, entries, f"{root}: no image in it ({' '.join(IMAGE_SUFFIXES)})")
-        yield from extents(index, faces)
+        at = keep(index, entries, f"{root}: no image in it ({' '.join(IMAGE_SUFFIXES)})")
+        yield from extents(at, faces)
 
     def read(self, extent: Extent, positions: Sequence[int] | None = None) -> pa.Table:
         """READ rows of an extent, or only those at `positions`; ids lack the source's name.

@@ -1,8 +1,9 @@
 """An index of faces, for sources whose faces are found only by a look at all of them.
 
 One row per face, in Parquet beside the plan: which file, which bytes. It is written once, a row
-group in memory at a time, and made again only when the files or the settings changed; a slice is a
-range of its rows, so what was planned cannot shift when a file is added later.
+group in memory at a time, and another one is made only when the files or the settings changed. Its
+name tells which files it lists, so the old one stays: a slice is a range of its rows, and what was
+planned can neither shift nor vanish when a file is added later and the pool is planned again.
 
 Cost: a million faces take about 8 MB on disk and 8 s of one core to plan; reading a slice decodes
 one or two row groups and reads the faces' bytes in as few requests as their gaps allow.
@@ -12,9 +13,12 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -54,6 +58,7 @@ INDEX = pa.schema(
     ]
 )
 INDEX_ROWS = 8192  # of a row group
+SUFFIX = ".index.parquet"
 GAP = 64 << 10  # bytes that are cheaper to read along than to ask around
 RUN = SLICE_BYTES // 4  # bytes of one read, unless a single face holds more
 REQUESTS = 16  # S3 requests in flight per reader
@@ -113,7 +118,7 @@ def slices(
         suffixes: of the container files in a folder.
         scan: lists the faces of one file.
         settings: JSON-able; what else the index depends on.
-        index: where the index is stored.
+        index: where the index is stored, SOURCE.index.parquet; a digest is put before the suffix.
         faces: faces per extent.
 
     Raises:
@@ -121,6 +126,8 @@ def slices(
     """
     files = [(at, fingerprint(at)) for at in shards(path, suffixes)]
     made_of = digest([str(INDEX), settings, [[at.uri, mark] for at, mark in files]])
+    if _made_of(index) != made_of:  # named without a digest by earlier versions
+        index = named(index, made_of)
     if _made_of(index) != made_of:
         root = root_of(path)
         entries = (e for at, mark in files for e in scan(at, name_below(root, at), mark))
@@ -128,18 +135,72 @@ def slices(
     yield from extents(index, faces)
 
 
+def named(index: Location, digest: str) -> Location:
+    """SOURCE.<8 hex>.index.parquet beside SOURCE.index.parquet."""
+    return index.parent / f"{index.name.removesuffix(SUFFIX)}.{digest[:8]}{SUFFIX}"
+
+
+def source_of(index: Location) -> str:
+    """The source that an index, told by its name, is of."""
+    return re.sub(r"\.[0-9a-f]{8}$", "", index.name.removesuffix(SUFFIX))
+
+
 def build(at: Location, entries: Iterable[Entry], if_none: str, made_of: str = "") -> None:
     """Write an index; SourceError `if_none`, and nothing written, where there is no entry."""
-    schema = INDEX.with_metadata({b"made_of": made_of.encode()})
+    rest = _some(entries, if_none)
+    with at.replacing() as sink:
+        _write(sink, rest, made_of)
+
+
+def keep(index: Location, entries: Iterable[Entry], if_none: str) -> Location:
+    """Write an index under the name of its content, unless it is there; errors as :func:`build`.
+
+    Args:
+        index: SOURCE.index.parquet; one of this name, as earlier versions wrote it, is used where
+            it holds the same.
+        entries: in order.
+        if_none: what to say where there is none.
+    """
+    rest = _some(entries, if_none)
+    index.parent.mkdir()
+    # On a run's own disk: a temporary folder may lie in memory.
+    with tempfile.TemporaryFile(dir=index.parent.uri if index.is_local else None) as made:
+        held = _write(made, rest)
+        if index.exists() and _held(index) == held:
+            return index
+        at = named(index, held)
+        if not at.exists():
+            made.seek(0)
+            with at.replacing() as sink:
+                shutil.copyfileobj(made, sink, 1 << 20)
+    return at
+
+
+def _some(entries: Iterable[Entry], if_none: str) -> Iterator[Entry]:
     rest = iter(entries)
     first = next(rest, None)
     if first is None:
         raise SourceError(if_none)
-    rest = itertools.chain([first], rest)
-    with at.replacing() as sink, table_writer(sink, schema) as writer:
-        while batch := list(itertools.islice(rest, INDEX_ROWS)):
+    return itertools.chain([first], rest)
+
+
+def _write(sink: IO[bytes], entries: Iterator[Entry], made_of: str = "") -> str:
+    """Write the file, a row group in memory at a time; digest of what it holds."""
+    schema = INDEX.with_metadata({b"made_of": made_of.encode()})
+    held = []
+    with table_writer(sink, schema) as writer:
+        while batch := list(itertools.islice(entries, INDEX_ROWS)):
             columns = [list(column) for column in zip(*batch, strict=True)]
-            writer.write_table(pa.table(columns, schema=schema))
+            table = pa.table(columns, schema=schema)
+            writer.write_table(table)
+            held.append(content_digest(table))
+    return digest(held)
+
+
+def _held(index: Location) -> str:
+    with open_stored(index) as file:
+        groups = range(len(file.bounds) - 1)
+        return digest([content_digest(file.read(row_group=group)) for group in groups])
 
 
 def extents(index: Location, faces: int) -> Iterator[Extent]:

@@ -51,12 +51,17 @@ class Earlier:
 
     Attributes:
         removals: the list that was in force.
-        surveyed: of a base key such as "s0000123", the slice as it was planned then and the columns
-            id, sha256 and group of the faces that it yielded; None if it was never surveyed.
+        digest: of that plan.
+        planned: of a base key such as "s0000123", the slice as it was planned then; None if it was
+            not.
+        faces: of a key, the columns id, sha256 and group of the faces that it yielded; None if
+            nothing is committed under it.
     """
 
     removals: Removals
-    surveyed: Callable[[str], tuple[Slice, pa.Table] | None]
+    digest: str
+    planned: Callable[[str], Slice | None]
+    faces: Callable[[str], pa.Table | None]
 
 
 def plan_slices(
@@ -97,23 +102,39 @@ def keyed(base: Slice, removals: Removals, earlier: Earlier | None) -> Slice:
     """A planned slice under the key it had, or under a new one if it yields other faces now.
 
     A slice that no earlier plan surveyed, or surveyed with other bytes in it, keeps its base key.
+    One that the earlier plan renamed, and that was never committed under that name, does not fall
+    back to its base key unless the list says what that key holds: so the same list gives the same
+    plan, wherever a survey was killed and whatever another driver has committed meanwhile.
 
     Args:
         base: as :func:`plan_slices` made it.
         removals: the removal list in force.
         earlier: the plan before, of the same sources.
     """
-    found = earlier.surveyed(base.key) if earlier is not None else None
-    if earlier is None or found is None:
+    before = earlier.planned(base.key) if earlier is not None else None
+    if earlier is None or before is None:
         return base
-    before, faces = found
     if replace(before, key=base.key, shard=base.shard) != base:
         return base
-    had_removed = before.faces is None or len(faces) < before.faces
-    returned = had_removed and not removals.covers(earlier.removals)
-    if returned or removals.hits(faces).any():
-        return replace(base, key=f"{base.key}.r{removals.digest[:8]}")
-    return replace(base, key=before.key)
+    faces = earlier.faces(before.key)
+    if faces is None and before.key == base.key:
+        return base
+    if faces is not None and _yields(base, faces, removals, earlier.removals):
+        return replace(base, key=before.key)
+    first = earlier.faces(base.key) if before.key != base.key else None
+    if first is not None and _yields(base, first, removals, None):
+        return base
+    return replace(base, key=f"{base.key}.r{removals.digest[:8]}")
+
+
+def _yields(base: Slice, faces: pa.Table, removals: Removals, under: Removals | None) -> bool:
+    """Whether a slice yields these faces, stored under the list `under`, None for an unknown one.
+
+    Faces that a list took out may have to come back, unless all of the list is still in force.
+    """
+    whole = base.faces is not None and len(faces) >= base.faces
+    kept_out = whole or (under is not None and removals.covers(under))
+    return kept_out and not removals.hits(faces).any()
 
 
 def read_slice(

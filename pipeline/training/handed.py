@@ -26,6 +26,7 @@ from pipeline.models import ModelConfig
 from pipeline.packs import content_digest
 from pipeline.plan import Plan
 from pipeline.ranking import stable_hash
+from pipeline.run import open_scratch
 from pipeline.schema import OK, label_codes, label_names_of
 from pipeline.sources.removals import Removals
 from pipeline.storage import location, read_table
@@ -298,6 +299,6 @@ def store(
     """
     seen: Color = "gray" if "gray" in (color, model.color) else "rgb"
     view = digest([crop.model_dump(mode="json"), seen, DECODER])[:8]
-    at = Path(handed.scratch) / f"{name}-{view}-{model.color}{model.size}"
+    at = open_scratch(Path(handed.scratch)) / f"{name}-{view}-{model.color}{model.size}"
     packed = pack_faces(images, count, crop=crop, color=seen, size=model.size, at=at)
     return packed if seen == model.color else GrayAsColor(packed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,7 +16,7 @@ import torch
 from pydantic import Field
 
 from pipeline.artifacts import is_complete, read_meta, save_model, saved_digest
-from pipeline.config import Config, digest
+from pipeline.config import Config
 from pipeline.errors import SourceError
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan, Slice
@@ -98,17 +100,23 @@ def pretrain(settings: Mapping[str, Any], worker: Worker) -> dict[str, Any]:
 def open_pool(job: PretrainJob) -> JoinedFaces:
     """The pool's faces at the network's size, packed on this node, sources one behind the other.
 
+    A pack is named by which faces of which files it holds, so one that a node made before faces
+    were forgotten, or before another guard, is not taken for this one.
+
     Raises:
         SourceError: none is left, or a shard changed since it was planned.
     """
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
+    held = {name: hashlib.sha256() for name in job.sources}
     for slice, positions in _kept(job):
-        counts[slice.source] = counts.get(slice.source, 0) + len(positions)
+        counts[slice.source] += len(positions)
+        held[slice.source].update(f"{slice.shard} {slice.fingerprint} {len(positions)}\n".encode())
+        held[slice.source].update(np.asarray(positions, np.int64).tobytes())
     parts = []
     for name, count in counts.items():
         if count:
             crop, color = job.handed.views[name]
-            key = digest([job.plan, job.survey, job.handed.guard, name])[:12]
+            key = held[name].hexdigest()[:12]
             rows = _images(job, name)
             parts.append(
                 store(rows, count, f"pool-{key}", crop, color, job.handed, job.pretrain.model)

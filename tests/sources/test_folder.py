@@ -1,6 +1,7 @@
 """Folder pools list once, read ranges of that list, and notice files that changed."""
 
 import os
+import re
 
 import pyarrow as pa
 import pytest
@@ -31,7 +32,9 @@ def test_read__every_file_once(root, index):
     pool = FolderPool(path=str(root))
     extents = list(pool.slices(5, index))
     assert [extent.faces for extent in extents] == [5, 5, 2]
-    assert {extent.shard for extent in extents} == {index.uri}
+    (file,) = index.parent.children()
+    assert {extent.shard for extent in extents} == {file.uri}
+    assert re.fullmatch(r"pool\.[0-9a-f]{8}\.index\.parquet", file.name)
     whole = pa.concat_tables([pool.read(extent) for extent in extents])
     assert whole.schema.equals(READ)
     paths = sorted(
@@ -80,12 +83,41 @@ def test_read__changed_or_lost_file(root, index):
         pool.read(extent)
 
 
+def test_slices__planned_again_the_old_plan_stays_readable(root, index):
+    pool = FolderPool(path=str(root))
+    extents = list(pool.slices(5, index))
+    before = [pool.read(extent) for extent in extents]
+    (root / "aaa.jpg").write_bytes(b"new")
+    more = list(pool.slices(5, index))
+    assert pool.read(more[0])["id"][0].as_py() == "aaa.jpg"
+    assert [pool.read(extent) for extent in extents] == before
+    (root / "aaa.jpg").unlink()
+    assert list(pool.slices(5, index)) == extents
+    assert len(index.parent.children()) == 2
+
+
+def test_slices__an_index_of_an_earlier_version_is_used_where_it_holds_the_same(root, index):
+    pool = FolderPool(path=str(root))
+    extents = list(pool.slices(5, index))
+    (file,) = index.parent.children()
+    file.local_path().rename(index.local_path())
+    assert {extent.shard for extent in pool.slices(5, index)} == {index.uri}
+    assert [e.fingerprint for e in pool.slices(5, index)] == [e.fingerprint for e in extents]
+    held = index.read_bytes()
+    (root / "aaa.jpg").write_bytes(b"new")
+    assert index.uri not in {extent.shard for extent in pool.slices(5, index)}
+    assert index.read_bytes() == held
+
+
 def test_read__another_index_is_noticed(root, index):
     pool = FolderPool(path=str(root))
     (extent,) = pool.slices(50, index)
     (root / "aaa.jpg").write_bytes(b"new")
-    list(pool.slices(50, index))
-    with pytest.raises(SourceError, match=r"pool.index.parquet: changed since it was planned"):
+    (other,) = pool.slices(50, index)
+    location(other.shard).local_path().rename(extent.shard)
+    with pytest.raises(
+        SourceError, match=r"pool\.\w+\.index.parquet: changed since it was planned"
+    ):
         pool.read(extent)
 
 

@@ -140,9 +140,17 @@ def test_slices__made_again_only_if_files_or_settings_changed(at, tmp_path):
     location(tmp_path / "f" / "b.x").write_bytes(b"12")
     assert plan(["t"])[1] != first[1]
     assert len(scans) == 6
-    at.write_bytes(b"no index")
-    plan(["t"])
+    assert plan(["s"])[0] != first[0]
     assert len(scans) == 8
+    assert [read_entries(extent, None)[1][0].path for extent in first] == ["a.x", "b.x"]
+    newest = location(plan(["t"])[0].shard)
+    newest.write_bytes(b"no index")
+    plan(["t"])
+    assert len(scans) == 10
+    assert plan(["t"])[0].shard == newest.uri
+    newest.local_path().rename(at.local_path())  # as an earlier version called it
+    assert plan(["t"])[0].shard == at.uri
+    assert len(scans) == 10
 
 
 def test_read_table__rows_and_none():

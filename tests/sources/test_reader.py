@@ -20,6 +20,8 @@ from pipeline.sources.synthetic import SyntheticPool
 from pipeline.storage import location
 from pipeline.synthetic import draw, encode
 
+NOTHING = Earlier(Removals(), "", lambda key: None, lambda key: None)
+
 
 @pytest.fixture
 def at(tmp_path):
@@ -43,15 +45,19 @@ def sources(tmp_path):
     }
 
 
-def survey(slices, sources, removals):
-    """What a survey under a removal list knows of each slice, by base key."""
-    known = {}
+def survey(slices, sources, removals, before=None):
+    """What a survey under a removal list knows of each slice, beside what one before it does."""
+    plan, known = {s.key.split(".")[0]: s for s in slices}, {}
     for s in slices:
         table = read_slice(s, sources, removals)
         hashes = [hashlib.sha256(image).digest() for image in table["image"].to_pylist()]
-        narrow = table.select(["id", "group"]).append_column("sha256", pa.array(hashes))
-        known[s.key.split(".")[0]] = (s, narrow)
-    return Earlier(removals, known.get)
+        known[s.key] = table.select(["id", "group"]).append_column("sha256", pa.array(hashes))
+    return Earlier(removals, "", plan.get, lambda key: known.get(key, before and before.faces(key)))
+
+
+def killed(slices, removals, before):
+    """The same of a survey that was killed before it committed anything."""
+    return Earlier(removals, "", {s.key.split(".")[0]: s for s in slices}.get, before.faces)
 
 
 def test_plan_slices__keys_sources_and_faces(sources, at):
@@ -143,11 +149,54 @@ def test_keyed__faces_that_come_back_rename_their_slice(sources, at):
     assert changed == [0, 1]
 
 
+@pytest.mark.parametrize("first", [Removals(), Removals(groups=frozenset(["g0"]))])
+def test_keyed__a_killed_survey_is_taken_up_under_its_keys(sources, at, first):
+    """The second list's slices, whether or not the first plan had a list, and no others."""
+    slices = list(plan_slices(sources, 5, at))
+    begun = survey(slices, sources, first)
+    second = Removals(groups=frozenset(["g0", "g1"]))
+    then = [keyed(s, second, begun) for s in slices]
+    assert [i for i in range(9) if then[i] != slices[i]] == [0, 1]
+    assert [keyed(s, second, killed(then, second, begun)) for s in slices] == then
+    some = survey(then[:1], sources, second, before=begun)
+    halfway = Earlier(
+        second, "", {s.key: t for s, t in zip(slices, then, strict=True)}.get, some.faces
+    )
+    assert [keyed(s, second, halfway) for s in slices] == then
+
+
+def test_keyed__a_grown_list_whose_survey_was_killed(sources, at):
+    """Who was removed before does not come back, whether the list grew, shrank or stayed."""
+    slices = list(plan_slices(sources, 5, at))
+    begun = survey(slices, sources, Removals())
+    first, second = (Removals(groups=frozenset(groups)) for groups in (["g1"], ["g1", "g4"]))
+    then = [keyed(s, first, begun) for s in slices]
+    finished = survey(then, sources, first, before=begun)
+    grown = [keyed(s, second, finished) for s in slices]
+    assert [i for i in range(9) if grown[i] != then[i]] == [3]
+    left = killed(grown, second, finished)
+    assert [keyed(s, second, left) for s in slices] == grown
+    assert [keyed(s, first, left) for s in slices] == then
+    other = Removals(ids=frozenset(["drawn/seed1#4"]))
+    keys = [keyed(s, other, left).key for s in slices]
+    assert keys[3] == slices[3].key  # that one is whole under its base key
+    assert [i for i in range(9) if keys[i] != slices[i].key] == [7]
+
+
+def test_keyed__faces_that_come_back_and_the_survey_was_killed(sources, at):
+    slices = list(plan_slices(sources, 5, at))
+    begun = survey(slices, sources, Removals(groups=frozenset(["g1"])))
+    then = [keyed(s, Removals(), begun) for s in slices]
+    assert [keyed(s, Removals(), killed(then, Removals(), begun)) for s in slices] == then
+    assert [i for i in range(9) if then[i] != slices[i]] == [0, 1]
+
+
 def test_keyed__never_surveyed_or_changed_keeps_the_base_key(sources, at):
     slices = list(plan_slices(sources, 5, at))
     removals = Removals(groups=frozenset(["g1"]))
     assert keyed(slices[0], removals, None) == slices[0]
-    assert keyed(slices[0], removals, Earlier(Removals(), lambda key: None)) == slices[0]
+    assert keyed(slices[0], removals, NOTHING) == slices[0]
+    assert keyed(slices[0], removals, killed(slices, Removals(), NOTHING)) == slices[0]
 
 
 def test_read_slice__from_s3(sources, at, tmp_path):

@@ -108,6 +108,18 @@ def test_open_labeled__faces_codes_and_groups_line_up(handed: Handed) -> None:
     assert data.faces.take(np.arange(6)).shape == (6, 1, 16, 16)
 
 
+def test_open_labeled__packs_of_before_a_forget_leave_the_node(
+    handed: Handed, tmp_path: Path
+) -> None:
+    name, other = "omnifer-1000-0123456789abcdef", "omnifer-1000-0123456789abcdee"
+    for folder in (name, f"{name}-00000001", other):
+        (tmp_path / folder / "labeled-1").mkdir(parents=True)
+    now = tmp_path / f"{name}-00000002"
+    open_labeled(handed.model_copy(update={"scratch": str(now)}), MODEL)
+    left = [at.name for at in tmp_path.iterdir() if "0123456789" in at.name]
+    assert sorted(left) == sorted([now.name, other])
+
+
 def test_open_labeled__one_face_without_a_person_parts_nobody(handed: Handed) -> None:
     at = location(handed.labeled) / LABELED_FILE
     table = read_table(at)

@@ -14,9 +14,19 @@ from pipeline import pool, stages
 from pipeline.artifacts import load_model, load_teacher
 from pipeline.errors import ConfigError, ResourceError
 from pipeline.flow import handed, started
+from pipeline.images import Crop
 from pipeline.judged import protocol_card
 from pipeline.ledger import Ledger
+from pipeline.models import ModelConfig
+from pipeline.plan import Plan
+from pipeline.sources.reader import plan_slices, read_slice
+from pipeline.sources.removals import Removals
+from pipeline.sources.synthetic import SyntheticPool
+from pipeline.storage import location
+from pipeline.survey import describe
+from pipeline.training.handed import Handed
 from pipeline.training.pretrain import PretrainJob, open_pool
+from pipeline.training.pretraining import PretrainConfig
 from pipeline.training.runs import PREVIEWS, TEACHER
 
 NET = "{name: convnet, args: {width: 16}, size: 32, dropout: 0.0}"
@@ -112,6 +122,54 @@ def test_pretrain__leaves_out_twins_of_test_faces(tiny_run: Path, tmp_path: Path
     assert len(less) == 599
     everything = whole.take(np.arange(600))
     assert np.array_equal(less.take(np.arange(599)), np.delete(everything, 2, axis=0))
+
+
+def test_open_pool__a_pack_of_before_faces_left_is_not_taken(tmp_path: Path) -> None:
+    """As on a node that packed the pool before `forget` wrote survey and guard again in place."""
+    root = location(tmp_path)
+    sources = {"pool": SyntheticPool(count=12, size=16), "more": SyntheticPool(count=4, size=16)}
+    plan = Plan.write(root / "plan.parquet", plan_slices(sources, 6, root / "plan"))
+    job = PretrainJob(
+        handed=Handed(
+            labeled="unused",
+            guard=(root / "guard").uri,
+            crop=Crop(),
+            color="gray",
+            scratch=str(tmp_path / "cache"),
+            views={name: (Crop(), "gray") for name in sources},
+        ),
+        pretrain=PretrainConfig(model=ModelConfig(name="convnet", args={"width": 4}, size=16)),
+        plan=plan.at.uri,
+        survey=(root / "survey").uri,
+        sources=sources,
+        out="unused",
+        checkpoints="unused",
+        seed=0,
+    )
+
+    def write(gone: set[str], twins: set[str]) -> np.ndarray:
+        for name in ("survey", "guard"):
+            (root / name).remove_tree()
+        for slice in plan:
+            read = read_slice(slice, sources, Removals(frozenset(gone)))
+            faces = describe(read, Crop(), "gray", threads=1)
+            found = ["test/1" if face in twins else None for face in faces["id"].to_pylist()]
+            guarded = faces.select(["id"]).append_column("twin_of", pa.array(found, pa.string()))
+            Ledger(root / "survey").commit(slice, faces)
+            Ledger(root / "guard").commit(slice, guarded)
+        packed = open_pool(job)
+        return packed.take(np.arange(len(packed)))
+
+    whole = write(set(), set())
+    assert len(whole) == 16
+    for out in range(2):
+        face = {f"pool/seed1#{out}"}
+        assert np.array_equal(write(face, set()), np.delete(whole, out, axis=0))
+        assert np.array_equal(write(set(), face), np.delete(whole, out, axis=0))
+    packs = {at.name for at in (tmp_path / "cache").iterdir()}
+    assert len(packs) == 4  # the other source is packed once
+    assert np.array_equal(write(set(), set()), whole)
+    assert {at.name for at in (tmp_path / "cache").iterdir()} == packs
 
 
 def test_mae__keeps_pictures_of_what_it_fills_in(tiny_run: Path, tmp_path: Path) -> None:
