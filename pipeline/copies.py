@@ -63,7 +63,7 @@ def near_pairs(
         keys: (N,) unique hashes of the ids.
         cosine: the lowest at which two rows are copies, (0, 1].
         probes: clusters that each row is compared in, at least 1.
-        cells: clusters; None for the cheapest number.
+        cells: clusters, at most one per row; None for the cheapest number.
         seed: of k-means.
     """
     order = np.argsort(keys)
@@ -74,6 +74,7 @@ def near_pairs(
     if len(single) > 1:
         rows = order[single]
         count = cells or max(1, min(round((len(rows) * probes) ** 0.5), len(rows) // _TRAINED_ON))
+        count = min(count, len(rows))
         near = _nearest_cells(x, rows, count, min(probes, count), seed)
         for pairs in _within_cells(x, rows, near, count, cosine):
             found.append(single[pairs])

@@ -13,6 +13,15 @@ from helpers import flow
 
 from pipeline import conduct
 
+PLAIN, SHARED, OWN = range(3)
+
+
+def _kind(item: pytest.Item) -> int:
+    """Whether a test needs no Ray, the one that tests share, or one of its own."""
+    if item.get_closest_marker("ray") is not None:
+        return OWN
+    return SHARED if {"tiny_run", "local_ray"} & set(getattr(item, "fixturenames", ())) else PLAIN
+
 
 @pytest.fixture
 def local_ray() -> None:
@@ -21,8 +30,8 @@ def local_ray() -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tests that start a Ray of their own find none."""
-    if item.get_closest_marker("ray") is not None:
+    """Tests that do not share a Ray find none."""
+    if _kind(item) != SHARED:
         flow.SharedRay.end()
 
 
@@ -46,11 +55,10 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under xdist a file stays with one process, and all that start Ray or share a run with one.
 
-    Tests that share a Ray run before those that start their own.
+    Tests that share a Ray run before those that start their own, and in one process after those
+    that need none.
     """
-    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    items.sort(key=lambda item: _kind(item) if alone else _kind(item) == OWN)
     for item in items:
-        shared = {"tiny_run", "local_ray"} & set(getattr(item, "fixturenames", ()))
-        marked = item.get_closest_marker("ray") is not None
-        name = "ray" if shared or marked else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(name))
+        item.add_marker(pytest.mark.xdist_group(str(item.path) if _kind(item) == PLAIN else "ray"))

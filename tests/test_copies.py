@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline import copies
@@ -51,6 +51,7 @@ def near_copies(x: np.ndarray, keys: np.ndarray, **asked: int | None) -> np.ndar
 
 
 @settings(max_examples=25, deadline=None)
+@example(seed=65536, cells=4)  # three rows that are not equal
 @given(seed=st.integers(0, 2**32 - 1), cells=st.sampled_from([1, 4, None]))
 def test_near_pairs__equals_brute_force_where_every_cell_is_looked_at(
     seed: int, cells: int | None
