@@ -38,7 +38,7 @@ class ModelConfig(Config):
     """Which network; stored beside its weights and enough to build it again."""
 
     name: str = "compact_resnet"
-    """compact_resnet, convnet, or any of timm's whose classifier is one linear layer (83 of the 98
+    """compact_resnet, convnet, or any of timm's whose classifier is one linear layer (82 of the 98
     families of timm 1.0)."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the network: widths, stem (kernel, stride) and blocks (a width's) of

@@ -79,7 +79,7 @@ class TrainConfig(Config):
     use_gpu: bool = False
     bf16: bool | None = None  # autocast; None: where it is faster, see worker.precision
     threads: int | None = Field(default=None, ge=1)  # torch threads of a worker; None: all cores
-    checkpoint_every: int = Field(default=500, ge=1)  # steps
+    checkpoint_every: int = Field(default=500, ge=1)  # steps; every minute or so as well
 
 
 class TeachJob(Config):
