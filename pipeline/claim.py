@@ -107,7 +107,9 @@ def claimed(run: Location, part: Part) -> Iterator[None]:
         yield
     finally:
         done.set()
-        leaving = threading.Thread(target=_leave, args=(at, mine, beating), daemon=True)
+        leaving = threading.Thread(
+            target=_leave, args=(at, mine, beating), daemon=True, name="claim"
+        )
         leaving.start()
         leaving.join(WATCH)
         if leaving.is_alive():

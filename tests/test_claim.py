@@ -200,6 +200,9 @@ def stalled() -> Iterator[tuple[Location, threading.Event]]:
     with s3_bucket(lambda method, path: answers.wait(30) and None) as root:
         yield root, answers
         answers.set()
+        for thread in threading.enumerate():  # or it would write into the next test's store
+            if thread.name == "claim":
+                thread.join(60)
 
 
 def test_claimed__a_store_that_does_not_answer_delays_no_end(

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from pipeline.augment import VIEWS, Augmentation, Strength, View, augment, plain
 from pipeline.config import Config, filled
-from pipeline.losses import Gather, contrastive, queued_contrastive
+from pipeline.losses import contrastive, queued_contrastive
 from pipeline.masked import (
     Decoder,
     draw_hidden,
@@ -174,7 +174,7 @@ class Contrastive(Probed):
         views = batch["pool"].views
         embedding, _ = self._model.features(torch.cat([views["x"], views["y"]]))
         x, y = self._projector(embedding).chunk(2)
-        gather = Gather(at.worker.all_reduce, at.worker.rank, at.worker.world)
+        gather = at.worker.gather
         everyone = torch.ones(len(x), dtype=torch.bool, device=x.device)
         each = contrastive(x, y, everyone, self._config.temperature, gather)
         return Loss(each.mean(), trained=2 * len(x))
@@ -205,7 +205,7 @@ class Queued(Probed):
             key = at.averaged["projector"](average.features(views["y"])[0]).float()
         self._queue = self._queue.to(key.device)
         each = queued_contrastive(query, key, self._queue, self._config.temperature)
-        gather = Gather(at.worker.all_reduce, at.worker.rank, at.worker.world)
+        gather = at.worker.gather
         keys = gather(F.normalize(key, dim=1))
         return Loss(each.mean(), trained=len(key), forward=len(key), outputs={"keys": keys})
 

@@ -86,7 +86,7 @@ class SemiStudent(Student):
     def loss(self, batch: Mapping[str, Batch], at: Step) -> Loss:
         """CE(labeled) + lambda * mean(w * CE(target, strong)) + low-confidence term."""
         labeled, pool, online = batch["labeled"], batch["mined"], self._online
-        gather = Gather(at.worker.all_reduce, at.worker.rank, at.worker.world)
+        gather = at.worker.gather
         views = [labeled.views["x"], pool.views["x"]]
         views += [pool.views["y"]] if "y" in pool.views else []
         views += [pool.views[name] for name in _more(online.anchors)]
