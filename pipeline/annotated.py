@@ -23,8 +23,8 @@ from pipeline.rounds import HOME, Round, rounds
 from pipeline.run import Artifact
 from pipeline.schema import FACES, LABELED, OK, with_label_names
 from pipeline.sources.rows import labeled_rows_as_read
-from pipeline.storage import read_table, write_table
 from pipeline.survey import describe
+from pipeline.tables import read_table, write_table
 from pipeline.training.handed import FACES_FILE, LABELED_FILE
 
 STAGE = "annotated"

@@ -31,7 +31,8 @@ from pipeline.rounds import ANSWERS, HOME, SHEET, Round, closed, rounds, waiting
 from pipeline.run import Run
 from pipeline.schema import label_names_of
 from pipeline.stages import STAGES
-from pipeline.storage import Location, location, read_table
+from pipeline.storage import Location, location
+from pipeline.tables import read_table
 from pipeline.training.data import seed_of
 from pipeline.training.handed import LABELED_FILE
 

@@ -26,7 +26,7 @@ from pipeline.report.figures import Curve, learning_curves, standalone
 from pipeline.rounds import HOME, labels, rounds
 from pipeline.run import IDENTITY, Artifact
 from pipeline.schema import label_codes
-from pipeline.storage import read_table
+from pipeline.tables import read_table
 from pipeline.training import exam, runs
 from pipeline.training.handed import LABELED_FILE, labeled_rows
 

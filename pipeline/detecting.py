@@ -32,7 +32,8 @@ from pipeline.parquet import Writer
 from pipeline.posix import cores
 from pipeline.predicting import Read, readers
 from pipeline.progress import meter
-from pipeline.storage import Location, open_stored
+from pipeline.storage import Location
+from pipeline.tables import open_stored
 
 PHOTOS = 32  # read at a time and written as one row group; bounds memory
 READS = 32  # per part

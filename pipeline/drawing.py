@@ -20,7 +20,7 @@ from pipeline.plan import Plan
 from pipeline.policy import OperatingPoint, SelectConfig, codes_of, mask_of
 from pipeline.schema import matrix
 from pipeline.spaces import Drawn, HeadConfig, Space, spaces_of
-from pipeline.storage import read_table
+from pipeline.tables import read_table
 from pipeline.training import runs
 from pipeline.tuning import Trial
 

@@ -28,8 +28,9 @@ from pipeline.policy import Mask, OperatingPoint, passes
 from pipeline.querying import faces_of
 from pipeline.search import Verdict
 from pipeline.spaces import FinalistsConfig, Space
-from pipeline.storage import Location, location, read_table, to_json
+from pipeline.storage import Location, location, to_json
 from pipeline.streaming import room
+from pipeline.tables import read_table
 from pipeline.training import runs, student
 from pipeline.training.finalist import Contest, Outcome, contest
 from pipeline.training.runs import TrainConfig

@@ -28,9 +28,10 @@ from pipeline.progress import console
 from pipeline.run import IDENTITY, POINTS_FILE, TRUTH_FILE, Artifact, Stage
 from pipeline.schema import label_names_of
 from pipeline.sources.rows import labeled_rows_as_read
-from pipeline.storage import Location, location, read_table, write_table
+from pipeline.storage import Location, location
 from pipeline.streaming import check_room, start_ray
 from pipeline.survey import describe
+from pipeline.tables import read_table, write_table
 from pipeline.training import distillation, pretrain, pretraining, runs, student
 from pipeline.training.handed import FACES_FILE, LABELED_FILE, Handed, labeled_rows
 from pipeline.training.launch import launch, spread

@@ -59,7 +59,8 @@ from pipeline.schema import label_codes, matrix
 from pipeline.sources.extents import content_fingerprint
 from pipeline.sources.removals import Removals, blind
 from pipeline.sources.rest import GONE_FILE, Gone
-from pipeline.storage import Location, read_table, to_json
+from pipeline.storage import Location, to_json
+from pipeline.tables import read_table
 from pipeline.tracing import ACTIVE, backbone_of, find, roles_of, saw, unfinished, unknown
 from pipeline.training.distilled import GRID, PROVENANCE, STATEMENT
 from pipeline.training.distilling import CHOSEN

@@ -13,7 +13,8 @@ from pipeline.errors import RunError
 from pipeline.evaluation import CONTROLS, STUDENT, right_so_far
 from pipeline.job import Job
 from pipeline.packs import content_digest
-from pipeline.storage import Location, read_table
+from pipeline.storage import Location
+from pipeline.tables import read_table
 from pipeline.training import exam, runs, watching
 from pipeline.training.handed import FACES_FILE, LABELED_FILE, usable
 

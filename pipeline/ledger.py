@@ -53,7 +53,8 @@ from pipeline.errors import LedgerError, SourceError
 from pipeline.ordered import in_order
 from pipeline.packs import Pack, content_digest, row_ranges, write_pack
 from pipeline.plan import GROUP, Plan, Slice, number_of
-from pipeline.storage import Location, missing, open_stored, read_table, to_json, write_table
+from pipeline.storage import Location, missing, to_json
+from pipeline.tables import open_stored, read_table, write_table
 
 __all__ = ["GROUP", "Commit", "Ledger", "Plan", "Slice"]
 

@@ -22,7 +22,8 @@ from pipeline.made import Made, find_model, home_of, made_with, plan_of, recipe_
 from pipeline.parquet import Writer
 from pipeline.run import FORGOTTEN, IDENTITY, POINT_FILE
 from pipeline.schema import OK
-from pipeline.storage import Location, read_table
+from pipeline.storage import Location
+from pipeline.tables import read_table
 from pipeline.training.distilled import IMAGES
 from pipeline.training.handed import FACES_FILE, LABELED_FILE
 from pipeline.training.runs import FOLDS_FILE

@@ -26,9 +26,10 @@ from pipeline.images import JPEG, format_of
 from pipeline.ledger import Ledger
 from pipeline.lineage import rules
 from pipeline.made import Made, in_use, plan_of, recipe_of
+from pipeline.parquet import table_writer
 from pipeline.run import METRICS_FILE, POINT_FILE, Run
 from pipeline.schema import label_names_of, with_label_names
-from pipeline.storage import Location, table_writer
+from pipeline.storage import Location
 
 PER_FILE = 10_000
 """Faces of a file: about 100 MB of 10 KB faces."""

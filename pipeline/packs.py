@@ -22,7 +22,8 @@ import pyarrow as pa
 from pipeline import config
 from pipeline.errors import LedgerError
 from pipeline.parquet import ROW_GROUP, Reader, Writer
-from pipeline.storage import Location, open_stored
+from pipeline.storage import Location
+from pipeline.tables import open_stored
 
 _MOST_BYTES = 16 * 2**20  # a row group ends here too: who reads one slice decodes all of it
 _HELD = 64 * 2**20  # bytes of decoded row groups that a process keeps, and always the last one

@@ -18,7 +18,8 @@ from pipeline.config import digest as digest_of
 from pipeline.errors import LedgerError, SourceError
 from pipeline.packs import content_digest, row_ranges
 from pipeline.parquet import Writer
-from pipeline.storage import Location, open_stored
+from pipeline.storage import Location
+from pipeline.tables import open_stored
 
 GROUP = 1024
 """Slices of a group: those with the same `number // GROUP`, whatever else is in the plan."""

@@ -33,8 +33,9 @@ from pipeline.schema import QUARANTINE
 from pipeline.sources.reader import Earlier, extent_of, keyed, plan_slices
 from pipeline.sources.removals import Removals
 from pipeline.sources.synthetic import SyntheticPool
-from pipeline.storage import Location, read_table, write_table
+from pipeline.storage import Location
 from pipeline.streaming import Operator, start_ray, stream
+from pipeline.tables import read_table, write_table
 from pipeline.telemetry import Counted
 from pipeline.training.handed import LABELED_FILE
 

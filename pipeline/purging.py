@@ -32,7 +32,8 @@ from pipeline.run import Artifact
 from pipeline.schema import OK
 from pipeline.similarity import prototypes
 from pipeline.sources.index import source_of
-from pipeline.storage import Location, open_stored, read_table, to_json, write_table
+from pipeline.storage import Location, to_json
+from pipeline.tables import open_stored, read_table, write_table
 from pipeline.training.distilled import GRID, IMAGES, LABELS, grid, load_distilled
 
 Staged = Callable[[Location], Location]

@@ -33,7 +33,7 @@ from pipeline.pool import ledger, pool_plan
 from pipeline.rounds import QUERIES
 from pipeline.schema import OK, READ, label_codes, matrix
 from pipeline.sources.reader import fetch
-from pipeline.storage import read_table
+from pipeline.tables import read_table
 from pipeline.training import runs
 
 FACES = READ.append(pa.field("source", pa.string(), nullable=False))

@@ -24,7 +24,8 @@ from pipeline.labeled.records import split_role
 from pipeline.schema import EMOTIONS, emotion
 from pipeline.sources.extents import is_pattern, shards
 from pipeline.sources.lance import SUFFIX, datasets, is_dataset, schema_of
-from pipeline.storage import Location, location, open_table
+from pipeline.storage import Location, location
+from pipeline.tables import open_table
 
 Role = Literal["labeled", "pool"]
 

@@ -23,7 +23,8 @@ import pyarrow.compute as pc
 from pipeline.errors import RunError
 from pipeline.parquet import Writer
 from pipeline.schema import BOX, LANDMARKS
-from pipeline.storage import Location, read_table
+from pipeline.storage import Location
+from pipeline.tables import read_table
 
 HOME = "annotate"
 QUERIES_FILE = "queries.parquet"

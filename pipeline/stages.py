@@ -38,9 +38,9 @@ from pipeline.run import METRICS_FILE, POINT_FILE, PREDICTIONS_FILE, TRUTH_FILE,
 from pipeline.schema import label_codes
 from pipeline.scoring import nothing
 from pipeline.sources.reader import read_slice
-from pipeline.storage import read_table, write_table
 from pipeline.streaming import Operator, start_ray
 from pipeline.survey import Surveyor
+from pipeline.tables import read_table, write_table
 from pipeline.training import distillation, runs
 from pipeline.training import pretrain as pretraining
 

@@ -21,25 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pipeline import posix, s3
 from pipeline.errors import SourceError
-from pipeline.parquet import Reader, Writer, open_file, table_writer
-from pipeline.schema import require_columns
-
-__all__ = [
-    "Location",
-    "location",
-    "open_stored",
-    "open_table",
-    "probe",
-    "read_table",
-    "table_writer",
-    "to_json",
-    "write_table",
-]
 
 _S3 = "s3://"
 
@@ -329,60 +312,9 @@ def to_json(value: Any) -> bytes:
     return text.encode() + b"\n"
 
 
-# -- tables ---------------------------------------------------------------------------------------
-
-
-def write_table(at: Location, table: pa.Table) -> None:
-    """Write one Parquet file atomically."""
-    with at.replacing() as sink, Writer(sink, table.schema) as writer:
-        writer.write(table)
-
-
 def missing(error: BaseException) -> bool:
     """Whether an error of this module says that there is no such file."""
     return isinstance(error.__cause__, FileNotFoundError)
-
-
-def read_table(at: Location, columns: Sequence[str] | None = None) -> pa.Table:
-    """One Parquet file, all columns or the named ones in the order asked for.
-
-    Raises:
-        SourceError: no such file, not Parquet, or a column is missing.
-    """
-    with open_stored(at) as file:
-        return file.read(columns)
-
-
-@contextlib.contextmanager
-def open_stored(at: Location, coded: Sequence[str] = ()) -> Iterator[Reader]:
-    """A file of :func:`write_table`, only its footer read; raises as :func:`read_table`.
-
-    Columns named in `coded` are read as dictionaries.
-    """
-    with _parquet_source(at) as source, Reader(source, at.uri, coded) as file:
-        yield file
-
-
-@contextlib.contextmanager
-def open_table(at: Location, columns: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
-    """A Parquet file of anyone's, as it is on disk; its footer must name `columns`.
-
-    Raises:
-        SourceError: as :func:`read_table`.
-    """
-    with _parquet_source(at) as source, open_file(source, at.uri) as file:
-        require_columns(file.schema_arrow.names, columns, at.uri)
-        yield file
-
-
-@contextlib.contextmanager
-def _parquet_source(at: Location) -> Iterator[str | IO[bytes]]:
-    if at.is_local:
-        at.size()  # or Arrow's own FileNotFoundError would end up unexplained
-        yield at.uri
-    else:
-        with at.open() as file:
-            yield file
 
 
 def probe(root: Location) -> None:

@@ -16,7 +16,8 @@ from pipeline.lineage import Lineage, faces, trainings
 from pipeline.made import Made, finished
 from pipeline.run import FORGOTTEN, IDENTITY, Run
 from pipeline.sources.removals import Removals
-from pipeline.storage import Location, open_stored, read_table
+from pipeline.storage import Location
+from pipeline.tables import open_stored, read_table
 from pipeline.training.handed import FACES_FILE, LABELED_FILE
 
 ACTIVE = ("rounds", "active")

@@ -35,8 +35,9 @@ from pipeline.models import PRETRAINED
 from pipeline.recipe import Recipe
 from pipeline.schema import label_codes, label_names_of
 from pipeline.sources.removals import Removals
-from pipeline.storage import Location, location, read_table, to_json
+from pipeline.storage import Location, location, to_json
 from pipeline.streaming import room, start_ray
+from pipeline.tables import read_table
 from pipeline.training.exam import faces_of
 from pipeline.training.handed import FACES_FILE, LABELED_FILE, Handed, open_labeled, usable
 from pipeline.training.learner import Networks

@@ -20,7 +20,8 @@ from pipeline.progress import meter
 from pipeline.run import Stage
 from pipeline.schema import OK, matrix
 from pipeline.similarity import Neighbors, unit
-from pipeline.storage import Location, read_table, write_table
+from pipeline.storage import Location
+from pipeline.tables import read_table, write_table
 from pipeline.training import exam, runs
 from pipeline.training.handed import FACES_FILE, LABELED_FILE
 

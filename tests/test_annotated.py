@@ -17,8 +17,8 @@ from pipeline.labeled.synthetic import SyntheticSet
 from pipeline.recipe import Recipe
 from pipeline.rounds import ANSWERS, HOME, Round
 from pipeline.schema import LABELED, READ, with_label_names
-from pipeline.storage import write_table
 from pipeline.survey import describe
+from pipeline.tables import write_table
 from pipeline.training.handed import FACES_FILE, LABELED_FILE, labeled_rows
 from tests.test_rounds import queries
 

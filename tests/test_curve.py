@@ -15,7 +15,7 @@ from pipeline.job import Job
 from pipeline.recipe import Recipe
 from pipeline.rounds import HOME, Round
 from pipeline.schema import LABELED, with_label_names
-from pipeline.storage import write_table
+from pipeline.tables import write_table
 from pipeline.training import exam, runs
 from pipeline.training.handed import FACES_FILE, LABELED_FILE
 from pipeline.training.references import FOLDS

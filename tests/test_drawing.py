@@ -12,7 +12,8 @@ from pipeline import drawing, pool, stages
 from pipeline.artifacts import load_teacher
 from pipeline.ledger import Ledger
 from pipeline.spaces import HeadConfig
-from pipeline.storage import location, read_table, write_table
+from pipeline.storage import location
+from pipeline.tables import read_table, write_table
 from pipeline.training import runs
 from pipeline.training.handed import LABELED_FILE
 

@@ -12,7 +12,7 @@ from pipeline import pool, querying, stages
 from pipeline.errors import SourceError
 from pipeline.finalists import best_half, verdict
 from pipeline.ledger import Ledger
-from pipeline.storage import read_table
+from pipeline.tables import read_table
 from pipeline.training.finalist import Outcome
 
 FINAL = (

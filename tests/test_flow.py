@@ -15,7 +15,7 @@ from pipeline.errors import ModelError
 from pipeline.models import ModelConfig
 from pipeline.policy import SCORE_COLUMNS
 from pipeline.schema import EMOTIONS
-from pipeline.storage import read_table
+from pipeline.tables import read_table
 from pipeline.training.handed import LABELED_FILE
 
 

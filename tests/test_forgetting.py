@@ -28,7 +28,8 @@ from pipeline.parquet import Reader
 from pipeline.plan import Plan
 from pipeline.purging import POINTERS
 from pipeline.rounds import ANSWERS
-from pipeline.storage import location, read_table, write_table
+from pipeline.storage import location
+from pipeline.tables import read_table, write_table
 
 SLICED = ("survey", "guard", "twins", "embed", "score", "select", "mine")
 

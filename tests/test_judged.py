@@ -10,7 +10,7 @@ from pipeline import conduct, judged
 from pipeline.config import parse
 from pipeline.recipe import Recipe
 from pipeline.schema import EMOTIONS, TRUTH
-from pipeline.storage import write_table
+from pipeline.tables import write_table
 from pipeline.training.watching import guesses_at
 
 

@@ -238,7 +238,7 @@ def test_read__a_part_that_is_swept_meanwhile(
     ledger, plan = _open(tmp_path)
     slice, expected = plan.slices()[1], _table(plan.slices()[1])
     (part,) = (f for f in (ledger.at / "parts").files([".parquet"]) if slice.key in f.name)
-    name = "pipeline.storage.Location.size" if first == "stat" else "pipeline.storage.Reader"
+    name = "pipeline.storage.Location.size" if first == "stat" else "pipeline.tables.Reader"
     real = Location.size if first == "stat" else Reader
 
     def late(*given: Any) -> Any:

@@ -13,7 +13,8 @@ from pipeline.artifacts import save_model
 from pipeline.errors import ModelError
 from pipeline.lineage import LEARNED, lineage, rules, said, write_faces
 from pipeline.run import code_version
-from pipeline.storage import location, read_table
+from pipeline.storage import location
+from pipeline.tables import read_table
 from pipeline.training.handed import labeled_rows
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from pipeline.errors import LedgerError, SourceError
 from pipeline.plan import GROUP, Plan, Slice, number_of
-from pipeline.storage import location, read_table, write_table
+from pipeline.storage import location
+from pipeline.tables import read_table, write_table
 
 
 def _slice(number: int, suffix: str = "") -> Slice:

@@ -22,8 +22,9 @@ from pipeline.schema import EMOTIONS, FACES
 from pipeline.sources import reader
 from pipeline.sources.reader import read_slice
 from pipeline.sources.removals import Removals
-from pipeline.storage import location, read_table
+from pipeline.storage import location
 from pipeline.survey import Surveyor
+from pipeline.tables import read_table
 
 
 def test_plan_pool__same_run_same_plan(tiny_run: Path, tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from pipeline.purging import (
     purge_teacher,
 )
 from pipeline.sources.index import Entry, build, keep, named
-from pipeline.storage import location, read_table, write_table
+from pipeline.storage import location
+from pipeline.tables import read_table, write_table
 from pipeline.training.distill import Distilled
 from pipeline.training.distilled import load_distilled, save_distilled
 

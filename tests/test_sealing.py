@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +14,8 @@ from helpers.s3 import s3_bucket
 from pipeline import sealing
 from pipeline.errors import LedgerError, RunError
 from pipeline.ledger import GROUP, Ledger, Plan, Slice
-from pipeline.storage import Location, location, write_table
+from pipeline.storage import Location, location
+from pipeline.tables import write_table
 
 GROUPS = 3
 
@@ -88,29 +90,32 @@ def _dies(work: object, at: Location, slices: list[Slice]) -> None:
     os._exit(1)
 
 
-def test_seal__tasks_that_die_again_and_again_end_in_one_line(
-    tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ledger, plan = _open(location(tmp_path))
-    monkeypatch.setattr(sealing, "_apply", _dies)
-    with pytest.raises(RunError, match=r"^seal: WorkerCrashedError: ") as caught:
-        sealing.seal(ledger, plan)
-    assert "\n" not in str(caught.value)
-    assert len(_left(ledger)) == 4 * GROUPS
-
-
 def _sleeps(work: object, at: Location, slices: list[Slice]) -> None:
     time.sleep(60)
 
 
-def test_seal__does_not_wait_for_ever(
-    tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("task", "patience", "said"),
+    [
+        (_dies, sealing.PATIENCE, "WorkerCrashedError: "),
+        (_sleeps, 3.0, "no group was done in 3 s; is a CPU free"),
+    ],
+)
+def test_seal__tasks_that_die_again_and_again_or_never_end_cost_one_line(
+    task: Callable[..., None],
+    patience: float,
+    said: str,
+    tmp_path: Path,
+    local_ray: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ledger, plan = _open(location(tmp_path))
-    monkeypatch.setattr(sealing, "_apply", _sleeps)
-    monkeypatch.setattr(sealing, "PATIENCE", 3.0)
-    with pytest.raises(RunError, match=r"^seal: no group was done in 3 s; is a CPU free"):
+    monkeypatch.setattr(sealing, "_apply", task)
+    monkeypatch.setattr(sealing, "PATIENCE", patience)
+    with pytest.raises(RunError, match=f"^seal: {said}") as caught:
         sealing.seal(ledger, plan)
+    assert "\n" not in str(caught.value)
+    assert len(_left(ledger)) == 4 * GROUPS
 
 
 def test_sweep__one_request_per_file_on_s3() -> None:

@@ -8,13 +8,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from helpers.s3 import s3_bucket
 
 from pipeline import posix, s3
 from pipeline.errors import RunError, SourceError
-from pipeline.storage import Location, location, read_table, write_table
+from pipeline.storage import Location, location
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +55,7 @@ def test_read_range__clips_at_the_end(root: Location) -> None:
 
 def test_missing__is_one_line_naming_the_place(root: Location) -> None:
     at = root / "nothing.json"
-    for ask in (at.read_bytes, at.size, at.stamp, at.open, lambda: read_table(at)):
+    for ask in (at.read_bytes, at.size, at.stamp, at.open):
         with pytest.raises(SourceError, match=r"nothing\.json: no such file"):
             ask()  # type: ignore[operator]
     assert at.find_bytes() is None
@@ -186,19 +185,6 @@ def test_remove_tree__takes_all_below_and_nothing_beside(root: Location) -> None
     assert [f.name for f in root.files([""])] == ["3"]
     (root / "ab/3").remove_tree()
     assert list(root.files([""])) == []
-
-
-def test_tables__roundtrip_and_columns(root: Location) -> None:
-    table = pa.table({"a": [1, 2], "b": ["x", None], "c": pa.array([[1.0], None])})
-    at = root / "t.parquet"
-    write_table(at, table)
-    assert read_table(at).equals(table)
-    assert read_table(at, ["b", "a"]).equals(table.select(["b", "a"]))
-    with pytest.raises(SourceError, match=r"t\.parquet: missing column d; found: a, b, c"):
-        read_table(at, ["d"])
-    at.write_bytes(b"not parquet at all")
-    with pytest.raises(SourceError, match="expected Parquet"):
-        read_table(at)
 
 
 def test_location__names_and_parents(root: Location) -> None:

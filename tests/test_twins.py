@@ -10,7 +10,8 @@ from helpers import flow
 from pipeline import pool, twins
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan, Slice
-from pipeline.storage import location, read_table, write_table
+from pipeline.storage import location
+from pipeline.tables import read_table, write_table
 from pipeline.training.handed import FACES_FILE, LABELED_FILE
 
 PLANTED = (3, 64, 599)

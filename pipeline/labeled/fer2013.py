@@ -29,8 +29,9 @@ from pipeline.labeled.codes import emotion_of, label_names
 from pipeline.labeled.folder import FolderSet
 from pipeline.labeled.records import Records, image_bytes, records_table
 from pipeline.schema import require_columns
-from pipeline.storage import Location, location, read_table
+from pipeline.storage import Location, location
 from pipeline.synthetic import encode
+from pipeline.tables import read_table
 
 ROLES = {"Training": "train", "PublicTest": "test"}
 SIDE = 48

@@ -32,7 +32,8 @@ from pipeline.labeled.records import (
     split_role,
 )
 from pipeline.schema import require_columns
-from pipeline.storage import Location, location, read_table
+from pipeline.storage import Location, location
+from pipeline.tables import read_table
 
 
 class TableSet(Config):

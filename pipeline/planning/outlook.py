@@ -41,8 +41,9 @@ from pipeline.recipe import Recipe
 from pipeline.run import Run
 from pipeline.sources.removals import Removals
 from pipeline.sources.rows import labeled_rows_as_read
-from pipeline.storage import Location, location, write_table
+from pipeline.storage import Location, location
 from pipeline.survey import describe
+from pipeline.tables import write_table
 from pipeline.training import runs
 
 TEST_FACES = 4000

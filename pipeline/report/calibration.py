@@ -18,7 +18,7 @@ from pipeline.metrics import calibration_error, reliability
 from pipeline.report.facts import Bin, Calibration
 from pipeline.run import Artifact
 from pipeline.schema import label_codes, label_names_of, matrix
-from pipeline.storage import open_stored, read_table
+from pipeline.tables import open_stored, read_table
 from pipeline.training.handed import LABELED_FILE
 from pipeline.training.runs import FOLDS_FILE
 

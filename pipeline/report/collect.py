@@ -29,7 +29,7 @@ from pipeline.report.noise import noise
 from pipeline.report.pool import COLUMNS
 from pipeline.report.subgroups import subgroups
 from pipeline.run import METRICS_FILE, POINT_FILE, Artifact, Run
-from pipeline.storage import read_table
+from pipeline.tables import read_table
 from pipeline.training.distilled import GRID
 from pipeline.training.watching import GUESSES, guesses_at
 

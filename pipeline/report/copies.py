@@ -19,7 +19,7 @@ from pipeline.guard import Duplicates, GuardConfig
 from pipeline.report.facts import Copies, Face
 from pipeline.report.pool import pixels_of
 from pipeline.run import IDENTITY, Artifact
-from pipeline.storage import read_table
+from pipeline.tables import read_table
 from pipeline.training.handed import FACES_FILE, LABELED_FILE
 from pipeline.training.runs import FOLDS_FILE
 

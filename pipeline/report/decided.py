@@ -27,7 +27,7 @@ from pipeline.report.pool import (
 )
 from pipeline.run import PLAN_FILE, POINTS_FILE, TRUTH_FILE, Artifact
 from pipeline.schema import REASONS, TRUTH, label_codes, label_names_of
-from pipeline.storage import read_table
+from pipeline.tables import read_table
 from pipeline.training.runs import FOLDS_FILE
 
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)

@@ -23,7 +23,8 @@ from pipeline.report.calibration import OutOfFold
 from pipeline.report.facts import Face, Noise
 from pipeline.report.pool import pixels_of
 from pipeline.run import Artifact
-from pipeline.storage import Location, open_table, read_table
+from pipeline.storage import Location
+from pipeline.tables import open_table, read_table
 from pipeline.training.handed import FACES_FILE, LABELED_FILE
 
 BATCH = 1024  # rows with pictures that are held at once

@@ -21,7 +21,7 @@ from pipeline import metrics
 from pipeline.report.facts import Subgroup
 from pipeline.run import PREDICTIONS_FILE, Artifact
 from pipeline.schema import PERCEIVED
-from pipeline.storage import read_table
+from pipeline.tables import read_table
 from pipeline.training.handed import FACES_FILE, LABELED_FILE
 
 QUALITY = ("brightness", "contrast", "sharpness", "side")

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from pipeline.config import digest
 from pipeline.errors import RecordError, SourceError
 from pipeline.packs import content_digest, row_ranges
-from pipeline.parquet import Reader
+from pipeline.parquet import Reader, table_writer
 from pipeline.sources.extents import (
     SLICE_BYTES,
     Extent,
@@ -40,7 +40,8 @@ from pipeline.sources.extents import (
 )
 from pipeline.sources.inflating import Unpacked, is_packed, unpacked
 from pipeline.sources.rows import Face, read_table
-from pipeline.storage import Location, open_stored, table_writer
+from pipeline.storage import Location
+from pipeline.tables import open_stored
 
 logger = logging.getLogger(__name__)
 

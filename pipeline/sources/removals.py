@@ -23,7 +23,8 @@ import pyarrow.types as pt
 
 from pipeline import config
 from pipeline.errors import SourceError
-from pipeline.storage import Location, read_table
+from pipeline.storage import Location
+from pipeline.tables import read_table
 
 COLUMNS = ("id", "sha256", "group")
 _HASH = re.compile(r"[0-9a-fA-F]{64}")

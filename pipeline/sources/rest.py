@@ -23,7 +23,8 @@ from pipeline.schema import READ
 from pipeline.sources.extents import Extent, Part, content_fingerprint, cut, require_fingerprint
 from pipeline.sources.parquet import read_rows
 from pipeline.sources.rows import no_image
-from pipeline.storage import Location, read_table
+from pipeline.storage import Location
+from pipeline.tables import read_table
 
 COLUMNS = ("id", "group", "image", "box", "landmarks")
 

@@ -19,7 +19,8 @@ from safetensors.numpy import load, save
 
 from pipeline.errors import SourceError
 from pipeline.schema import label_codes
-from pipeline.storage import Location, write_table
+from pipeline.storage import Location
+from pipeline.tables import write_table
 from pipeline.training.distill import Distilled
 
 IMAGES = "images.safetensors"

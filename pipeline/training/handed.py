@@ -29,7 +29,8 @@ from pipeline.ranking import stable_hash
 from pipeline.run import open_scratch
 from pipeline.schema import OK, label_codes, label_names_of
 from pipeline.sources.removals import Removals
-from pipeline.storage import location, read_table
+from pipeline.storage import location
+from pipeline.tables import read_table
 from pipeline.training.data import LabeledFaces, MinedFaces
 from pipeline.training.faces import ChosenFaces, Faces, GrayAsColor, Row, pack_faces
 

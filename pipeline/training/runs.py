@@ -29,7 +29,8 @@ from pipeline.config import Config, nearest
 from pipeline.models import FaceModel
 from pipeline.progress import meter
 from pipeline.schema import label_names_of, matrix
-from pipeline.storage import location, read_table, write_table
+from pipeline.storage import location
+from pipeline.tables import read_table, write_table
 from pipeline.training.data import MinedFaces
 from pipeline.training.distilled import load_distilled
 from pipeline.training.faces import ArrayFaces

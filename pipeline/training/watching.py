@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from pipeline.storage import Location, write_table
+from pipeline.storage import Location
+from pipeline.tables import write_table
 from pipeline.training.data import MinedFaces
 from pipeline.training.loop import Hook, Objective, Step
 from pipeline.training.semi import SemiStudent

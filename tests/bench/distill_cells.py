@@ -22,7 +22,7 @@ from pipeline.metrics import accuracy, confusion_matrix, macro_f1
 from pipeline.models import ModelConfig
 from pipeline.recipe import load
 from pipeline.schema import label_codes, label_names_of
-from pipeline.storage import read_table
+from pipeline.tables import read_table
 from pipeline.training import exam, runs
 from pipeline.training.data import LabeledFaces, seed_of
 from pipeline.training.distill import Distilled, distill

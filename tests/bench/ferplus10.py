@@ -33,7 +33,8 @@ from pipeline.recipe import Recipe, load
 from pipeline.run import Run
 from pipeline.spaces import HeadConfig
 from pipeline.stages import METRICS_FILE, PREDICTIONS_FILE
-from pipeline.storage import location, read_table
+from pipeline.storage import location
+from pipeline.tables import read_table
 from pipeline.training.worker import precision
 from tests.bench.gains import (
     HEADLINE,

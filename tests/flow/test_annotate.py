@@ -21,7 +21,8 @@ from helpers.s3 import s3_bucket
 from pipeline import conduct, images, pool, s3, stages
 from pipeline.run import CURRENT, Run
 from pipeline.schema import EMOTIONS
-from pipeline.storage import Location, location, read_table
+from pipeline.storage import Location, location
+from pipeline.tables import read_table
 from pipeline.training.runs import FOLDS_FILE
 
 SETS = [part for item in (*flow.TINY, flow.UNTRACKED) for part in ("--set", item)]

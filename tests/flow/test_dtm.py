@@ -16,7 +16,7 @@ from pipeline import conduct, stages, synthetic
 from pipeline.recipe import load
 from pipeline.report.collect import collect
 from pipeline.schema import EMOTIONS
-from pipeline.storage import read_table
+from pipeline.tables import read_table
 from pipeline.training.handed import LABELED_FILE
 from pipeline.training.runs import FOLDS_FILE
 from pipeline.training.watching import guesses_at

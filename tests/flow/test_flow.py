@@ -15,8 +15,8 @@ from helpers import flow
 
 from pipeline import conduct, evaluation, images, pool, stages
 from pipeline.schema import REASONS, TRUTH
-from pipeline.storage import read_table
 from pipeline.synthetic import encode
+from pipeline.tables import read_table
 from pipeline.training.handed import FACES_FILE, LABELED_FILE
 
 ASKED = tuple(name for name in stages.STAGES if name != "pretrain")

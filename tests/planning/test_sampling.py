@@ -20,7 +20,8 @@ from pipeline.sources.reader import plan_slices, read_slice
 from pipeline.sources.rest import RestPool
 from pipeline.sources.synthetic import SyntheticPool
 from pipeline.sources.tsv import MsCelebPool
-from pipeline.storage import Location, location, write_table
+from pipeline.storage import Location, location
+from pipeline.tables import write_table
 
 
 def face(number: int) -> bytes:

@@ -20,7 +20,8 @@ from pipeline.report import ReportConfig, collect
 from pipeline.report.page import render
 from pipeline.run import Run
 from pipeline.schema import MINED, TRUTH, with_label_names
-from pipeline.storage import Location, location, write_table
+from pipeline.storage import Location, location
+from pipeline.tables import write_table
 
 NAMES = ("neutral", "happiness")
 

@@ -19,8 +19,9 @@ from pipeline.report.facts import Copies
 from pipeline.report.page import render
 from pipeline.run import Run
 from pipeline.schema import GUARD, READ
-from pipeline.storage import location, write_table
+from pipeline.storage import location
 from pipeline.survey import describe
+from pipeline.tables import write_table
 from report.invented import facts
 
 # A picture a letter; `a` once more as JPEG, mirrored. What guard took out is no copy any more.

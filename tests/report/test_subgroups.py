@@ -13,7 +13,8 @@ from pipeline.metrics import holm
 from pipeline.report.subgroups import LEAST, compare, subgroups
 from pipeline.run import Artifact
 from pipeline.schema import PERCEIVED
-from pipeline.storage import Location, location, write_table
+from pipeline.storage import Location, location
+from pipeline.tables import write_table
 
 FACES = 300
 

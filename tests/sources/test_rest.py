@@ -9,7 +9,8 @@ from pipeline.labeled.reader import LabeledSource, read_labeled
 from pipeline.schema import READ
 from pipeline.sources.extents import content_fingerprint
 from pipeline.sources.rest import GONE_FILE, RestPool
-from pipeline.storage import location, write_table
+from pipeline.storage import location
+from pipeline.tables import write_table
 
 
 def stored(tmp_path, **values):

@@ -14,7 +14,8 @@ from PIL import Image
 from pipeline import flow
 from pipeline.artifacts import load_model, load_teacher, read_meta
 from pipeline.errors import ConfigError, SourceError
-from pipeline.storage import location, read_table
+from pipeline.storage import location
+from pipeline.tables import read_table
 from pipeline.training import distillation, exam, runs
 from pipeline.training.distilled import load_distilled
 from pipeline.training.distilling import DistillConfig

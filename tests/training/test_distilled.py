@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import SourceError
-from pipeline.storage import location, read_table
+from pipeline.storage import location
+from pipeline.tables import read_table
 from pipeline.training.distill import Distilled, distill, embed
 from pipeline.training.distilled import load_distilled, provenance, save_distilled
 from training.test_distill import NAMES, chosen, here, judge, toy

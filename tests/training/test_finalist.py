@@ -13,8 +13,9 @@ from pipeline.images import Crop
 from pipeline.labeled.synthetic import SyntheticSet
 from pipeline.models import ModelConfig
 from pipeline.schema import LABELED, with_label_names
-from pipeline.storage import location, write_table
+from pipeline.storage import location
 from pipeline.survey import describe
+from pipeline.tables import write_table
 from pipeline.training import finalist, student
 from pipeline.training.finalist import Contest, contest
 from pipeline.training.handed import FACES_FILE, LABELED_FILE, Handed, open_labeled

@@ -17,8 +17,9 @@ from pipeline.ledger import Ledger
 from pipeline.models import ModelConfig
 from pipeline.plan import Plan, Slice
 from pipeline.schema import BOX, GUARD, LABELED, LANDMARKS, OK, QUARANTINED, with_label_names
-from pipeline.storage import Location, location, read_table, write_table
+from pipeline.storage import Location, location
 from pipeline.survey import describe
+from pipeline.tables import read_table, write_table
 from pipeline.training.data import MinedFaces
 from pipeline.training.faces import ArrayFaces
 from pipeline.training.handed import (

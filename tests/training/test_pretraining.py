@@ -29,7 +29,6 @@ from pipeline.training.pretraining import (
     OBJECTIVES,
     Masked,
     PretrainConfig,
-    nearest_accuracy,
     train_backbone,
 )
 from pipeline.training.supervised import new_model
@@ -198,23 +197,6 @@ def test_train_backbone__learns_and_is_looked_at_on_the_way(method: str) -> None
     assert [probe["step"] for probe in made.probes] == [50.0, 100.0, 120.0]
     assert made.fitted.history[-1]["loss"] < 0.95 * made.fitted.history[0]["loss"]
     assert made.model.config == config.model
-
-
-def test_nearest_accuracy__leaves_every_face_out() -> None:
-    model, data = new_model(CONVNET, NAMES, 0), labeled(24)
-    found = nearest_accuracy(model, data, WORKER, 3, 1000)
-    pixels = torch.from_numpy(data.faces.take(np.arange(24)))
-    vectors = model.eval().features(plain(pixels, 16, torch.Generator()))[0].detach()
-    right = 0
-    for face in range(24):
-        cosines = torch.cosine_similarity(vectors[face][None], vectors)
-        cosines[face] = -2
-        votes = np.bincount(data.labels[cosines.topk(3).indices.numpy()], minlength=4)
-        right += votes.argmax() == data.labels[face]
-    assert found == pytest.approx(right / 24)
-    # Labels that say nothing: a share of one in four, not one.
-    wild = replace(data, labels=np.random.default_rng(0).permutation(data.labels))
-    assert nearest_accuracy(model, wild, WORKER, 3, 1000) < found
 
 
 def test_picture__visible_patches_are_as_they_were() -> None:

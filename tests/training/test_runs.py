@@ -9,7 +9,8 @@ from helpers import flow as tiny
 
 from pipeline import flow
 from pipeline.artifacts import load_any, load_teacher
-from pipeline.storage import location, read_table
+from pipeline.storage import location
+from pipeline.tables import read_table
 from pipeline.training import runs
 from pipeline.training.distill import Distilled
 from pipeline.training.distilled import save_distilled

@@ -11,7 +11,8 @@ import torch
 from helpers.toy import NAMES, labeled
 
 from pipeline.augment import plain
-from pipeline.storage import location, read_table
+from pipeline.storage import location
+from pipeline.tables import read_table
 from pipeline.training import loop
 from pipeline.training.loop import Step, local
 from pipeline.training.studying import train_student
