@@ -314,10 +314,10 @@ class Ledger:
             LedgerError: a slice is not committed.
         """
         found = tally(self._groups(plan))
-        if (missing := len(plan) - found["slices"]) > 0:
+        if (lacking := len(plan) - found["slices"]) > 0:
             absent = next(self.pending(plan))
             raise LedgerError(
-                f"{self.at}: {missing} of {len(plan)} slices are not committed, "
+                f"{self.at}: {lacking} of {len(plan)} slices are not committed, "
                 f"the first is {absent.key} of {absent.shard}"
             )
         return found

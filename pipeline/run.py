@@ -39,9 +39,9 @@ FORGOTTEN = "forgotten.json"
 FORGOTTEN_LIST = "forgotten-faces.json"
 """In the run folder: digests of what `omnifer forget` took out, for readers to obey."""
 CURRENT = "current.json"
+"""Names the generation of a stage, and the plan, that later stages read."""
 RECIPE_FILE = "recipe-{:04d}.json"
 FIRST_RECIPE = RECIPE_FILE.format(1)
-"""Names the generation of a stage, and the plan, that later stages read."""
 _SCRATCH = re.compile(r"(omnifer-\d+-[0-9a-f]{16})(-[0-9a-f]{8})?")
 
 # Files of stages that other modules read.
